@@ -1,0 +1,163 @@
+"""The values that flow between stages, all frozen.
+
+Stages exchange these and mutate nothing: a changed value is a new one (`dataclasses.replace`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Named parameters of an adapter. A tensor of one adapter has the shape of its matrix; a stack of B adapters has a
+leading axis of length B."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem `T`. Only `problem` may reach synthesis and adaptation; the rest is gold."""
+
+    problem: str
+    solution: str = ""
+    """Worked solution, as text; empty where the data set has none."""
+    answer: str = ""
+    """Final answer alone; what the verifier compares with."""
+    subject: str = ""
+    level: int | None = None
+    id: str = ""
+    verifier: str = "math"
+    """Which verifier judges an answer: a key of `mass.verify.VERIFIERS`."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one answer text."""
+
+    correct: bool | None
+    """True, False, or None: no verdict (the verifier timed out, crashed, or the task has no answer)."""
+    reason: str = ""
+    extracted: str | None = None
+    """The final answer found in the text; None when there is none."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled continuation."""
+
+    tokens: tuple[int, ...]
+    """Generated token ids, the end token included when it was reached."""
+    text: str
+    """Decoded without special tokens."""
+    finished: bool
+    """Whether the end token (or a stop) was reached before the token limit."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token under the sampling model at temperature 1, for importance ratios."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One candidate practice example `y_i`, kept in the record whether or not it is used."""
+
+    problem: str
+    solution: str
+    text: str = ""
+    """What the generator wrote, verbatim."""
+    tokens: tuple[int, ...] = ()
+    """Token ids of `text`, the end token included."""
+    rejected: str = ""
+    """Why it is not used: 'unparsed', 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid example."""
+    score: float | None = None
+    """`s_i`; None for a rejected example."""
+    weight: float = 0.0
+    loss_before: float | None = None
+    """Mean negative log-likelihood (nats per token) of the solution, before and after the update."""
+    loss_after: float | None = None
+
+    @property
+    def valid(self) -> bool:
+        return not self.rejected
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token sequences of N rows, right-padded to length L, with the tokens that count marked."""
+
+    input_ids: Tensor
+    """[N, L] int64."""
+    attention_mask: Tensor
+    """[N, L] int64, 1 on real tokens."""
+    target_mask: Tensor
+    """[N, L] bool, True on the tokens whose log-probability counts (never position 0)."""
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def select(self, index: Tensor) -> Batch:
+        """Rows `index` [n], cut to the longest of them."""
+        mask = self.attention_mask[index]
+        length = int(mask.sum(1).max())
+        return Batch(self.input_ids[index, :length], mask[:, :length], self.target_mask[index, :length])
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The record of one adaptation: enough to see what was learned, to repeat it, and to switch it off."""
+
+    problem: str
+    model: str
+    seed: int
+    config: dict[str, Any]
+    """The resolved test-time configuration."""
+    config_hash: str
+    examples: tuple[Example, ...] = ()
+    fallback: str = ""
+    """Why the answer is the unadapted one: 'no valid example', 'non-finite update', 'exploding update'; empty when
+    the adapted weights answered."""
+    adapter_hash: str = ""
+    """SHA-256 of the adapted parameters; of the starting ones after a fallback."""
+    update_norm: float = 0.0
+    """Euclidean norm of (adapted - starting) parameters over that of the starting ones' products: see `adapt`."""
+    unadapted_text: str | None = None
+    text: str = ""
+    answer: str | None = None
+    verdict: Verdict | None = None
+    unadapted_verdict: Verdict | None = None
+    tokens: dict[str, int] = field(default_factory=dict[str, int])
+    """Generated tokens of each stage."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """Wall-clock time of each stage."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Adaptation:
+        """Inverse of `to_dict`, also after a trip through JSON. Raises TypeError on unknown keys."""
+        values = dict(data)
+        values["examples"] = tuple(_example(e) for e in values.get("examples", ()))
+        for key in ("verdict", "unadapted_verdict"):
+            if values.get(key) is not None:
+                values[key] = Verdict(**values[key])
+        return Adaptation(**values)
+
+
+def _example(data: dict[str, Any]) -> Example:
+    return Example(**{**data, "tokens": tuple(data.get("tokens", ()))})
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An answer and how it came about."""
+
+    text: str
+    answer: str | None
+    adaptation: Adaptation | None = None
+
+
+def only_problem(tasks: Sequence[Task]) -> list[str]:
+    """The texts that may reach an adaptation."""
+    return [task.problem for task in tasks]
