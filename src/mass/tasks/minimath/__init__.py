@@ -1,0 +1,172 @@
+"""(split, seed, index) -> Task: procedurally generated problems with worked solutions and exact answers.
+
+Endless and seeded: task `index` of a stream is a function of `(split, seed, index)` alone, so a stopped run finds its
+place again without state. A problem belongs to the split that the hash of its text names, so train, validation and
+test are disjoint by construction, whatever the seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mass.errors import ConfigError, DataError, nearest
+from mass.tasks.minimath.kinds import KINDS, LEVELS, SUBJECTS, Kind, Numbers, Scratchpad
+from mass.types import Task
+
+__all__ = ["KINDS", "LEVELS", "SPLITS", "SUBJECTS", "Problem", "draw", "load", "problem_split", "similar", "task_at"]
+
+SPLITS = ("train", "validation", "test")
+STYLES = ("bare", "worked", "slip")
+_BY_SUBJECT = {subject: [k for k in KINDS if k.subject == subject] for subject in SUBJECTS}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A drawn problem, able to state itself and to solve itself in each style."""
+
+    kind: Kind
+    level: int
+    numbers: Numbers
+
+    @property
+    def text(self) -> str:
+        return self.kind.text(*self.numbers)
+
+    @property
+    def answer(self) -> str:
+        return _plain(self.kind.solve(Scratchpad(), *self.numbers))
+
+    def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
+        """Worked steps and the answer; `bare` has no steps; `slip` has one wrong step (chosen by `rng`) and what follows
+        from it. A problem whose slip would still end in the right answer is given a wrong last step."""
+        if style == "bare":
+            return f"Answer: {self.answer}"
+        pad = Scratchpad()
+        result = self.kind.solve(pad, *self.numbers)
+        if style == "slip":
+            pad, result = self._slip(pad, rng or random.Random(0))
+        return f"{'. '.join(pad.steps)}. Answer: {_plain(result)}" if pad.steps else f"Answer: {_plain(result)}"
+
+    def _slip(self, right: Scratchpad, rng: random.Random) -> tuple[Scratchpad, int | Fraction]:
+        slip_by = rng.choice((-10, -2, -1, 1, 2, 10))
+        calculations = [i for i, step in enumerate(right.steps) if "=" in step] or [0]
+        for slip_at in (rng.choice(calculations), calculations[-1]):
+            pad = Scratchpad(slip_at, slip_by)
+            result = self.kind.solve(pad, *self.numbers)
+            if _plain(result) != self.answer:
+                return pad, result
+        return pad, result + slip_by
+
+    def task(self, id: str = "") -> Task:
+        return Task(self.text, self.solution(), self.answer, self.kind.subject, self.level, id, verifier="exact")
+
+
+def problem_split(text: str) -> str:
+    """The split a problem text belongs to: 80% train, 10% validation, 10% test, by hash."""
+    bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 10
+    return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+
+
+def draw(
+    rng: random.Random, split: str, subjects: Sequence[str] | None = None, levels: Sequence[int] | None = None
+) -> Problem:
+    """One problem of the split: subject and level uniform, then a kind of that subject, then its numbers."""
+    subject, level = rng.choice(subjects or SUBJECTS), rng.choice(levels or LEVELS)
+    kinds = list(_BY_SUBJECT[subject])
+    rng.shuffle(kinds)
+    found = (_draw_kind(rng, split, kind, level) for kind in kinds)
+    problem = next((p for p in found if p is not None), None)
+    if problem is None:
+        raise DataError(
+            f"minimath: no problem of {subject}, level {level} falls into split {split!r}; take another level"
+        )
+    return problem
+
+
+def similar(rng: random.Random, problem: Problem, split: str) -> Problem:
+    """Another problem of the same kind, at the same level or one beside it; never the same text."""
+    for _ in range(100):
+        level = min(max(problem.level + rng.choice((-1, 0, 0, 0, 1)), LEVELS[0]), LEVELS[-1])
+        other = _draw_kind(rng, split, problem.kind, level)
+        if other is not None and other.text != problem.text:
+            return other
+    raise DataError(f"minimath: no second problem like {problem.text!r} in split {split!r}; use another kind or level")
+
+
+def _draw_kind(rng: random.Random, split: str, kind: Kind, level: int) -> Problem | None:
+    """None where the split holds no problem of this kind and level (some level 1 cells are small)."""
+    for _ in range(300):
+        problem = Problem(kind, level, kind.draw(rng, level))
+        if problem_split(problem.text) == split:
+            return problem
+    return None
+
+
+def task_at(
+    split: str, seed: int, index: int, subjects: Sequence[str] | None = None, levels: Sequence[int] | None = None
+) -> Task:
+    """Task `index` of the endless stream of (split, seed)."""
+    rng = random.Random(f"minimath:{split}:{seed}:{index}")
+    return draw(rng, split, subjects, levels).task(f"minimath-{split}-{seed}-{index}")
+
+
+def load(
+    split: str,
+    size: int | None,
+    seed: int,
+    subjects: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+) -> list[Task]:
+    """`size` distinct tasks (default 1000), the cells subject x level filled in turn so that the set is balanced.
+
+    Raises:
+        ConfigError: an unknown split, subject or level. DataError: fewer distinct problems exist than asked for.
+    """
+    subjects, levels = _checked(split, subjects, levels)
+    size = 1000 if size is None else size
+    rng = random.Random(f"minimath:{split}:{seed}")
+    open_cells = [(subject, level) for level in levels for subject in subjects]
+    texts: dict[str, Task] = {}
+    while len(texts) < size and open_cells:
+        for cell in list(open_cells)[: size - len(texts)]:
+            problem = _new_problem(rng, split, cell, texts)
+            if problem is None:
+                open_cells.remove(cell)
+            else:
+                texts[problem.text] = problem.task(f"minimath-{split}-{seed}-{len(texts)}")
+    if len(texts) < size:
+        raise DataError(f"minimath: {size} distinct problems asked for, {len(texts)} exist here; ask for fewer")
+    return list(texts.values())
+
+
+def _new_problem(
+    rng: random.Random, split: str, cell: tuple[str, int], known: Container[str], tries: int = 100
+) -> Problem | None:
+    """A problem of the cell that is not known yet; None when the cell seems exhausted."""
+    for _ in range(tries):
+        problem = draw(rng, split, [cell[0]], [cell[1]])
+        if problem.text not in known:
+            return problem
+    return None
+
+
+def _checked(
+    split: str, subjects: Sequence[str] | None, levels: Sequence[int] | None
+) -> tuple[Sequence[str], Sequence[int]]:
+    if split not in SPLITS:
+        raise ConfigError(f"minimath: split {split!r} is unknown{nearest(split, SPLITS)}")
+    for subject in subjects or ():
+        if subject not in SUBJECTS:
+            raise ConfigError(f"minimath: subject {subject!r} is unknown{nearest(subject, SUBJECTS)}")
+    for level in levels or ():
+        if level not in LEVELS:
+            raise ConfigError(f"minimath: level {level} is unknown; levels are 1 to 5")
+    return subjects or SUBJECTS, levels or LEVELS
+
+
+def _plain(value: int | Fraction) -> str:
+    return str(value)
