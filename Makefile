@@ -1,0 +1,49 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Both set up .venv first; neither touches anything outside
+# this folder. PYTHON=python3.12 picks the interpreter, PIP_FLAGS="--find-links DIR" or "--extra-index-url URL" tells pip
+# where a CPU build of torch lies (without it, Linux gets the CUDA build: a few GB).
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread per process: the work here is many small operations, and pytest-xdist already fills the cores.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(STAMP)  ## watch a model practise on a few problems, then compare it with its baselines
+	$(BIN)/mass demo
+
+test: $(STAMP) lint  ## everything that must pass: lint, types, all tests
+	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+test-fast: $(STAMP)  ## the tests that take seconds
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_FLAGS)
+
+lint: $(STAMP)  ## ruff, and pyright in strict mode on src
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+setup: $(STAMP)  ## make .venv with the exact versions of constraints.txt
+
+clean:  ## remove .venv and the caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
+
+# The stamp is written last, so an install that broke off is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "mass needs Python 3.10 or newer, and '$(PYTHON)' is not on the PATH: install it, or name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "mass needs Python 3.10 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1): name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Setting up $(VENV) (the first time takes a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch -e ".[dev]"
+	@touch $@
