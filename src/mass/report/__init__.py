@@ -1,0 +1,11 @@
+"""A comparison, or a run's metrics -> a terminal table, or one self-contained HTML page.
+
+The comparison is the JSON of `mass eval` as a dict; `mass.report.rows` says which keys are read.
+"""
+
+from __future__ import annotations
+
+from mass.report.page import html_page, training_page, write_html, write_page
+from mass.report.table import terminal_table
+
+__all__ = ["html_page", "terminal_table", "training_page", "write_html", "write_page"]

@@ -1,0 +1,120 @@
+"""A matplotlib figure -> an SVG to put inside a page, whose colours are the page's CSS variables.
+
+The figure is drawn in placeholder colours, which are then replaced by `var(--name)`; so the same plot is readable on a
+light page, on a dark one and on paper. Text stays text: small, searchable, in the page's own font.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_IN = 5.0
+INK, MUTED, GRID, PANEL, BACKGROUND = "#010101", "#020202", "#030303", "#040404", "#050505"
+SERIES = tuple(f"#0a0a{index:02x}" for index in range(8))
+"""Placeholder colours of `--s0` (base, grey) to `--s7`."""
+MARKERS = ("s", "o", "^", "D", "v", "p", "<", ">")
+
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PANEL: "--panel",
+    BACKGROUND: "--background",
+    **{colour: f"--s{index}" for index, colour in enumerate(SERIES)},
+}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.0,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One figure with one axes, to draw on within `drawing`."""
+
+    axes: Axes
+    figure: Figure
+    name: str
+    description: str
+
+    def legend(self, columns: int) -> None:
+        """The labelled artists of the axes, below the plot."""
+        handles, labels = self.axes.get_legend_handles_labels()
+        if handles:
+            self.figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+
+    def svg(self) -> Markup:
+        return inline(self.figure, self.name, self.description)
+
+
+@contextmanager
+def drawing(name: str, height_in: float, description: str) -> Generator[Canvas, None, None]:
+    """A canvas of `height_in` inches; matplotlib has the page's style for as long as it is open."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield Canvas(figure.subplots(), figure, name, description)
+
+
+def inline(figure: Figure, name: str, description: str) -> Markup:
+    """SVG of a figure: no prolog, no metadata, no fixed size, ids prefixed by `name`, and `description` read aloud."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r'\b(?:d|x|y|points|transform)="[^"]*"', _rounded, text)
+    text = re.sub(r">\s+<", "><", text)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return Markup(text)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point, on one line."""
+    return re.sub(r"\s+", " ", re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]))

@@ -1,0 +1,57 @@
+"""A comparison -> a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mass.report.rows import Row, rows_of
+from mass.report.words import amount, percent, percent_interval, points, points_interval, standing, task_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STYLES = {1: "bold green", -1: "red", 0: "", None: "dim"}
+
+
+def terminal_table(comparison: Mapping[str, Any]) -> Table:
+    """One line per method; it fits 80 columns when all methods saw as many problems and labels are short."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = rows_of(comparison)
+    sizes = {row.n for row in rows}
+    size = f"{sizes.pop()} problems of " if len(sizes) == 1 else ""
+    table = Table(
+        title=Text(f"{size}{task_text(comparison)}, model {comparison.get('model', 'unnamed')}"),
+        caption=Text(_caption(rows)),
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    table.add_column("method", overflow="fold")
+    for name in [*([] if size else ["n"]), "accuracy %", "against base", "+/−", "tokens", "s"]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [*([] if size else [str(row.n)]), *_cells(row)]
+        table.add_row(Text(row.label, style=STYLES[standing(row)]), *(Text(cell) for cell in cells))
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        f"{percent(row.accuracy)} {percent_interval(row.interval)}",
+        "" if row.is_base else f"{points(row.difference)} {points_interval(row.difference_interval)}",
+        "" if row.helped is None or row.hurt is None else f"{row.helped}/{row.hurt}",
+        amount(row.tokens),
+        amount(row.seconds),
+    ]
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    unjudged = [f"{row.label} {row.no_verdict}" for row in rows if row.no_verdict]
+    said = [
+        "[]: 95% intervals, those against base paired; green or red where they exclude 0.",
+        "+/−: answers helped and hurt. tokens, s: generated tokens and seconds per answer.",
+    ]
+    return "\n".join([*said, *([f"No verdict: {', '.join(unjudged)}."] if unjudged else [])])

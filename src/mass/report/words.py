@@ -1,0 +1,125 @@
+"""Rows of a comparison -> numbers as text, and one paragraph that says no more than the intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mass.report.rows import Interval, Row
+
+MISSING = "–"
+
+
+def percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def points(share: float | None) -> str:
+    """A difference in percentage points, with its sign."""
+    return MISSING if share is None else f"{100 * share:+.1f}".replace("-", "−")
+
+
+def percent_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{percent(interval[0])}, {percent(interval[1])}]"
+
+
+def points_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
+
+
+def amount(value: float | None) -> str:
+    """Three significant digits, no exponent."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def standing(row: Row) -> int | None:
+    """1 when the interval of the difference lies above 0, -1 when below, 0 when it covers 0; None without one."""
+    if row.difference_interval is None:
+        return None
+    low, high = row.difference_interval
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def summary(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    base = next((row for row in rows if row.is_base), None)
+    mass = next((row for row in rows if row.method == "mass"), None)
+    sentences = [_setting(comparison, rows), *_against_base(base, rows)]
+    if mass is not None:
+        sentences += _adapting(mass, base)
+    sentences += _caveats(rows)
+    return " ".join(sentences)
+
+
+def task_text(comparison: Mapping[str, Any]) -> str:
+    tasks: Mapping[str, Any] = comparison.get("tasks") or {}
+    details = [f"{tasks['split']} split"] if tasks.get("split") else []
+    details += [f"seed {tasks['seed']}"] if tasks.get("seed") is not None else []
+    source = str(tasks.get("source", "unnamed"))
+    return f"{source} ({', '.join(details)})" if details else source
+
+
+def _setting(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    sizes = sorted({row.n for row in rows})
+    count = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "no"
+    methods = "One method" if len(rows) == 1 else f"{len(rows)} methods"
+    model = comparison.get("model", "unnamed")
+    return f"{methods} answered {count} problems of {task_text(comparison)} with the model {model}."
+
+
+def _against_base(base: Row | None, rows: Sequence[Row]) -> list[str]:
+    if base is None:
+        return ["There is no base row, so nothing is compared."]
+    interval = f" (95% interval {_span(base.interval, percent)})" if base.interval else ""
+    said = [f"{base.label} answered {percent(base.accuracy)}% of them correctly{interval}."]
+    verdicts = (
+        (1, "Better than base, beyond the 95% interval of the paired difference: {}."),
+        (0, "Not distinguishable from base, as that interval covers 0: {}."),
+        (-1, "Worse than base, beyond that interval: {}."),
+    )
+    for value, sentence in verdicts:
+        named = [_gain(row) for row in rows if standing(row) == value]
+        if named:
+            said.append(sentence.format("; ".join(named)))
+    return said
+
+
+def _gain(row: Row) -> str:
+    return f"{row.label} ({points(row.difference)} points, {_span(row.difference_interval, points)})"
+
+
+def _span(interval: Interval | None, show: Any) -> str:
+    return MISSING if interval is None else f"{show(interval[0])} to {show(interval[1])}"
+
+
+def _adapting(mass: Row, base: Row | None) -> list[str]:
+    said: list[str] = []
+    if mass.helped is not None and mass.hurt is not None:
+        said.append(
+            f"Against base, {mass.label} turned {_counted(mass.helped, 'wrong answer')} right "
+            f"and {_counted(mass.hurt, 'right answer')} wrong."
+        )
+    if mass.tokens and base is not None and base.tokens:
+        said.append(
+            f"It generated {amount(mass.tokens)} tokens per answer, {mass.tokens / base.tokens:.1f} times "
+            f"the {amount(base.tokens)} of base."
+        )
+    if mass.fallbacks:
+        said.append(f"It fell back to the unadapted answer on {mass.fallbacks} of {mass.n} problems.")
+    return said
+
+
+def _caveats(rows: Sequence[Row]) -> list[str]:
+    said: list[str] = []
+    unjudged = sum(row.no_verdict for row in rows)
+    if unjudged:
+        said.append(f"On {_counted(unjudged, 'answer')} the verifier gave no verdict.")
+    compared = sum(standing(row) is not None for row in rows)
+    if compared > 2:
+        said.append(f"The intervals hold for one method at a time; they are not corrected for comparing {compared}.")
+    return said
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
