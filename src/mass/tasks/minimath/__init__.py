@@ -41,8 +41,8 @@ class Problem:
         return _plain(self.kind.solve(Scratchpad(), *self.numbers))
 
     def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
-        """Worked steps and the answer; `bare` has no steps; `slip` has one wrong step (chosen by `rng`) and what follows
-        from it. A problem whose slip would still end in the right answer is given a wrong last step."""
+        """Worked steps and the answer; `bare` has no steps; `slip` has one wrong step (chosen by `rng`) and what
+        follows from it. A problem whose slip would still end in the right answer is given a wrong last step."""
         if style == "bare":
             return f"Answer: {self.answer}"
         pad = Scratchpad()

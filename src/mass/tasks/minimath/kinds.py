@@ -87,8 +87,8 @@ def multiply(pad: Scratchpad, a: int, b: int) -> int:
 
 
 def divide(pad: Scratchpad, a: int, b: int) -> int:
-    """Exact on correct steps; rounded down after a slip, as a hurried hand would."""
-    return pad.step(f"{a}/{in_parens(b)}", a // b)
+    """Exact on correct steps; rounded down after a slip, and defined for every divisor a slip can make."""
+    return pad.step(f"{a}/{in_parens(b)}", a // (b or 1))
 
 
 def upto(level: int, *bounds: T) -> T:
@@ -283,7 +283,7 @@ def red_ball(pad: Scratchpad, a: int, b: int, c: int) -> Fraction:
 @kind(
     "Counting & Probability",
     lambda a, b, c, d: (
-        f"A menu has {a} soups, {b} mains and {c} cakes. {f'{d} of the meals are sold out. ' if d else ''}How many meals?"
+        f"A menu has {a} soups, {b} mains and {c} cakes. {f'{d} meals are sold out. ' if d else ''}How many meals?"
     ),
     lambda r, level: (
         r.randint(2, upto(level, 6, 8, 6, 7, 8)),

@@ -1,0 +1,202 @@
+"""Test time: problems -> practice -> weights -> adapted adapters -> answers, with a record of each.
+
+No gold and no verifier takes part. Problems are adapted side by side as a stack, each with its own adapter; the base
+and the checkpoint are never changed. An update that cannot be trusted (not finite, exploding, or without a valid
+example) is discarded: that problem is answered by the unadapted weights, and its record says so.
+
+Legend: B problems, m examples of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mass import inner, scoring, synthesis
+from mass.adapter import adapter_hash, pick, repeat
+from mass.checkpoint import MetaState, optimizer_of
+from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
+from mass.lm import LM
+from mass.practice import Practice, practice_of, valid_mask
+from mass.seeds import derive
+from mass.types import Adaptation, Example, Params, Sample
+from mass.verify import final_answer
+
+Groups = list[tuple[Example, ...]]
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A stack of B adapted adapters and how they came about."""
+
+    stack: Params
+    """[B, ...]; that of a problem that fell back is the start itself."""
+    groups: Groups
+    """The examples of each problem with scores, weights and losses before and after."""
+    fallbacks: tuple[str, ...]
+    """Per problem: why it fell back, or empty."""
+    update_norms: tuple[float, ...]
+    """Norm of the change over the norm of the start, both over all tensors of the adapter."""
+
+
+@torch.no_grad()
+def adapt_stack(
+    lm: LM, state: MetaState, problems: Sequence[str], groups: Groups, config: AdaptConfig, clock: Clock
+) -> Adapted:
+    """Score the examples, weigh them, and take K steps on them from theta, for B problems side by side."""
+    start = repeat(state.theta, len(problems))
+    practice = practice_of(lm, groups)
+    if practice is None or config.inner.steps == 0:
+        reason = "no valid example" if practice is None else ""
+        return Adapted(start, groups, (reason,) * len(problems), (0.0,) * len(problems))
+    valid = valid_mask(groups, lm.device)
+    with clock.stage("scoring"):
+        scores = _scores(lm, state, problems, groups, practice, config)
+        weights = scoring.normalise(scores, valid, config.scoring.normalise)
+    with clock.stage("inner loop"):
+        optimizer = optimizer_of(config.inner, {name: t.exp() for name, t in state.log_rates.items()})
+        stack = inner.adapt(
+            practice.losses,
+            start,
+            practice.pick(weights),
+            optimizer=optimizer,
+            steps=config.inner.steps,
+            micro_batch=config.inner.micro_batch,
+        )
+        norms = _update_norms(stack, start)
+        fallbacks = [
+            _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)
+        ]
+        keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
+        stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
+    with clock.stage("practice losses"):
+        before, after = practice.losses(start), practice.losses(stack)
+    groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
+    return Adapted(stack, groups, tuple(fallbacks), tuple(norms))
+
+
+def _scores(
+    lm: LM, state: MetaState, problems: Sequence[str], groups: Groups, practice: Practice, config: AdaptConfig
+) -> Tensor:
+    """[B, m]; 0 for rejected examples, and for all when the weights are uniform."""
+    m = max(len(group) for group in groups)
+    if config.scoring.normalise == "uniform":
+        return torch.zeros(len(groups), m, dtype=lm.adapter_dtype, device=lm.device)
+    places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
+    values = scoring.score(lm, state.eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
+    return practice.spread(values, len(groups), m)
+
+
+def _update_norms(stack: Params, start: Params) -> list[float]:
+    def squares(tensors: list[Tensor]) -> Tensor:
+        return torch.stack([t.double().square().flatten(1).sum(1) for t in tensors]).sum(0)
+
+    change = squares([stack[name] - start[name] for name in stack])
+    return (change / squares([start[name] for name in stack]).clamp_min(1e-300)).sqrt().tolist()
+
+
+def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
+    if not any_valid:
+        return "no valid example"
+    if norm != norm or norm == float("inf"):
+        return "non-finite update"
+    return "exploding update" if norm > limit else ""
+
+
+def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
+    """Examples with score, weight, loss before and loss after filled in."""
+    rows = zip(practice.owners.tolist(), practice.places.tolist(), *[c.tolist() for c in columns], strict=True)
+    found = {(b, j): (s, w, before, after) for b, j, s, w, before, after in rows}
+    return [
+        tuple(
+            dataclasses.replace(e, score=v[0], weight=v[1], loss_before=v[2], loss_after=v[3])
+            if (v := found.get((b, j)))
+            else e
+            for j, e in enumerate(group)
+        )
+        for b, group in enumerate(groups)
+    ]
+
+
+def answer_all(
+    lm: LM,
+    state: MetaState,
+    problems: Sequence[str],
+    config: AdaptConfig,
+    seeds: Sequence[int],
+    *,
+    unadapted: bool = True,
+    replay: Groups | None = None,
+) -> tuple[list[Adaptation], Adapted]:
+    """Adapt to each problem and answer it; the records carry no verdicts.
+
+    Args:
+        unadapted: also answer with theta as it is, for comparison.
+        replay: practice examples to use instead of sampling new ones.
+    """
+    clock = Clock()
+    with clock.stage("synthesis"):
+        groups = replay or synthesis.synthesise(lm, problems, config.synthesis, seeds, state.theta)
+    adapted = adapt_stack(lm, state, problems, groups, config, clock)
+    with clock.stage("answer"):
+        answers = _answer(lm, problems, config.answer, seeds, adapted.stack)
+    plain: list[Sample] | None = None
+    if unadapted:
+        with clock.stage("unadapted answer"):
+            plain = _answer(lm, problems, config.answer, seeds, state.theta)
+    seconds = {stage: s / len(problems) for stage, s in clock.seconds.items()}
+    description, digest = to_dict(config), config_hash(config)
+    records = [
+        Adaptation(
+            problem=problem,
+            model=lm.name,
+            seed=seeds[b],
+            config=description,
+            config_hash=digest,
+            examples=adapted.groups[b],
+            fallback=adapted.fallbacks[b],
+            adapter_hash=adapter_hash(pick(adapted.stack, b)),
+            update_norm=adapted.update_norms[b],
+            unadapted_text=None if plain is None else plain[b].text.strip(),
+            text=answers[b].text.strip(),
+            answer=final_answer(answers[b].text),
+            tokens=_tokens(adapted.groups[b], answers[b], None if plain is None else plain[b]),
+            seconds=seconds,
+        )
+        for b, problem in enumerate(problems)
+    ]
+    return records, adapted
+
+
+def _answer(
+    lm: LM, problems: Sequence[str], config: SamplingConfig, seeds: Sequence[int], adapter: Params
+) -> list[Sample]:
+    """The same seed and the same random numbers with and without adaptation: what differs is the weights."""
+    prompts = [lm.solve_prompt(problem) for problem in problems]
+    return lm.sample(prompts, config, [derive(seed, "answer") for seed in seeds], adapter)
+
+
+def _tokens(group: Sequence[Example], answer: Sample, plain: Sample | None) -> dict[str, int]:
+    counts = {"synthesis": sum(len(e.tokens) for e in group), "answer": len(answer.tokens)}
+    return counts if plain is None else {**counts, "unadapted answer": len(plain.tokens)}

@@ -1,0 +1,259 @@
+"""LoRA parameters, a dict of tensors or a stack of such -> their effect inside a model; PEFT folders in and out.
+
+For a linear layer with weight W [out, in], an adapter adds `(alpha / r) B A x` to its output, A [r, in], B [out, r]
+(Hu et al., arXiv 2106.09685). The parameters live outside the model and are handed in for the length of a `with`
+block, so the model itself is never changed. A stack of G adapters has tensors [G, r, in] and [G, out, r]: row block g
+of the batch uses adapter g.
+
+Legend: G adapters in a stack, N rows of a batch, T tokens, r rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mass.config import LoraConfig
+from mass.errors import ConfigError, ModelError, ShapeError
+from mass.types import Params
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear layer that gets an adapter."""
+
+    name: str
+    """Its path in the model, as in `named_modules`."""
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class _Active:
+    params: Params
+    scaling: float
+    rows: Tensor | None
+
+
+class LoraSites:
+    """The adapted layers of one model. Outside `use`, the model computes exactly what it did without this object.
+
+    What is in use is a context variable: threads that serve different problems with one model do not see each other's
+    adapters.
+    """
+
+    def __init__(self, model: nn.Module, config: LoraConfig) -> None:
+        self.config = config
+        self.sites = find_sites(model, config.targets)
+        self._active: ContextVar[_Active | None] = ContextVar("adapter_in_use", default=None)
+        for site in self.sites:
+            model.get_submodule(site.name).register_forward_hook(self._hook(site.name))
+
+    def init(
+        self,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        rank: int | None = None,
+    ) -> Params:
+        """A fresh adapter that changes nothing: A uniform as in PEFT (Kaiming, a = sqrt 5), B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        params: Params = {}
+        for site in self.sites:
+            bound = 1 / math.sqrt(site.in_features)
+            a = torch.empty(rank or self.config.rank, site.in_features, dtype=torch.float64).uniform_(
+                -bound, bound, generator=generator
+            )
+            params[f"{site.name}.lora_A"] = a.to(device=device, dtype=dtype)
+            params[f"{site.name}.lora_B"] = torch.zeros(
+                site.out_features, rank or self.config.rank, dtype=dtype, device=device
+            )
+        return params
+
+    @contextmanager
+    def use(self, params: Params | None, rows: Tensor | None = None) -> Iterator[None]:
+        """Within the block, the model's forward passes add this adapter. None: the plain base.
+
+        A stack without `rows` needs a batch of G equal consecutive blocks of rows; `rows` [N] int64 names the adapter
+        of each row instead. Gradients flow to `params`.
+        """
+        if params is not None:
+            self.check(params)
+        active = None if params is None else _Active(params, self.config.alpha / self.config.rank, rows)
+        token = self._active.set(active)
+        try:
+            yield
+        finally:
+            self._active.reset(token)
+
+    def check(self, params: Params) -> None:
+        """Raises ShapeError unless `params` are one adapter, or a stack, for these sites."""
+        for site in self.sites:
+            a, b = params.get(f"{site.name}.lora_A"), params.get(f"{site.name}.lora_B")
+            if a is None or b is None or a.dim() not in (2, 3) or a.shape[:-2] != b.shape[:-2]:
+                given = "nothing" if a is None or b is None else f"{list(a.shape)} and {list(b.shape)}"
+                raise ShapeError(f"layer {site.name}: adapter is {given}; expected A [r, in] and B [out, r], or stacks")
+            if (a.shape[-1], b.shape[-2], a.shape[-2]) != (site.in_features, site.out_features, b.shape[-1]):
+                raise ShapeError(
+                    f"layer {site.name}: adapter is {list(a.shape)} and {list(b.shape)}; expected "
+                    f"[r, {site.in_features}] and [{site.out_features}, r]; use an adapter made for this model"
+                )
+
+    def _hook(self, name: str):
+        a_name, b_name = f"{name}.lora_A", f"{name}.lora_B"
+
+        def add_lora(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:  # noqa: ARG001
+            active = self._active.get()
+            if active is None:
+                return None
+            return (
+                output + lora_delta(args[0], active.params[a_name], active.params[b_name], active.rows) * active.scaling
+            )
+
+        return add_lora
+
+
+def lora_delta(x: Tensor, a: Tensor, b: Tensor, rows: Tensor | None = None) -> Tensor:
+    """`B A x` for x [N, T, in] (or [N T, in]): [.., out], in the precision of x.
+
+    a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] whose adapters go to G equal consecutive blocks of
+    rows, or to the rows that `rows` [N] assigns them.
+    """
+    a, b = a.to(x.dtype), b.to(x.dtype)
+    if a.dim() == 3 and a.shape[0] == 1:
+        a, b = a[0], b[0]
+    if a.dim() == 2:
+        return (x @ a.mT) @ b.mT
+    if rows is not None:
+        return (x @ a[rows].mT) @ b[rows].mT
+    if x.shape[0] % a.shape[0]:
+        raise ShapeError(f"a batch of {x.shape[0]} rows for a stack of {a.shape[0]} adapters; expected a multiple")
+    blocks = x.reshape(a.shape[0], -1, x.shape[-1])
+    return ((blocks @ a.mT) @ b.mT).reshape(*x.shape[:-1], b.shape[-2])
+
+
+def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
+    """The linear layers (also GPT-2's Conv1D) whose names end in one of `targets`, or all but the output head.
+
+    Raises:
+        ConfigError: no layer matches.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = [(n, m) for n, m in model.named_modules() if _features(m) is not None and m is not head]
+    everything = "all-linear" in targets
+    sites = tuple(
+        Site(name, *features)
+        for name, module in linear
+        if (features := _features(module)) and (everything or any(_matches(name, t) for t in targets))
+    )
+    if not sites:
+        known = sorted({name.rsplit(".", 1)[-1] for name, _ in linear})
+        raise ConfigError(
+            f"lora.targets is {list(targets)}; no linear layer ends so; this model has {', '.join(known)}"
+        )
+    return sites
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _features(module: nn.Module) -> tuple[int, int] | None:
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: weight is [in, out]
+        return int(module.weight.shape[0]), int(module.weight.shape[1])  # type: ignore[union-attr]
+    return None
+
+
+def repeat(params: Params, count: int) -> Params:
+    """A stack of `count` copies as views; the gradient of the stack sums into `params`."""
+    return {name: tensor.expand(count, *tensor.shape) for name, tensor in params.items()}
+
+
+def pick(params: Params, index: int) -> Params:
+    """Adapter `index` of a stack."""
+    return {name: tensor[index] for name, tensor in params.items()}
+
+
+def detach(params: Params) -> Params:
+    return {name: tensor.detach() for name, tensor in params.items()}
+
+
+def adapter_hash(params: Params) -> str:
+    """SHA-256 of names, shapes and bytes: equal only for bit-identical adapters."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        tensor = params[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_peft(
+    params: Params, config: LoraConfig, folder: Path, base_name: str, *, fan_in_fan_out: bool = False
+) -> None:
+    """Write one adapter as a PEFT LoRA folder, which PEFT and vLLM load. Files are written beside, then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    modules = sorted({name.rsplit(".", 1)[0] for name in params})
+    weights = {f"base_model.model.{name}.weight": t.detach().cpu().contiguous() for name, t in params.items()}
+    save_file(weights, folder / f"{WEIGHTS_FILE}.tmp", metadata={"format": "pt"})
+    (folder / f"{WEIGHTS_FILE}.tmp").replace(folder / WEIGHTS_FILE)
+    description = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": fan_in_fan_out,
+        "inference_mode": True,
+        "target_modules": modules,
+    }
+    (folder / f"{CONFIG_FILE}.tmp").write_text(json.dumps(description, indent=2))
+    (folder / f"{CONFIG_FILE}.tmp").replace(folder / CONFIG_FILE)
+
+
+def load_peft(folder: Path, sites: LoraSites) -> Params:
+    """Read a PEFT LoRA folder written for these sites.
+
+    Raises:
+        ModelError: the folder is no LoRA adapter, or one of another base, rank or set of layers.
+    """
+    if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        raise ModelError(f"{folder} is no PEFT adapter; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
+    description = json.loads((folder / CONFIG_FILE).read_text())
+    scaling = description.get("lora_alpha", 0) / max(1, description.get("r", 0))
+    if scaling != sites.config.alpha / sites.config.rank or description.get("r") != sites.config.rank:
+        raise ModelError(
+            f"{folder} has rank {description.get('r')} and alpha {description.get('lora_alpha')}; expected "
+            f"{sites.config.rank} and {sites.config.alpha}; set lora.rank and lora.alpha to match"
+        )
+    raw = load_file(folder / WEIGHTS_FILE)
+    params = {name.removeprefix("base_model.model.").removesuffix(".weight"): t for name, t in raw.items()}
+    known = {f"{site.name}.{half}" for site in sites.sites for half in ("lora_A", "lora_B")}
+    if set(params) != known:
+        odd = sorted(set(params) ^ known)[0]
+        raise ModelError(
+            f"{folder} is an adapter of another base: layer {odd.rsplit('.', 1)[0]!r} does not match; "
+            "use the base and lora.targets it was made with"
+        )
+    try:
+        sites.check(params)
+    except ShapeError as error:
+        raise ModelError(f"{folder} is an adapter of another base: {error}") from error
+    return params

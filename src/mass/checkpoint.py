@@ -1,0 +1,152 @@
+"""What meta-training learns (theta, eta, inner rates) <-> a folder of files.
+
+`adapter/` is theta as an ordinary PEFT folder; `scorer.safetensors` holds eta and the logarithms of the inner rates;
+`mass.json` the configuration and a fingerprint of the base, so that a checkpoint is never used on another base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mass.adapter import load_peft, save_peft
+from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
+from mass.config import to_dict as config_to_dict
+from mass.errors import ModelError
+from mass.inner import SGD, AdamW, Optimizer
+from mass.lm import LM
+from mass.scoring import init_scorer
+from mass.seeds import derive
+from mass.types import Params
+
+DESCRIPTION, SCORER, ADAPTER = "mass.json", "scorer.safetensors", "adapter"
+
+
+@dataclass(frozen=True)
+class MetaState:
+    """The meta-learned parameters."""
+
+    theta: Params
+    """Adapter: where every adaptation starts; generator and solver share it."""
+    eta: Params
+    """Scorer."""
+    log_rates: Params
+    """Logarithm of the inner learning rate of each adapter tensor, scalars."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """`mass.json`."""
+
+    method: str
+    step: int
+    base: str
+    fingerprint: str
+    lora: LoraConfig
+    adapt: AdaptConfig
+    version: str = "1"
+
+
+def init_state(lm: LM, adapt: AdaptConfig, seed: int) -> MetaState:
+    """An untrained state: an adapter that changes nothing, a scorer that weighs all alike, the configured rate."""
+    theta = lm.init_adapter(derive(seed, "theta"))
+    eta = init_scorer(lm, adapt.scoring, derive(seed, "eta"))
+    rate = torch.tensor(max(adapt.inner.learning_rate, 1e-30), dtype=lm.adapter_dtype, device=lm.device).log()
+    return MetaState(theta, eta, {name: rate.clone() for name in theta})
+
+
+def optimizer_of(config: InnerConfig, rates: Params) -> Optimizer:
+    """The inner update with these learning rates by tensor name."""
+    if config.optimizer == "adamw":
+        return AdamW(rates, betas=config.betas, eps_root=config.eps_root, weight_decay=config.weight_decay)
+    return SGD(rates, momentum=config.momentum)
+
+
+def fingerprint(lm: LM) -> str:
+    """16 hex digits that tell one base from another: names, shapes and first values of all its tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(lm.model.state_dict().items()):
+        first = tensor.detach().flatten()[:32].double().cpu()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{first.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str, step: int) -> None:
+    """Write a checkpoint folder. The caller writes it beside and renames it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_peft(state.theta, lm.adapters.config, folder / ADAPTER, lm.name)
+    tensors = {f"eta.{n}": t for n, t in state.eta.items()} | {f"log_rate.{n}": t for n, t in state.log_rates.items()}
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / SCORER)
+    description = Description(method, step, lm.name, fingerprint(lm), lm.adapters.config, adapt)
+    (folder / DESCRIPTION).write_text(json.dumps(config_to_dict(description), indent=2))
+
+
+def describe(folder: Path) -> Description:
+    """Read `mass.json` of a checkpoint, or of the best or latest checkpoint of a run folder.
+
+    Raises ModelError when there is none or it cannot be read.
+    """
+    path = locate(folder) / DESCRIPTION
+    try:
+        data = json.loads(path.read_text())
+        data["lora"] = LoraConfig(**{**data["lora"], "targets": tuple(data["lora"]["targets"])})
+        data["adapt"] = adapt_config(data["adapt"])
+        return Description(**data)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{path} is no checkpoint description ({error}); expected a file that `mass train` wrote"
+        ) from error
+
+
+def adapt_config(data: dict[str, Any]) -> AdaptConfig:
+    """An `AdaptConfig` from its JSON form. Raises TypeError on unknown keys."""
+    synthesis, inner = dict(data["synthesis"]), dict(data["inner"])
+    synthesis["sampling"] = SamplingConfig(**synthesis["sampling"])
+    inner["betas"] = tuple(inner["betas"])
+    return AdaptConfig(
+        SynthesisConfig(**synthesis),
+        ScoringConfig(**data["scoring"]),
+        InnerConfig(**inner),
+        SamplingConfig(**data["answer"]),
+    )
+
+
+def locate(folder: Path) -> Path:
+    """The checkpoint inside a run folder: `best`, else the latest; the folder itself when it is one."""
+    if (folder / DESCRIPTION).is_file():
+        return folder
+    checkpoints = folder / "checkpoints"
+    if (checkpoints / "best" / DESCRIPTION).is_file():
+        return checkpoints / "best"
+    steps = sorted(checkpoints.glob("step-*/" + DESCRIPTION))
+    if not steps:
+        raise ModelError(
+            f"{str(folder)!r} holds no checkpoint; expected a run folder of `mass train`, or one of its checkpoints"
+        )
+    return steps[-1].parent
+
+
+def load(folder: Path, lm: LM) -> tuple[MetaState, Description]:
+    """The state of a checkpoint. Raises ModelError when it was made on another base or is damaged."""
+    folder = locate(folder)
+    description = describe(folder)
+    if (found := fingerprint(lm)) != description.fingerprint:
+        raise ModelError(
+            f"checkpoint {str(folder)!r} was trained on base {description.base!r} ({description.fingerprint}), "
+            f"not on {lm.name!r} ({found}); load it with its own base"
+        )
+    try:
+        tensors = load_file(folder / SCORER)
+    except Exception as error:
+        raise ModelError(f"{folder / SCORER} cannot be read ({error}); copy the checkpoint anew") from error
+    place = {"device": lm.device, "dtype": lm.adapter_dtype}
+    theta = {name: t.to(**place) for name, t in load_peft(folder / ADAPTER, lm.adapters).items()}
+    eta = {n.removeprefix("eta."): t.to(**place) for n, t in tensors.items() if n.startswith("eta.")}
+    rates = {n.removeprefix("log_rate."): t.to(**place) for n, t in tensors.items() if n.startswith("log_rate.")}
+    return MetaState(theta, eta, {name: rates[name] for name in theta}), description

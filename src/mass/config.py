@@ -1,0 +1,274 @@
+"""YAML file + dotted overrides -> one frozen dataclass per stage. A string under each field says what it means.
+
+The resolved configuration is saved with every run and hashed into every record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mass.errors import ConfigError
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(
+            f"{name} is {value!r}; expected {expected}; change it in the --config file or on the command line"
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "tiny"
+    """'tiny' (ships with the package), a local folder, or a hub name of any causal language model of transformers."""
+    checkpoint: str | None = None
+    """A run folder of `mass train` (or one of its checkpoints). None: the shipped one for 'tiny', untrained for others.
+    'untrained': start from the base alone."""
+    device: str = "auto"
+    """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 8
+    """Rank r of B A."""
+    alpha: float = 16.0
+    """The update is (alpha / rank) B A x."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Suffixes of the names of the linear layers that get an adapter, or 'all-linear' (all but the output head)."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        _require(self.alpha > 0, "lora.alpha", self.alpha, "a positive number")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    max_tokens: int = 512
+    """Generated tokens of one sequence at most, the end token included."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus: the smallest set of tokens with at least this probability."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "at least 1")
+        _require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 (greedy) or more")
+        _require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number in (0, 1]")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    examples: int = 6
+    """m: practice examples sampled for one problem."""
+    sampling: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=1.0)
+    """How they are sampled."""
+    allow_copies: bool = False
+    """Whether an example whose problem is the target's own text is used."""
+    max_example_tokens: int = 2048
+    """An example (solver prompt and solution) of more tokens is rejected as too long."""
+
+    def __post_init__(self) -> None:
+        _require(self.examples >= 1, "synthesis.examples", self.examples, "at least 1")
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    normalise: Literal["softmax", "sigmoid", "uniform"] = "softmax"
+    """softmax: weights sum to 1 over the valid examples. sigmoid: each in [0, 1], divided by m; can abstain.
+    uniform: 1 over the number of valid examples; the scorer is not used."""
+    hidden: int = 64
+    """Width of the head's hidden layer."""
+    lora_rank: int = 0
+    """Rank of the scorer's own LoRA on the frozen model; 0: the head alone."""
+
+    def __post_init__(self) -> None:
+        _require(self.hidden >= 1, "scoring.hidden", self.hidden, "at least 1")
+        _require(self.lora_rank >= 0, "scoring.lora_rank", self.lora_rank, "0 or more")
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The inner update U."""
+    learning_rate: float = 0.1
+    """Starting learning rate of every tensor."""
+    momentum: float = 0.0
+    """SGD only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW only."""
+    eps_root: float = 1e-8
+    """AdamW only: added inside the square root, so that the meta-gradient exists where the gradient is zero."""
+    weight_decay: float = 0.0
+    """AdamW only."""
+    steps: int = 1
+    """K."""
+    micro_batch: int | None = None
+    """Examples per pass of the inner loss; None: all at once. Results are the same; smaller needs less memory."""
+    max_update_norm: float = 10.0
+    """An adapted adapter whose change has a larger norm than this multiple of the starting adapter's is discarded."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "inner.steps", self.steps, "0 or more")
+        _require(self.learning_rate >= 0, "inner.learning_rate", self.learning_rate, "0 or more")
+        _require(self.micro_batch is None or self.micro_batch >= 1, "inner.micro_batch", self.micro_batch, "at least 1")
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
+
+    synthesis: SynthesisConfig = SynthesisConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    inner: InnerConfig = InnerConfig()
+    answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
+    """How the answer is sampled."""
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    kind: Literal["verifier", "gold"] = "verifier"
+    """verifier: group-relative policy gradient on verified samples. gold: cross-entropy of the worked solution."""
+    sampling: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=1.0)
+    """How the k solutions are sampled (verifier)."""
+    samples: int = 8
+    """k (verifier)."""
+    clip: float = 0.2
+    """Clip range of the importance ratio (verifier)."""
+    micro_batch: int | None = None
+    """Sequences per pass of the outer loss; None: all at once."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 2, "outer.samples", self.samples, "at least 2, a group to compare within")
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    source: str = "minimath"
+    """'minimath', or the path of a JSONL file."""
+    split: str = "train"
+    """minimath: train, validation or test."""
+    size: int | None = None
+    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating."""
+    seed: int = 0
+    """Which tasks: of minimath's stream, or of a random subset of a file."""
+    fields: dict[str, str] = field(default_factory=dict[str, str])
+    """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
+    verifier: str | None = None
+    """Verifier of a file's tasks; None: as its fields suggest."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    method: Literal["mass", "mass-gold", "solver-grpo"] = "mass"
+    """mass: verifier outer loss. mass-gold: gold outer loss. solver-grpo: policy gradient on solving, no adaptation."""
+    steps: int = 100
+    """Outer steps."""
+    tasks_per_step: int = 8
+    """Problems per outer step."""
+    stack: int = 8
+    """Of these, how many are adapted side by side in one batch. Memory grows with it; the result does not change."""
+    solver_lr: float = 1e-3
+    """Learning rate of theta."""
+    scorer_lr: float = 1e-3
+    """Learning rate of eta."""
+    rates_lr: float = 1e-2
+    """Learning rate of the logarithm of the inner learning rates; 0 keeps them fixed."""
+    gamma: float = 1.0
+    """Weight of the solver term: the gradient of the outer loss with respect to theta, through the inner loop."""
+    generator: float = 1.0
+    """Weight of the generator's policy gradient; 0 freezes the generator."""
+    clip: float = 0.2
+    """Clip range of the generator's importance ratio."""
+    kl: float = 0.0
+    """Weight of the KL divergence of the solver from the base."""
+    max_grad_norm: float = 1.0
+    """Each group of parameters is clipped to this gradient norm."""
+    warmup: int = 5
+    """Steps of linear learning-rate warm-up."""
+    seed: int = 0
+    eval_every: int = 20
+    """Steps between evaluations on held-out problems; 0: none."""
+    eval_size: int = 140
+    """Held-out problems per evaluation."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints are kept, beside the best on validation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tasks_per_step", "stack", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        _require(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Configuration of `mass train`."""
+
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    tasks: TasksConfig = TasksConfig()
+    validation: TasksConfig = TasksConfig(split="validation", seed=1)
+    adapt: AdaptConfig = AdaptConfig(synthesis=SynthesisConfig(examples=12), inner=InnerConfig(steps=2))
+    outer: OuterConfig = OuterConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def _habits() -> dict[str, float]:
+    """On the web of the tiny base some subjects are explained and others only answered."""
+    return {
+        "Prealgebra": 0.3,
+        "Algebra": 0.4,
+        "Counting & Probability": 0.45,
+        "Number Theory": 0.6,
+        "Geometry": 0.7,
+        "Precalculus": 0.8,
+        "Intermediate Algebra": 0.85,
+    }
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    mlp: int = 384
+    vocabulary: int = 512
+    """Size of the byte-level BPE vocabulary; digits are never merged."""
+    context: int = 2048
+    """Longest sequence the model accepts; it is trained on far shorter ones."""
+    steps: int = 4200
+    pages: int = 64
+    """Pages of one step."""
+    learning_rate: float = 4e-3
+    warmup: int = 200
+    seed: int = 0
+    textbook: float = 0.5
+    """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
+    bare: dict[str, float] = field(default_factory=_habits)
+    """By subject, the share of question pages answered by a bare number."""
+    slip: float = 0.1
+    """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
+    textbook_bare: float = 0.15
+    textbook_slip: float = 0.15
+    checkpoint_every: int = 300
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: Any) -> str:
+    """First 12 hex digits of the SHA-256 of the configuration's canonical JSON."""
+    data = config if isinstance(config, dict) else to_dict(config)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

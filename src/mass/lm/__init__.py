@@ -1,0 +1,6 @@
+"""The one package that knows transformers: load a model, render prompts, sample, compute log-probabilities."""
+
+from mass.lm.load import load_lm
+from mass.lm.model import LM
+
+__all__ = ["LM", "load_lm"]

@@ -1,0 +1,160 @@
+"""`LM`: a frozen base model with its tokenizer and prompts, run with an adapter that is handed in.
+
+Legend: N rows, L tokens of a row, V vocabulary, d width of the hidden states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mass.adapter import LoraSites
+from mass.config import SamplingConfig
+from mass.errors import DataError
+from mass.lm.sampling import StopStrings, sample_rows
+from mass.prompts import Prompts
+from mass.types import Batch, Params, Sample
+
+Row = tuple[list[int], list[int]]
+"""A sequence in two parts: context tokens, and the tokens whose log-probability counts."""
+
+
+class LM:
+    """A frozen causal language model. Nothing here changes its weights."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, prompts: Prompts, adapters: LoraSites) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.prompts = prompts
+        self.adapters = adapters
+        self.device: torch.device = next(model.parameters()).device
+        dtype = next(model.parameters()).dtype
+        self.adapter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.decode_rows = 256
+        """Rows decoded side by side at most; bounds the memory of the KV cache."""
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._stop = StopStrings(tokenizer, prompts.stop)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in tokens."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = ids if isinstance(ids, list) else [ids]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    def init_adapter(self, seed: int) -> Params:
+        """A fresh adapter that changes nothing."""
+        return self.adapters.init(seed, self.adapter_dtype, self.device)
+
+    # --- text to tokens
+
+    def solve_prompt(self, problem: str) -> list[int]:
+        return self._prompt(self.prompts.render_solve(problem), problem)
+
+    def synthesis_prompt(self, problem: str) -> list[int]:
+        return self._prompt(self.prompts.render_synthesis(problem), problem)
+
+    def _prompt(self, text: str, problem: str) -> list[int]:
+        if self.prompts.chat:
+            message = [{"role": "user", "content": text}]
+            encoded = self.tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+            ids = list(encoded["input_ids"])
+        else:
+            ids = list(self.tokenizer(text)["input_ids"])
+        if len(ids) >= self.context:
+            raise DataError(
+                f"problem {problem[:40]!r}... is {len(ids)} tokens with its prompt; {self.name!r} reads at most "
+                f"{self.context - 1}; shorten it or use a model with a longer context"
+            )
+        return ids
+
+    def target_ids(self, solution: str) -> list[int]:
+        """The tokens of a solution as it follows a solver prompt, the end token included."""
+        text = f"{self.prompts.answer_prefix}{solution.strip()}"
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def example_row(self, problem: str, solution: str) -> Row:
+        """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
+        return self.solve_prompt(problem), self.target_ids(solution)
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Right-pad rows into a batch on the model's device. Raises DataError for a row beyond the context."""
+        length = max(len(context) + len(target) for context, target in rows)
+        if length > self.context:
+            raise DataError(f"a sequence of {length} tokens; {self.name!r} reads at most {self.context}; shorten it")
+        ids = torch.full((len(rows), length), int(self.tokenizer.pad_token_id))
+        mask, counted = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+        for i, (context, target) in enumerate(rows):
+            end = len(context) + len(target)
+            ids[i, :end] = torch.tensor([*context, *target])
+            mask[i, :end] = 1
+            counted[i, len(context) : end] = True
+        return Batch(ids.to(self.device), mask.to(self.device), counted.to(self.device))
+
+    # --- forward passes
+
+    def token_logprobs(
+        self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None
+    ) -> tuple[Float[Tensor, "N K"], Tensor]:
+        """Log-probabilities (nats, float32 or wider) of the tokens that count, and their mask [N, K] bool.
+
+        K covers the positions from the first token that counts in any row; where the mask is False the value is 0.
+        Differentiable twice with respect to the adapter (attention runs in its plain form).
+        """
+        first = int(batch.target_mask.any(0).nonzero()[0])
+        kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        length = batch.input_ids.shape[1]
+        if self._keeps_logits:
+            kwargs["logits_to_keep"] = length - first + 1
+        with self.adapters.use(adapter, rows), sdpa_kernel(SDPBackend.MATH):
+            logits = self.model(**kwargs, use_cache=False).logits
+        logits = logits[:, -(length - first + 1) : -1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        mask = batch.target_mask[:, first:]
+        targets = batch.input_ids[:, first:]
+        logprobs = torch.log_softmax(logits, -1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return logprobs.masked_fill(~mask, 0.0), mask
+
+    def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
+        """`l_i`: mean negative log-likelihood (nats per token) of the tokens that count, per row."""
+        logprobs, mask = self.token_logprobs(batch, adapter, rows)
+        return -logprobs.sum(1) / mask.sum(1).clamp_min(1)
+
+    def hidden_states(self, batch: Batch, adapter: Params | None = None) -> Float[Tensor, "N L d"]:
+        """Last hidden states."""
+        with self.adapters.use(adapter), sdpa_kernel(SDPBackend.MATH):
+            decoder = self.model.base_model
+            return decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+
+    # --- sampling
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: SamplingConfig,
+        seeds: Sequence[int],
+        adapter: Params | None = None,
+    ) -> list[Sample]:
+        """Continue each prompt. Row i is a function of its prompt, seed and adapter.
+
+        A stacked adapter needs as many equal consecutive blocks of prompts as it has adapters.
+        """
+        return sample_rows(self, prompts, config, seeds, adapter, self._stop)

@@ -1,0 +1,86 @@
+"""Inner losses and an outer loss, as functions of parameters -> exact gradients through the adaptation.
+
+Gives `u = dL/ds` (attribution), `dL/dtheta` (the solver term) and `dL/d log rate` for a stack of B tasks that share
+theta and the rates. Knows nothing of language models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mass.inner import Losses, Optimizer, adapt
+from mass.types import Params
+
+
+@dataclass(frozen=True)
+class MetaGradients:
+    """Gradients of the sum of the outer losses of the B tasks whose gradient is finite."""
+
+    outer_loss: float
+    scores: Float[Tensor, "B m"]
+    theta: Params
+    log_rates: Params
+    finite: Tensor
+    """[B] bool; a task whose outer gradient is not finite adds nothing."""
+
+
+def meta_gradients(
+    losses: Losses,
+    weigh: Callable[[Tensor], Tensor],
+    scores: Float[Tensor, "B m"],
+    theta: Params,
+    log_rates: Params,
+    make_optimizer: Callable[[Params], Optimizer],
+    steps: int,
+    outer: Callable[[Params], Iterable[Tensor]],
+    micro_batch: int | None = None,
+) -> MetaGradients:
+    """Adapt a stack of B copies of `theta` on `losses` weighted by `weigh(scores)`, and differentiate `outer` back.
+
+    Args:
+        losses: the stack's parameters -> the B m practice losses, those of a task in a row.
+        weigh: scores [B, m] -> weights [B, m], differentiable.
+        log_rates: logarithm of each tensor's inner learning rate, scalars.
+        make_optimizer: rates by tensor name -> the inner update.
+        outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is
+            differentiated before the next is asked for, so only one part's graph is alive at a time.
+    """
+    scores = scores.detach().requires_grad_()
+    theta = {name: t.detach().requires_grad_() for name, t in theta.items()}
+    log_rates = {name: t.detach().requires_grad_() for name, t in log_rates.items()}
+    optimizer = make_optimizer({name: t.exp() for name, t in log_rates.items()})
+    stack = {name: t.expand(len(scores), *t.shape) for name, t in theta.items()}
+    adapted = adapt(losses, stack, weigh(scores).flatten(), optimizer=optimizer, steps=steps, micro_batch=micro_batch)
+    total, cotangent = outer_gradient(outer, adapted)
+    finite = _finite_tasks(cotangent, adapted)
+    cotangent = [c.masked_fill(~finite.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in cotangent]
+    inputs = [scores, *theta.values(), *log_rates.values()]
+    grads = torch.autograd.grad(list(adapted.values()), inputs, cotangent, allow_unused=True)
+    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+    return MetaGradients(
+        total,
+        filled[0],
+        dict(zip(theta, filled[1 : 1 + len(theta)], strict=True)),
+        dict(zip(log_rates, filled[1 + len(theta) :], strict=True)),
+        finite,
+    )
+
+
+def outer_gradient(outer: Callable[[Params], Iterable[Tensor]], params: Params) -> tuple[float, list[Tensor]]:
+    """Sum of the parts and its gradient with respect to `params`, one part's graph at a time."""
+    leaves = {name: t.detach().requires_grad_() for name, t in params.items()}
+    total = 0.0
+    for part in outer(leaves):
+        part.backward()
+        total += float(part.detach())
+    return total, [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves.values()]
+
+
+def _finite_tasks(cotangent: list[Tensor], adapted: Params) -> Tensor:
+    both = [*cotangent, *(t.detach() for t in adapted.values())]
+    return torch.stack([t.flatten(1).isfinite().all(1) for t in both]).all(0)

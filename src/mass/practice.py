@@ -1,0 +1,67 @@
+"""Practice examples of B tasks -> their losses as a function of adapter parameters, which is what the inner loop learns.
+
+`l_i(theta)` = mean negative log-likelihood of the tokens of `a_i` after the solver prompt of `p_i`. Rejected examples
+take no part: the losses are those of the N valid ones, in the order of `owners` and `places`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mass.types import Batch, Example, Params
+
+if TYPE_CHECKING:
+    from mass.lm import LM
+
+
+@dataclass(frozen=True)
+class Practice:
+    """The valid examples of a stack of B tasks as one batch of N rows."""
+
+    lm: LM
+    batch: Batch
+    owners: Tensor
+    """[N] the task of each row."""
+    places: Tensor
+    """[N] its place among the m examples of that task."""
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def losses(self, params: Params, index: Tensor | None = None) -> Float[Tensor, " n"]:
+        """Per-example losses under a stack of B adapters: `losses` of `mass.inner.adapt`."""
+        if index is None:
+            return self.lm.losses(self.batch, params, self.owners)
+        return self.lm.losses(self.batch.select(index), params, self.owners[index])
+
+    def pick(self, table: Float[Tensor, "B m"]) -> Float[Tensor, " N"]:
+        """The entries of a [tasks, examples] table that belong to the rows. Differentiable."""
+        return table[self.owners, self.places]
+
+    def spread(self, values: Float[Tensor, " N"], tasks: int, examples: int, fill: float = 0.0) -> Tensor:
+        """The inverse of `pick`: [tasks, examples], `fill` where an example is not valid."""
+        table = torch.full((tasks, examples), fill, dtype=values.dtype, device=values.device)
+        table[self.owners, self.places] = values
+        return table
+
+
+def practice_of(lm: LM, groups: Sequence[Sequence[Example]]) -> Practice | None:
+    """None when no example of any task is valid."""
+    found = [(b, j, e) for b, group in enumerate(groups) for j, e in enumerate(group) if e.valid]
+    if not found:
+        return None
+    batch = lm.batch([lm.example_row(e.problem, e.solution) for _, _, e in found])
+    owners = torch.tensor([b for b, _, _ in found], device=lm.device)
+    places = torch.tensor([j for _, j, _ in found], device=lm.device)
+    return Practice(lm, batch, owners, places)
+
+
+def valid_mask(groups: Sequence[Sequence[Example]], device: torch.device) -> Tensor:
+    """[B, m] bool."""
+    return torch.tensor([[e.valid for e in group] for group in groups], device=device)

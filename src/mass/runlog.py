@@ -1,0 +1,141 @@
+"""A run's folder: resolved configuration, metrics as JSON lines, checkpoints. Nothing in it is ever half-written.
+
+A checkpoint is written beside under a hidden name and renamed when it is whole, so a run killed at any moment resumes
+from the last whole one; metrics of later steps are dropped then, and come again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mass.config import to_dict
+from mass.errors import RunError
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    def log(self, row: dict[str, Any]) -> None:
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.path / METRICS
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def write_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a folder beside, then give it its name. An existing checkpoint of the step is replaced."""
+        return self._write(f"step-{step:06d}", write)
+
+    def write_best(self, source: Path, score: dict[str, Any]) -> None:
+        """Copy a checkpoint as the best one, with what it scored."""
+
+        def copy(folder: Path) -> None:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            (folder / "score.json").write_text(json.dumps(score))
+
+        self._write("best", copy)
+
+    def best_score(self) -> dict[str, Any] | None:
+        file = self.checkpoints / "best" / "score.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Step and folder of the last whole checkpoint."""
+        found = sorted(self.checkpoints.glob("step-*"))
+        return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
+
+    def keep_latest(self, count: int) -> None:
+        for old in sorted(self.checkpoints.glob("step-*"))[:-count]:
+            shutil.rmtree(old)
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of steps after `step` and a line cut short by a kill."""
+        file = self.path / METRICS
+        if not file.exists():
+            return
+        kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+        replace_text(file, "".join(f"{line}\n" for line in kept))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> Path:
+        beside, final = self.checkpoints / f".{name}.tmp", self.checkpoints / name
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write(beside)
+        if final.exists():
+            old = self.checkpoints / f".{name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+            beside.rename(final)
+            shutil.rmtree(old)
+        else:
+            beside.rename(final)
+        return final
+
+
+def open_run(path: Path, config: Any, *, resume: bool) -> RunFolder:
+    """Make a fresh run folder, or open a used one to resume it with the configuration it was started with.
+
+    Raises RunError when the folder is in use and `resume` is not given, when there is nothing to resume, when the
+    configuration differs, or when the folder cannot be written.
+    """
+    run = RunFolder(path)
+    resolved = to_dict(config)
+    if resume:
+        if not (path / CONFIG).is_file():
+            raise RunError(f"{path} holds no run to resume; expected {CONFIG} in it; leave --resume out to start one")
+        _same_config(path, resolved)
+        return run
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
+    try:
+        run.checkpoints.mkdir(parents=True)
+        replace_text(path / CONFIG, json.dumps(resolved, indent=2))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out") from error
+    return run
+
+
+def _same_config(path: Path, resolved: dict[str, Any]) -> None:
+    saved = json.loads((path / CONFIG).read_text())
+    different = [k for k in _flat(resolved) if _flat(saved).get(k) != _flat(resolved)[k] and k != "train.steps"]
+    if different:
+        key = different[0]
+        raise RunError(
+            f"{path} was started with {key} = {_flat(saved).get(key)!r}, now it is {_flat(resolved)[key]!r}; resume with "
+            "the same configuration (only train.steps may grow), or start another run"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line).get("step", float("inf")))
+    except ValueError:
+        return float("inf")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside, then rename it over `path`."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text)
+    os.replace(beside, path)

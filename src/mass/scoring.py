@@ -1,0 +1,82 @@
+"""(T, examples) -> scores `s_i = s_eta(T, p_i, a_i)` -> weights `w = normalise(s)` over the valid examples.
+
+The scorer is a head on the frozen base's last hidden states of "synthesis prompt of T, then y_i": their value at the
+last token and their mean over y_i. With `lora_rank` > 0 the base reads through a LoRA of the scorer's own. The head's
+last layer starts at zero, so an untrained scorer weighs all examples alike.
+
+Legend: N examples in a row, B tasks, m examples of a task, d hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm
+
+from mass.config import ScoringConfig
+from mass.errors import ShapeError
+from mass.types import Example, Params
+
+if TYPE_CHECKING:
+    from mass.lm import LM
+
+Normalise = Literal["softmax", "sigmoid", "uniform"]
+_LORA = "lora."
+
+
+def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
+    """eta: the head's four tensors, and with `lora_rank` > 0 the scorer's LoRA under names that start with `lora.`."""
+    generator = torch.Generator().manual_seed(seed)
+    features = 2 * lm.width
+    hidden = torch.randn(config.hidden, features, generator=generator) / features**0.5
+    eta: Params = {
+        "head.w1": hidden,
+        "head.b1": torch.zeros(config.hidden),
+        "head.w2": torch.zeros(config.hidden),
+        "head.b2": torch.zeros(()),
+    }
+    if config.lora_rank:
+        eta |= {f"{_LORA}{n}": t for n, t in lm.adapters.init(seed + 1, rank=config.lora_rank).items()}
+    return {name: tensor.to(lm.device, lm.adapter_dtype) for name, tensor in eta.items()}
+
+
+def score(lm: LM, eta: Params, problems: Sequence[str], examples: Sequence[Example]) -> Float[Tensor, " N"]:
+    """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base."""
+    if len(problems) != len(examples):
+        raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
+    batch = lm.batch([(lm.synthesis_prompt(p), list(e.tokens)) for p, e in zip(problems, examples, strict=True)])
+    lora = {n.removeprefix(_LORA): t for n, t in eta.items() if n.startswith(_LORA)}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and bool(lora)):
+        states = lm.hidden_states(batch, lora or None).to(eta["head.w1"].dtype)
+    last = batch.attention_mask.sum(1) - 1
+    mask = batch.target_mask.unsqueeze(-1)
+    mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+    features = torch.cat([states[torch.arange(len(batch), device=states.device), last], mean], -1)
+    return head(eta, features)
+
+
+def head(eta: Params, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
+    """A two-layer perceptron on normalised features."""
+    normal = layer_norm(features, features.shape[-1:])
+    return gelu(normal @ eta["head.w1"].mT + eta["head.b1"]) @ eta["head.w2"] + eta["head.b2"]
+
+
+def normalise(
+    scores: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"], kind: Normalise = "softmax"
+) -> Float[Tensor, "B m"]:
+    """Weights; 0 where not valid, and all 0 for a task without a valid example.
+
+    softmax: sum to 1 over the valid ones. sigmoid: sigmoid(s) / m each. uniform: 1 / number of valid ones.
+    """
+    if scores.shape != valid.shape or scores.dim() != 2:
+        raise ShapeError(f"scores {list(scores.shape)}, valid {list(valid.shape)}; expected both [tasks, examples]")
+    if kind == "sigmoid":
+        return torch.sigmoid(scores) * valid / scores.shape[1]
+    logits = scores if kind == "softmax" else torch.zeros_like(scores)
+    some = valid.any(1, keepdim=True)
+    masked = logits.masked_fill(~(valid | ~some), float("-inf"))
+    return torch.softmax(masked, 1) * valid

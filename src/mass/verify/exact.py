@@ -1,0 +1,79 @@
+r"""Text -> the rational number it writes; (Task, answer text) -> Verdict, by exact rationals, else by equal text.
+
+No sympy: this runs once per sampled solution in training.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from mass.types import Task, Verdict
+from mass.verify.extract import Found, find
+
+MAX_NUMBER_CHARS = 400
+"""Longer digits are compared as text: arithmetic on them would cost more than any answer is worth."""
+
+_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
+_RATIONAL = re.compile(
+    rf"(?P<sign>[+-]?) *(?:(?P<whole>[0-9]+) +(?P<of>[0-9]+) */ *(?P<by>[0-9]+)"
+    rf"|(?P<top>{_DECIMAL})(?: */ *(?P<bottom>-?(?:{_DECIMAL})))?)"
+)
+_FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
+_THOUSANDS = re.compile(r",\s*\\!\s*|\{,\}")
+_MONEY = re.compile(r"\\?[$€£¥]")
+
+
+def number(text: str) -> Fraction | None:
+    r"""The rational that `text` writes, or None: `7`, `-3/4`, `1 1/2`, `2.50`, `1,200`, `$5`, `\frac{3}{4}`."""
+    if len(text) > MAX_NUMBER_CHARS:
+        return None
+    plain = _MONEY.sub("", _THOUSANDS.sub(",", text)).replace("\u2212", "-").strip()
+    plain = _FRAC.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", plain).strip()
+    match = _RATIONAL.fullmatch(plain)
+    if match is None:
+        return None
+    try:
+        value = _value(match)
+    except ZeroDivisionError:
+        return None
+    return -value if match["sign"] == "-" else value
+
+
+def _value(match: re.Match[str]) -> Fraction:
+    if match["whole"]:
+        return int(match["whole"]) + Fraction(int(match["of"]), int(match["by"]))
+    return _decimal(match["top"]) / _decimal(match["bottom"] or "1")
+
+
+def _decimal(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", "").rstrip("."))
+
+
+def check(task: Task, text: str) -> Verdict:
+    """Whether the final answer of `text` is the task's, as a rational number or letter by letter."""
+    found = find(text)
+    if found is None:
+        return Verdict(False, "no answer found in the text")
+    gold, value = number(task.answer), number(found.text)
+    equal = gold == value if gold is not None and value is not None else _words(task.answer) == _words(found.text)
+    return verdict(equal, found, task.answer)
+
+
+def verdict(correct: bool, found: Found, gold: str, how: str = "") -> Verdict:
+    """A verdict with its reason: the two answers, how they compare, and whether the answer was a last resort."""
+    sign = "is" if correct else "is not"
+    reason = f"{shorten(found.text)} {sign} {shorten(gold)}" + (f" ({how})" if how else "")
+    if found.how == "last number":
+        reason += "; no marked answer, the last number was taken"
+    return Verdict(correct, reason, found.text)
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """`text` on one line, cut to about `limit` characters."""
+    line = _words(text[: 4 * limit])
+    return line if len(line) <= limit else line[:limit] + "…"
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,140 @@
+"""(gold, answer) -> whether math-verify finds them equal, in worker processes that can be killed.
+
+math-verify guards itself with SIGALRM, which fails in threads and there gives wrong grades, so it runs elsewhere.
+Workers start when first needed, as plain programs (no fork of a threaded process, no second import of the caller's
+main module), and end with their parent: their input closes, and a watchdog of their own stops one that hangs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(__file__).with_name("worker.py")
+
+
+class NoVerdict(Exception):
+    """The comparison timed out or crashed; says which."""
+
+
+class _Worker:
+    """One process, and a thread that reads its replies so that waiting for one can have a time limit."""
+
+    def __init__(self, timeout_s: float) -> None:
+        command = [sys.executable, str(PROGRAM), str(2 * timeout_s + 5)]
+        try:
+            # A session of its own: Ctrl-C in the terminal is the parent's to handle.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NoVerdict(f"no math-verify worker could be started: {error}") from error
+        self._replies: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self._greeted = False
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as replies:
+            for line in replies:
+                self._replies.put(line)
+        self._replies.put(b"")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, gold: str, answer: str, timeout_s: float, start_s: float) -> dict[str, Any]:
+        """The worker's reply. After any exception its state is unknown: kill it."""
+        if not self._greeted:
+            greeting = self._receive(start_s)
+            if "error" in greeting:
+                raise NoVerdict(f"math-verify does not work here: {greeting['error']}")
+            self._greeted = True
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise NoVerdict("math-verify crashed") from error
+        return self._receive(timeout_s)
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            line = self._replies.get(timeout=timeout_s)
+        except queue.Empty:
+            raise NoVerdict(f"math-verify timed out after {timeout_s:g} s") from None
+        if not line.endswith(b"\n"):
+            raise NoVerdict("math-verify crashed")
+        return json.loads(line)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+
+class Pool:
+    """At most `size` workers, each started when no idle one is at hand. Safe to use from any thread."""
+
+    def __init__(self, size: int, timeout_s: float = 5.0, start_s: float = 60.0) -> None:
+        self.size = size
+        self.timeout_s = timeout_s
+        self.start_s = start_s
+        self.forget()
+        atexit.register(self.close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
+        """Leave all workers to another owner: after a fork they are the parent's."""
+        self._slots = threading.Semaphore(self.size)
+        self._workers: set[_Worker] = set()
+        self._idle: list[_Worker] = []
+
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether the two are the same mathematics. Raises NoVerdict on a timeout or a crash."""
+        with self._slots:
+            worker = self._take()
+            try:
+                reply = worker.ask(gold, answer, self.timeout_s, self.start_s)
+            except BaseException:
+                self._workers.discard(worker)
+                worker.kill()
+                raise
+            self._idle.append(worker)
+        if "error" in reply:
+            raise NoVerdict(f"math-verify failed with {reply['error']}")
+        return bool(reply["equal"])
+
+    def _take(self) -> _Worker:
+        with contextlib.suppress(IndexError):
+            while True:
+                worker = self._idle.pop()
+                if worker.alive:
+                    return worker
+                self._workers.discard(worker)
+                worker.kill()
+        worker = _Worker(self.timeout_s)
+        self._workers.add(worker)
+        return worker
+
+    def close(self) -> None:
+        """End all workers. The pool can be used again: it starts new ones."""
+        workers, self._workers, self._idle = self._workers, set(), []
+        for worker in workers:
+            worker.kill()
