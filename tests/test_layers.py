@@ -15,7 +15,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("config", "prompts"),
     ("tasks", "verify", "adapter"),
     ("lm",),
-    ("synthesis", "scoring", "inner", "policy"),
+    ("synthesis", "practice", "scoring", "inner", "policy"),
     ("outer", "metagrad"),
     ("checkpoint", "runlog"),
     ("adapt", "pretrain"),
