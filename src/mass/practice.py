@@ -1,4 +1,4 @@
-"""Practice examples of B tasks -> their losses as a function of adapter parameters, which is what the inner loop learns.
+"""Practice examples of B tasks -> their losses as a function of adapter parameters: what the inner loop learns.
 
 `l_i(theta)` = mean negative log-likelihood of the tokens of `a_i` after the solver prompt of `p_i`. Rejected examples
 take no part: the losses are those of the N valid ones, in the order of `owners` and `places`.

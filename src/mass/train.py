@@ -50,7 +50,9 @@ class Step:
 
     @staticmethod
     def zero(state: MetaState) -> Step:
-        return Step(*({n: torch.zeros_like(t) for n, t in p.items()} for p in (state.theta, state.eta, state.log_rates)))
+        return Step(
+            *({n: torch.zeros_like(t) for n, t in p.items()} for p in (state.theta, state.eta, state.log_rates))
+        )
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
@@ -74,9 +76,15 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         train = self.config.train
-        groups = [(self.state.theta, train.solver_lr), (self.state.eta, train.scorer_lr), (self.state.log_rates, train.rates_lr)]
+        groups = [
+            (self.state.theta, train.solver_lr),
+            (self.state.eta, train.scorer_lr),
+            (self.state.log_rates, train.rates_lr),
+        ]
         return torch.optim.AdamW(
-            [{"params": list(p.values()), "lr": lr, "base_lr": lr} for p, lr in groups], betas=(0.9, 0.98), weight_decay=0.0
+            [{"params": list(p.values()), "lr": lr, "base_lr": lr} for p, lr in groups],
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
         )
 
     def resume(self) -> None:
@@ -157,7 +165,9 @@ class Trainer:
         gradients = self._meta_gradients(step, batch, seeds, groups, practice, flat.detach())
         with step.clock.stage("update"):
             if flat.requires_grad:
-                grads = torch.autograd.grad(flat, list(eta.values()), practice.pick(gradients.scores), allow_unused=True)
+                grads = torch.autograd.grad(
+                    flat, list(eta.values()), practice.pick(gradients.scores), allow_unused=True
+                )
                 step.add_gradient(step.eta, {n: g for n, g in zip(eta, grads, strict=True) if g is not None})
             step.add_gradient(step.theta, gradients.theta, config.train.gamma)
             step.add_gradient(step.log_rates, gradients.log_rates)
@@ -265,7 +275,11 @@ class Trainer:
         train = self.config.train
         warm = min(1.0, (self.step + 1) / max(1, train.warmup))
         norms: dict[str, float] = {}
-        pairs = (("theta", self.state.theta, step.theta), ("eta", self.state.eta, step.eta), ("rates", self.state.log_rates, step.log_rates))
+        pairs = (
+            ("theta", self.state.theta, step.theta),
+            ("eta", self.state.eta, step.eta),
+            ("rates", self.state.log_rates, step.log_rates),
+        )
         for (name, params, grads), group in zip(pairs, self.optimizer.param_groups, strict=True):
             for key, tensor in params.items():
                 tensor.grad = grads[key] / count
