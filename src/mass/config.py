@@ -263,6 +263,31 @@ class PretrainConfig:
     checkpoint_every: int = 300
 
 
+@dataclass(frozen=True)
+class EvalConfig:
+    """How methods are compared."""
+
+    answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
+    """How every method samples its answer; it replaces that of a checkpoint."""
+    ttt: InnerConfig = InnerConfig()
+    """Inner loop of the untrained methods, base-ttt and tt-ss."""
+    synthesis: SynthesisConfig | None = None
+    """Practice of the untrained methods; None: as the model's own configuration has it, so that all have as much."""
+    votes: int = 8
+    """n of maj@n when mass is not compared; otherwise the fewest samples with as many generated tokens as mass."""
+    vote_temperature: float = 1.0
+    """Temperature of the samples that maj@n votes among."""
+    stack: int = 32
+    """Problems answered side by side. Memory grows with it; the result does not change but for rounding."""
+    resamples: int = 10_000
+    """Bootstrap resamples of an interval."""
+
+    def __post_init__(self) -> None:
+        for name in ("votes", "stack", "resamples"):
+            _require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
+        _require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
