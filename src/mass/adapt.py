@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from mass.types import Adaptation, Example, Params, Sample
 from mass.verify import final_answer
 
 Groups = list[tuple[Example, ...]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,12 +40,23 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+    def stage(self, name: str, without: str | None = None) -> Iterator[None]:
+        """Time the block as `name`, less what it spends in the stage `without`."""
+        start, inside = time.perf_counter(), self.seconds.get(without or "", 0.0)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            inside = self.seconds.get(without or "", 0.0) - inside
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - inside
+
+    def each(self, name: str, values: Iterator[T]) -> Iterator[T]:
+        """Time the making of each value, and what the caller does with it, as `name`."""
+        while True:
+            with self.stage(name):
+                value = next(values, None)
+                if value is None:
+                    return
+                yield value
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,9 @@ class RunConfig:
     tasks: TasksConfig = TasksConfig()
     validation: TasksConfig = TasksConfig(split="validation", seed=1)
     adapt: AdaptConfig = AdaptConfig(synthesis=SynthesisConfig(examples=12), inner=InnerConfig(steps=2))
+    """The adaptation that is trained through."""
+    test: AdaptConfig = AdaptConfig()
+    """The adaptation of held-out problems, during training and by whoever loads the checkpoint."""
     outer: OuterConfig = OuterConfig()
     train: TrainConfig = TrainConfig()
 
@@ -274,7 +277,7 @@ class EvalConfig:
     synthesis: SynthesisConfig | None = None
     """Practice of the untrained methods; None: as the model's own configuration has it, so that all have as much."""
     votes: int = 8
-    """n of maj@n when mass is not compared; otherwise the fewest samples with as many generated tokens as mass."""
+    """n of maj@n when mass is not compared; otherwise as many samples as generate at least the tokens of mass."""
     vote_temperature: float = 1.0
     """Temperature of the samples that maj@n votes among."""
     stack: int = 32

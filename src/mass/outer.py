@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mass.config import OuterConfig
-from mass.policy import clipped_policy_loss, group_advantages
+from mass.policy import clipped_policy_loss, group_advantages, kl_to_reference
 from mass.seeds import derive
 from mass.types import Params, Sample, Task, Verdict
 
 if TYPE_CHECKING:
-    from mass.lm import LM
+    from mass.lm import LM, Row
 
 Check = Callable[[Task, str], Verdict]
 
@@ -59,15 +60,50 @@ def verifier_losses(
     """Parts whose sum is the sum over tasks of the policy loss. Differentiable in `adapted` (stacked, or shared)."""
     k = config.samples
     advantages = group_advantages(solutions.rewards, solutions.judged).flatten().to(lm.device)
-    prompts = [lm.solve_prompt(task.problem) for task in tasks]
-    rows = [(prompts[i // k], list(sample.tokens)) for i, sample in enumerate(solutions.samples)]
-    counts = advantages.nonzero()[:, 0].tolist()
-    for index in _chunks(counts, config.micro_batch):
+    rows = _solution_rows(lm, tasks, solutions, k)
+    owners = torch.arange(len(rows), device=lm.device) // k
+    for part in policy_losses(lm, rows, advantages, adapted, config.clip, config.micro_batch, owners):
+        yield part / k
+
+
+def policy_losses(
+    lm: LM,
+    rows: Sequence[Row],
+    advantages: Float[Tensor, " N"],
+    params: Params,
+    clip: float,
+    micro_batch: int | None,
+    owners: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Parts whose sum is the sum over rows of the clipped policy loss of freshly sampled sequences (ratio 1).
+
+    Rows without advantage have no gradient and are left out. `owners` [N] names the adapter of each row in a stack.
+    """
+    counted: list[int] = advantages.nonzero()[:, 0].tolist()
+    for index in _chunks(counted, micro_batch):
+        owner = owners[index] if owners is not None and _stacked(params) else None
+        logprobs, mask = lm.token_logprobs(lm.batch([rows[i] for i in index]), params, owner)
+        loss = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask, clip=clip)
+        yield loss * len(index)
+
+
+def kl_losses(
+    lm: LM, tasks: Sequence[Task], solutions: Solutions, config: OuterConfig, params: Params
+) -> Iterator[Tensor]:
+    """Parts whose sum is the sum over tasks of the KL divergence from the base (nats per token, k3 estimator)."""
+    rows = _solution_rows(lm, tasks, solutions, config.samples)
+    for index in _chunks(list(range(len(rows))), config.micro_batch):
+        owner = torch.tensor(index, device=lm.device) // config.samples if _stacked(params) else None
         batch = lm.batch([rows[i] for i in index])
-        owner = torch.tensor([i // k for i in index], device=lm.device)
-        logprobs, mask = lm.token_logprobs(batch, adapted, owner if _stacked(adapted) else None)
-        part = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask, clip=config.clip)
-        yield part * (len(index) / k)
+        logprobs, mask = lm.token_logprobs(batch, params, owner)
+        with torch.no_grad():
+            reference, _ = lm.token_logprobs(batch)
+        yield kl_to_reference(logprobs, reference, mask) * (len(index) / config.samples)
+
+
+def _solution_rows(lm: LM, tasks: Sequence[Task], solutions: Solutions, k: int) -> list[Row]:
+    prompts = [lm.solve_prompt(task.problem) for task in tasks]
+    return [(prompts[i // k], list(sample.tokens)) for i, sample in enumerate(solutions.samples)]
 
 
 def gold_losses(lm: LM, tasks: Sequence[Task], config: OuterConfig, adapted: Params) -> Iterator[Tensor]:

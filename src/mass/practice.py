@@ -56,9 +56,11 @@ def practice_of(lm: LM, groups: Sequence[Sequence[Example]]) -> Practice | None:
     found = [(b, j, e) for b, group in enumerate(groups) for j, e in enumerate(group) if e.valid]
     if not found:
         return None
-    batch = lm.batch([lm.example_row(e.problem, e.solution) for _, _, e in found])
-    owners = torch.tensor([b for b, _, _ in found], device=lm.device)
-    places = torch.tensor([j for _, j, _ in found], device=lm.device)
+    rows = [(lm.example_row(e.problem, e.solution), b, j) for b, j, e in found]
+    rows.sort(key=lambda row: sum(map(len, row[0])))  # micro-batches of like length hold little padding
+    batch = lm.batch([row for row, _, _ in rows])
+    owners = torch.tensor([b for _, b, _ in rows], device=lm.device)
+    places = torch.tensor([j for _, _, j in rows], device=lm.device)
     return Practice(lm, batch, owners, places)
 
 

@@ -114,9 +114,10 @@ def _same_config(path: Path, resolved: dict[str, Any]) -> None:
     different = [k for k in _flat(resolved) if _flat(saved).get(k) != _flat(resolved)[k] and k != "train.steps"]
     if different:
         key = different[0]
+        before, now = _flat(saved).get(key), _flat(resolved)[key]
         raise RunError(
-            f"{path} was started with {key} = {_flat(saved).get(key)!r}, now it is {_flat(resolved)[key]!r}; resume with "
-            "the same configuration (only train.steps may grow), or start another run"
+            f"{path} was started with {key} = {before!r}, now it is {now!r}; resume with the same configuration "
+            "(only train.steps may grow), or start another run"
         )
 
 

@@ -6,7 +6,10 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import OfflineModeIsEnabled, get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import LoraSites
@@ -16,6 +19,7 @@ from mass.lm.model import LM
 from mass.prompts import CHAT, PLAIN
 
 TINY = "tiny"
+HUB_TIMEOUT_S = 5.0
 
 
 def tiny_folder() -> Path:
@@ -36,14 +40,16 @@ def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
         raise ModelError(
             f"model folder {config.name!r} does not exist; give a folder with config.json, a hub name, or 'tiny'"
         )
-    tokenizer = _load("tokenizer", config.name, lambda: AutoTokenizer.from_pretrained(source))
+    local = Path(source).is_dir() or not _hub_answers()
+    where = {"local_files_only": local}
+    _require_files(source, config.name, local)
+    tokenizer = _load("tokenizer", config.name, lambda: AutoTokenizer.from_pretrained(source, **where))
     _require_padding(tokenizer, config.name)
-    _load("configuration", config.name, lambda: AutoConfig.from_pretrained(source))
     model = _load(
         "model",
         config.name,
         lambda: AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+            source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", **where
         ),
     )
     model.to(device).eval().requires_grad_(False)
@@ -56,15 +62,41 @@ def _looks_local(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
 
 
+def _hub_answers() -> bool:
+    """One short request, through the user's proxy; the library's own would be tried for most of a minute."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except (httpx.HTTPError, OSError, OfflineModeIsEnabled):
+        return False
+    return True
+
+
+def _require_files(source: str, name: str, local: bool) -> None:
+    """Raises ModelError when the configuration, which every model has, is neither here nor to be had."""
+    try:
+        AutoConfig.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, KeyError) as error:
+        if local and not Path(source).is_dir():
+            raise ModelError(
+                f"model {name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; give a "
+                "folder with config.json, 'tiny', or go online"
+            ) from error
+        raise _cannot_load("configuration", name, error) from error
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{what} of {name!r} cannot be loaded ({reason[:200]}); expected a folder or hub name of a causal "
+        "language model; check the name, or the files in the folder"
+    )
+
+
 def _load(what: str, name: str, load: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{what} of {name!r} cannot be loaded ({reason[:200]}); expected a folder or hub name of a causal "
-            "language model; check the name, or the files in the folder"
-        ) from error
+        raise _cannot_load(what, name, error) from error
 
 
 def _require_padding(tokenizer: Any, name: str) -> None:

@@ -1,0 +1,191 @@
+"""A stack of problems -> the gradients of one outer step: the method, from top to bottom.
+
+    y_i  ~ pi_theta(. | synthesis prompt of T)                    synthesis
+    w    = normalise(s_eta(T, y_i))                               scoring
+    theta_K = K steps of U on sum_i w_i l_i, from theta           inner loop
+    L    = outer loss of theta_K on T                             gold, or verified samples
+    u_i  = dL/ds_i                                                attribution
+    dL/deta, gamma dL/dtheta, dL/d log rates                      exact, through the inner loop
+    -u_i, relative to its group, rewards the generator for y_i    clipped policy gradient
+
+Source: arXiv 2603.03524. Nothing here changes a parameter: `train` adds the gradients up and takes the step.
+
+Legend: B tasks of the stack, m examples of a task, N valid examples of the stack, k solutions of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mass import outer, policy, scoring, synthesis, verify
+from mass.adapt import Clock, Groups
+from mass.adapter import detach, repeat
+from mass.checkpoint import MetaState, optimizer_of
+from mass.config import RunConfig
+from mass.lm import LM
+from mass.metagrad import MetaGradients, meta_gradients, outer_gradient
+from mass.practice import Practice, practice_of, valid_mask
+from mass.types import Params, Task
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What one stack's step works on."""
+
+    lm: LM
+    state: MetaState
+    config: RunConfig
+    tasks: Sequence[Task]
+    seeds: Sequence[int]
+    """One for each task: all its random draws follow from it."""
+
+    @property
+    def problems(self) -> list[str]:
+        return [task.problem for task in self.tasks]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Sums over the tasks of a stack."""
+
+    theta: Params
+    eta: Params = field(default_factory=dict[str, Tensor])
+    log_rates: Params = field(default_factory=dict[str, Tensor])
+    measured: dict[str, float] = field(default_factory=dict[str, float])
+    clock: Clock = field(default_factory=Clock)
+
+
+class _Measured(dict[str, float]):
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self[name] = self.get(name, 0.0) + value
+
+
+def mass_gradients(stack: Stack) -> Gradients:
+    """One step of MASS: `mass` with the verifier's outer loss, `mass-gold` with the gold solution's."""
+    lm, state, config = stack.lm, stack.state, stack.config
+    clock, measured = Clock(), _Measured()
+    with clock.stage("synthesis"):
+        groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, state.theta)
+    examples = [e for group in groups for e in group]
+    measured.add(valid=sum(e.valid for e in examples) / config.adapt.synthesis.examples)
+    measured.add(tokens=sum(len(e.tokens) for e in examples))
+    practice = practice_of(lm, groups)
+    if practice is None:
+        return _without_practice(stack, clock, measured)
+    with clock.stage("scoring"):
+        eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
+        scores_N = _scores(stack, eta, groups, practice)
+    through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
+    with clock.stage("scoring"):
+        grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), allow_unused=True)
+        eta_gradient = {name: g for name, g in zip(eta, grads, strict=True) if g is not None}
+    theta_gradient = {name: config.train.gamma * g for name, g in through.theta.items()}
+    if config.train.generator:
+        with clock.stage("generator"):
+            generator = _generator_gradient(stack, groups, through.scores, measured)
+        theta_gradient = {name: g + config.train.generator * generator[name] for name, g in theta_gradient.items()}
+    return Gradients(theta_gradient, eta_gradient, through.log_rates, measured, clock)
+
+
+def grpo_gradients(stack: Stack) -> Gradients:
+    """Reinforcement learning on solving alone: group-relative policy gradient of theta, no adaptation."""
+    clock, measured = Clock(), _Measured()
+    theta = stack.state.theta
+    loss, grads = outer_gradient(lambda params: _outer_parts(stack, params, clock, measured), theta)
+    measured.add(outer_loss=loss)
+    return Gradients(dict(zip(theta, grads, strict=True)), measured=measured, clock=clock)
+
+
+def _without_practice(stack: Stack, clock: Clock, measured: _Measured) -> Gradients:
+    """No example of any task is valid: the outer loss of theta itself still trains the solver."""
+    copies = repeat(stack.state.theta, len(stack.tasks))
+    loss, grads = outer_gradient(lambda params: _outer_parts(stack, params, clock, measured), copies)
+    measured.add(outer_loss=loss)
+    gamma = stack.config.train.gamma
+    return Gradients(
+        {name: gamma * g.sum(0) for name, g in zip(copies, grads, strict=True)}, measured=measured, clock=clock
+    )
+
+
+def _scores(stack: Stack, eta: Params, groups: Groups, practice: Practice) -> Float[Tensor, " N"]:
+    places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
+    problems = stack.problems
+    return scoring.score(stack.lm, eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
+
+
+def _through_the_inner_loop(
+    stack: Stack, groups: Groups, practice: Practice, scores_N: Tensor, clock: Clock, measured: _Measured
+) -> MetaGradients:
+    config = stack.config
+    valid = valid_mask(groups, stack.lm.device)
+    scores = practice.spread(scores_N, *valid.shape)
+    kind = config.adapt.scoring.normalise
+    with clock.stage("inner loop and meta-gradient", without="outer"):
+        gradients = meta_gradients(
+            practice.losses,
+            lambda s: practice.pick(scoring.normalise(s, valid, kind)),
+            scores,
+            stack.state.theta,
+            stack.state.log_rates,
+            lambda rates: optimizer_of(config.adapt.inner, rates),
+            config.adapt.inner.steps,
+            lambda adapted: _outer_parts(stack, adapted, clock, measured),
+            config.adapt.inner.micro_batch,
+        )
+    weights = scoring.normalise(scores, valid, kind)
+    count = valid.sum(1).clamp_min(1)
+    measured.add(
+        outer_loss=gradients.outer_loss,
+        weight=float((weights.sum(1) / count).sum()),
+        heaviest_weight=float(weights.max(1).values.sum()),
+        attribution=float((gradients.scores.abs().sum(1) / count).sum()),
+        not_finite=float((~gradients.finite).sum()),
+    )
+    return gradients
+
+
+def _outer_parts(stack: Stack, params: Params, clock: Clock, measured: _Measured) -> Iterator[Tensor]:
+    """The outer loss on the targets under `params` (stacked or shared), in parts."""
+    config, lm = stack.config, stack.lm
+    if config.train.method == "mass-gold":
+        yield from clock.each("outer", outer.gold_losses(lm, stack.tasks, config.outer, params))
+        return
+    with clock.stage("outer"):
+        solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), verify.check)
+    judged = solutions.judged.sum(1).clamp_min(1)
+    measured.add(
+        reward=float((solutions.rewards * solutions.judged).sum(1).div(judged).sum()),
+        solved_by_any=float((solutions.rewards > 0).any(1).sum()),
+        no_verdict=float((~solutions.judged).sum()) / config.outer.samples,
+        tokens=sum(len(s.tokens) for s in solutions.samples),
+    )
+    yield from clock.each("outer", outer.verifier_losses(lm, stack.tasks, solutions, config.outer, params))
+    if config.train.kl:
+        parts = outer.kl_losses(lm, stack.tasks, solutions, config.outer, params)
+        yield from clock.each("outer", (config.train.kl * part for part in parts))
+
+
+def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor, measured: _Measured) -> Params:
+    """Gradient of the clipped policy loss on the tokens of y_i, rewarded with -u_i relative to its group."""
+    lm, config = stack.lm, stack.config
+    m = config.adapt.synthesis.examples
+    rewards = policy.lowest_for_rejected(-attribution, valid_mask(groups, lm.device))
+    advantages = policy.group_advantages(rewards, eps=1e-12).flatten()
+    prompts = [lm.synthesis_prompt(problem) for problem in stack.problems]
+    rows = [(prompts[i // m], list(groups[i // m][i % m].tokens)) for i in range(len(advantages))]
+    theta = stack.state.theta
+    value, grads = outer_gradient(
+        lambda params: (
+            part / m
+            for part in outer.policy_losses(lm, rows, advantages, params, config.train.clip, config.outer.micro_batch)
+        ),
+        theta,
+    )
+    measured.add(generator_loss=value)
+    return dict(zip(theta, grads, strict=True))
