@@ -21,6 +21,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("adapt", "pretrain"),
     ("model", "metastep"),
     ("train", "baselines"),
+    ("statistics",),
     ("comparison",),
     ("report",),
     ("demo",),

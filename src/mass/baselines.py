@@ -71,6 +71,8 @@ class Attempt:
     """Of an adapting method."""
     votes: dict[str, int] | None = None
     """Of maj@n: answers and their votes, in order of first appearance."""
+    samples: int = 1
+    """Answers sampled: n of maj@n."""
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,8 @@ def vote(
     tokens: float | None = None,
     stack: int = 32,
     tick: Callable[[int], None] | None = None,
-) -> tuple[int, list[Attempt]]:
-    """n and the majority answers of n samples each.
+) -> list[Attempt]:
+    """The majority answer of n samples of each problem, the same n for all.
 
     Args:
         votes: n, when `tokens` is None.
@@ -269,17 +271,16 @@ def vote(
     """
     start = time.perf_counter()
     ballots: list[list[Sample]] = [[] for _ in problems]
-    report = tick or (lambda done: None)
     if tokens is None:
-        _cast(lm, problems, seeds, sampling, ballots, votes, stack, report)
+        _cast(lm, problems, seeds, sampling, ballots, votes, stack, tick)
     else:
         _cast(lm, problems, seeds, sampling, ballots, 1, stack, None)
         more = math.ceil(tokens / _mean_tokens(ballots)) - 1
-        _cast(lm, problems, seeds, sampling, ballots, more, stack, report)
+        _cast(lm, problems, seeds, sampling, ballots, more, stack, tick)
         while _mean_tokens(ballots) < tokens:
             _cast(lm, problems, seeds, sampling, ballots, 1, stack, None)
     seconds = (time.perf_counter() - start) / len(problems)
-    return len(ballots[0]), [elect(samples, seconds) for samples in ballots]
+    return [elect(samples, seconds) for samples in ballots]
 
 
 def _cast(
@@ -327,7 +328,8 @@ def elect(samples: Sequence[Sample], seconds: float = 0.0) -> Attempt:
             tally[key] = tally.get(key, 0) + 1
             first.setdefault(key, sample)
     chosen = first[max(tally, key=lambda key: tally[key])] if tally else samples[0]
-    return Attempt(chosen.text.strip(), sum(len(s.tokens) for s in samples), seconds, votes=tally)
+    tokens = sum(len(s.tokens) for s in samples)
+    return Attempt(chosen.text.strip(), tokens, seconds, votes=tally, samples=len(samples))
 
 
 def _alike(answer: str) -> str:

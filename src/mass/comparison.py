@@ -1,0 +1,354 @@
+"""Tasks x methods -> a comparison: a row for each method, every answer with its verdict, and what repeats it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, cast
+
+from mass.baselines import (
+    ADAPTING,
+    UNTRAINED_METHODS,
+    Attempt,
+    Checkpoints,
+    Contestant,
+    answer_adapted,
+    answer_plain,
+    check_methods,
+    contestants,
+    fixed_votes,
+    is_majority,
+    training_examples,
+    training_pool,
+    vote,
+)
+from mass.config import EvalConfig, SamplingConfig, config_hash, to_dict
+from mass.errors import DataError, RunError
+from mass.model import Mass
+from mass.runlog import replace_text
+from mass.seeds import derive
+from mass.statistics import Record, Row, label_of, mean_tokens, row_of
+from mass.tasks import content_hash
+from mass.types import Task, Verdict
+from mass.verify import check_all
+
+Progress = Callable[[str, int, int], None]
+"""(method, problems done, problems in all)."""
+
+COMPARISON, RECORDS = "comparison.json", "records.jsonl"
+MAX_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side on the same problems. `to_dict` is what `mass.report` reads."""
+
+    rows: list[Row]
+    tasks: dict[str, Any]
+    model: str
+    config: dict[str, Any]
+    config_hash: str
+    seed: int
+    created: str
+    version: str | None
+    examples: list[dict[str, Any]]
+    notes: list[str]
+    records: tuple[Record, ...]
+    """Every answer, by method and then in the order of the tasks; not part of `to_dict`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rows", "records")}
+        return _json_values({**fields, "rows": [dataclasses.asdict(row) for row in self.rows]})
+
+
+def evaluate(
+    model: Mass,
+    tasks: Iterable[Task],
+    methods: Sequence[str] = ("base", "tt-ss", "mass"),
+    *,
+    checkpoints: Checkpoints | None = None,
+    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    train_tasks: Sequence[Task] | None = None,
+    source: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    on_progress: Progress | None = None,
+) -> Comparison:
+    """Let methods answer the same tasks, and compare them.
+
+    Args:
+        methods: of `mass.baselines.METHODS`; also 'maj@8' for a number of votes of your own.
+        checkpoints: trained method -> run folder; what is missing comes from the model, or from the package for
+            'tiny'. 'untrained' runs the method from an untrained state.
+        train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
+        source: where the tasks come from (source, split, seed), for the record.
+        out: an empty or new folder; each answer is written to `records.jsonl` as it comes, the table at the end.
+
+    Raises:
+        ConfigError: an unknown method, or one whose checkpoint is missing. DataError: no tasks, or a problem too long
+        for the model. RunError: `out` is in use or cannot be written.
+    """
+    names, tasks = check_methods(methods), list(tasks)
+    if not tasks:
+        raise DataError("there are no tasks to answer; give at least one")
+    config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
+    runner = _Runner(
+        tasks=tasks,
+        contestants=contestants(model, names, config, checkpoints or {}, seed),
+        config=config,
+        seeds=[derive(seed, "eval", index) for index in range(len(tasks))],
+        pool=training_pool(train_tasks, seed, [t.problem for t in tasks]) if "base-ttt" in names else [],
+        progress=on_progress,
+    )
+    runner.check_lengths()
+    found: dict[str, list[Record]] = {}
+    with _record_writer(out) as write:
+        for name in sorted(names, key=lambda name: (is_majority(name), name != "base")):
+            found[name] = []
+            for records in runner.run(name, found):
+                found[name] += records
+                write(records)
+    comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, train_tasks is None)
+    if out is not None:
+        _write_table(comparison, Path(out))
+    return comparison
+
+
+# --- running the methods
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """What the methods of one comparison share."""
+
+    tasks: list[Task]
+    contestants: dict[str, Contestant]
+    config: EvalConfig
+    seeds: list[int]
+    pool: list[Task]
+    progress: Progress | None
+
+    def check_lengths(self) -> None:
+        """Raises DataError before the first answer, not after the hundredth, for a problem the model cannot read."""
+        for name, contestant in self.contestants.items():
+            for task in self.tasks:
+                contestant.lm.solve_prompt(task.problem)
+                if name in ADAPTING:
+                    contestant.lm.synthesis_prompt(task.problem)
+
+    def run(self, method: str, found: Mapping[str, Sequence[Record]]) -> Iterator[list[Record]]:
+        """The records of one method, as they come; `found` are those of the methods before."""
+        if is_majority(method):
+            yield self.judge(method, 0, self._votes(method, found))
+            return
+        for start in range(0, len(self.tasks), self.config.stack):
+            problems = [task.problem for task in self.tasks[start : start + self.config.stack]]
+            attempts = self._attempts(method, problems, self.seeds[start : start + self.config.stack])
+            yield self.judge(method, start, attempts)
+            self._tick(method, start + len(problems))
+
+    def judge(self, method: str, start: int, attempts: Sequence[Attempt]) -> list[Record]:
+        """Verdicts on the attempts at task `start` and those after it. Here, and only here, gold is looked at."""
+        tasks = self.tasks[start : start + len(attempts)]
+        verdicts = check_all([(task, attempt.text) for task, attempt in zip(tasks, attempts, strict=True)])
+        return [
+            Record(task, method, _with_verdict(attempt, verdict), verdict)
+            for task, attempt, verdict in zip(tasks, attempts, verdicts, strict=True)
+        ]
+
+    def _attempts(self, method: str, problems: Sequence[str], seeds: Sequence[int]) -> list[Attempt]:
+        contestant = self.contestants[method]
+        if method not in ADAPTING:
+            return answer_plain(contestant, problems, seeds, self.config.answer)
+        practice = None
+        if method == "base-ttt":
+            practice = training_examples(contestant.lm, self.pool, contestant.config.synthesis, seeds)
+        return answer_adapted(contestant, problems, seeds, practice)
+
+    def _votes(self, method: str, found: Mapping[str, Sequence[Record]]) -> list[Attempt]:
+        config, fixed = self.config, fixed_votes(method)
+        sampling = SamplingConfig(config.answer.max_tokens, config.vote_temperature, config.answer.top_p)
+        match = None if fixed is not None or "mass" not in found else mean_tokens(found["mass"])
+        return vote(
+            self.contestants[method].lm,
+            [task.problem for task in self.tasks],
+            self.seeds,
+            sampling,
+            votes=config.votes if fixed is None else fixed,
+            tokens=match,
+            stack=config.stack,
+            tick=lambda done: self._tick(method, done),
+        )
+
+    def _tick(self, method: str, done: int) -> None:
+        if self.progress is not None:
+            self.progress(method, done, len(self.tasks))
+
+    def examples(self, found: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+        """The first tasks with their practice and the answers before and after, of the foremost adapting method."""
+        method = next((name for name in ("mass", "mass-gold", "tt-ss", "base-ttt") if name in found), None)
+        if method is None:
+            return []
+        same = "mass-unadapted" if method == "mass" else "base" if method in UNTRAINED_METHODS else ""
+        before = list(found.get(same, ()))[:MAX_EXAMPLES]
+        if not before:
+            problems = [task.problem for task in self.tasks[:MAX_EXAMPLES]]
+            seeds = self.seeds[:MAX_EXAMPLES]
+            before = self.judge(method, 0, answer_plain(self.contestants[method], problems, seeds, self.config.answer))
+        return [_example(after, plain) for after, plain in zip(found[method], before, strict=False)]
+
+
+def _with_verdict(attempt: Attempt, verdict: Verdict) -> Attempt:
+    if attempt.record is None:
+        return attempt
+    return dataclasses.replace(attempt, record=dataclasses.replace(attempt.record, verdict=verdict))
+
+
+def _example(after: Record, before: Record) -> dict[str, Any]:
+    adaptation = after.attempt.record
+    assert adaptation is not None
+    shown = ("problem", "solution", "weight", "loss_before", "loss_after", "rejected")
+    return {
+        "problem": after.task.problem,
+        "answer": after.task.answer,
+        "unadapted_text": before.attempt.text,
+        "text": after.attempt.text,
+        "correct": after.verdict.correct,
+        "unadapted_correct": before.verdict.correct,
+        "practice": [{name: getattr(example, name) for name in shown} for example in adaptation.examples],
+    }
+
+
+# --- the whole
+
+
+def _comparison(
+    runner: _Runner,
+    found: Mapping[str, Sequence[Record]],
+    model: Mass,
+    seed: int,
+    source: Mapping[str, Any] | None,
+    default_pool: bool,
+) -> Comparison:
+    base, resamples = found.get("base"), runner.config.resamples
+    rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
+    given = dict(source or {})
+    config = {
+        "eval": to_dict(runner.config),
+        "adapt": {name: to_dict(runner.contestants[name].config) for name in found if name in ADAPTING},
+    }
+    return Comparison(
+        rows=rows,
+        tasks={
+            "source": given.get("source", "unnamed"),
+            "split": given.get("split"),
+            "size": len(runner.tasks),
+            "seed": given.get("seed"),
+            "hash": content_hash(runner.tasks),
+        },
+        model=model.lm.name,
+        config=config,
+        config_hash=config_hash(config),
+        seed=seed,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=_version(),
+        examples=runner.examples(found),
+        notes=_notes(runner, found, default_pool),
+        records=tuple(record for records in found.values() for record in records),
+    )
+
+
+def _notes(runner: _Runner, found: Mapping[str, Sequence[Record]], default_pool: bool) -> list[str]:
+    config, notes = runner.config, list[str]()
+    for name, contestant in runner.contestants.items():
+        if contestant.origin:
+            notes.append(f"{name}: {contestant.origin}.")
+    if "base-ttt" in found:
+        origin = "minimath's train split" if default_pool else "the training tasks given"
+        m = runner.contestants["base-ttt"].config.synthesis.examples
+        notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {origin}.")
+    notes += [_vote_note(name, found, config) for name in found if is_majority(name)]
+    if any(record.verdict.correct is None for records in found.values() for record in records):
+        notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
+    notes.append(
+        "Intervals are 95%: Wilson's for accuracies; for differences from base the percentile bootstrap over the same "
+        f"problems, {config.resamples:,} resamples."
+    )
+    return notes
+
+
+def _vote_note(name: str, found: Mapping[str, Sequence[Record]], config: EvalConfig) -> str:
+    label = label_of(name, found[name])
+    said = f"{label}: majority vote of that many base answers sampled at temperature {config.vote_temperature:g}"
+    if name != "maj@n":
+        return f"{said}."
+    if "mass" not in found:
+        return f"{said}; n is configured (votes), as mass was not compared."
+    cost = f"{mean_tokens(found[name]):.1f} against {mean_tokens(found['mass']):.1f}"
+    return f"{said}; n was chosen to generate at least as many tokens per problem as mass ({cost})."
+
+
+def _version() -> str | None:
+    """None when the package runs without being installed."""
+    try:
+        return importlib.metadata.version("mass-adapt")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# --- files
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
+    """Write `comparison.json` and `records.jsonl` into an empty or new folder, and return it.
+
+    Raises RunError when the folder is in use or cannot be written.
+    """
+    with _record_writer(folder) as write:
+        write(comparison.records)
+    _write_table(comparison, Path(folder))
+    return Path(folder)
+
+
+def _write_table(comparison: Comparison, folder: Path) -> None:
+    replace_text(folder / COMPARISON, json.dumps(comparison.to_dict(), indent=2))
+
+
+@contextmanager
+def _record_writer(folder: str | Path | None) -> Generator[Callable[[Sequence[Record]], None], None, None]:
+    """Writes records as lines, whole and at once; to nowhere without a folder."""
+    if folder is None:
+        yield lambda records: None  # noqa: ARG005
+        return
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} is in use; a comparison needs an empty folder; name another with --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / RECORDS).open("x", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out") from error
+
+    def write(records: Sequence[Record]) -> None:
+        file.writelines(json.dumps(_json_values(record.to_dict())) + "\n" for record in records)
+        file.flush()
+
+    with file:
+        yield write
+
+
+def _json_values(value: Any) -> Any:
+    """Plain JSON: no tuples, and null for a number that is not finite (the norm of a discarded update)."""
+    if isinstance(value, dict):
+        return {str(key): _json_values(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_json_values(item) for item in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

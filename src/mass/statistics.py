@@ -1,0 +1,178 @@
+"""Answers with their verdicts -> a row of the table: accuracy, the paired difference from base, what changed, cost.
+
+Accuracy is correct / judged; an answer without a verdict is counted apart, not as wrong. Intervals are 95%: Wilson's
+for an accuracy (Wilson 1927), the percentile bootstrap over problems (Efron 1979) for the difference from base on the
+problems that both have a verdict on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mass.baselines import Attempt
+from mass.types import Task, Verdict
+
+Interval = tuple[float, float]
+NORMAL_95 = 1.959963984540054
+"""The 97.5% quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A method's accuracy on the problems of one subject or level."""
+
+    n: int
+    accuracy: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. What compares with base is None in the base row, and everywhere when base was not run."""
+
+    method: str
+    label: str
+    """The method; with the n that was chosen for 'maj@n'."""
+    n: int
+    """Problems."""
+    no_verdict: int
+    accuracy: float | None
+    """Share of the judged answers that are correct; None when none was judged."""
+    interval: Interval | None
+    difference: float | None
+    difference_interval: Interval | None
+    helped: int | None
+    """Problems wrong under base, right under the method."""
+    hurt: int | None
+    unchanged: int | None
+    tokens_per_answer: float
+    """All generated tokens, practice and votes included."""
+    seconds_per_answer: float
+    fallbacks: int
+    by_subject: dict[str, Group]
+    by_level: dict[str, Group]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One method's answer to one task."""
+
+    task: Task
+    method: str
+    attempt: Attempt
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        attempt, adaptation = self.attempt, self.attempt.record
+        return {
+            "task": self.task.id,
+            "problem": self.task.problem,
+            "gold": self.task.answer,
+            "method": self.method,
+            "text": attempt.text,
+            "correct": self.verdict.correct,
+            "reason": self.verdict.reason,
+            "extracted": self.verdict.extracted,
+            "tokens": attempt.tokens,
+            "seconds": attempt.seconds,
+            **({} if attempt.votes is None else {"votes": attempt.votes}),
+            "adaptation": None if adaptation is None else adaptation.to_dict(),
+        }
+
+
+def wilson(correct: int, judged: int) -> Interval | None:
+    """Wilson's 95% interval of a share; None when nothing was judged."""
+    if judged == 0:
+        return None
+    share, z2 = correct / judged, NORMAL_95**2
+    centre = (share + z2 / (2 * judged)) / (1 + z2 / judged)
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / judged + z2 / (4 * judged**2)) / (1 + z2 / judged)
+    return (max(0.0, centre - half) if correct else 0.0, min(1.0, centre + half) if correct < judged else 1.0)
+
+
+def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, seed: int) -> Interval | None:
+    """95% percentile interval of the mean difference over problems drawn again with replacement.
+
+    Each problem's difference is +1, -1 or 0, so a resample is one multinomial draw of the three counts.
+    """
+    n = helped + hurt + unchanged
+    if n == 0:
+        return None
+    counts = np.random.default_rng(seed).multinomial(n, [helped / n, hurt / n, unchanged / n], size=resamples)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None, resamples: int, seed: int) -> Row:
+    """The row of one method, compared with the records of base on the same tasks where there are any."""
+    total = _group(records)
+    change = Change(0.0) if method == "base" else Change() if base is None else _change(records, base, resamples, seed)
+    return Row(
+        method=method,
+        label=label_of(method, records),
+        n=total.n,
+        no_verdict=sum(r.verdict.correct is None for r in records),
+        accuracy=total.accuracy,
+        interval=total.interval,
+        difference=change.difference,
+        difference_interval=change.interval,
+        helped=change.helped,
+        hurt=change.hurt,
+        unchanged=change.unchanged,
+        tokens_per_answer=mean_tokens(records),
+        seconds_per_answer=sum(r.attempt.seconds for r in records) / len(records),
+        fallbacks=sum(bool(r.attempt.record and r.attempt.record.fallback) for r in records),
+        by_subject=_groups(records, lambda task: task.subject or None),
+        by_level=dict(sorted(_groups(records, lambda task: task.level).items(), key=lambda item: int(item[0]))),
+    )
+
+
+def label_of(method: str, records: Sequence[Record]) -> str:
+    """The method; 'maj@9' for a 'maj@n' of nine votes."""
+    return f"maj@{records[0].attempt.samples}" if method == "maj@n" else method
+
+
+def mean_tokens(records: Sequence[Record]) -> float:
+    """Generated tokens per answer."""
+    return sum(r.attempt.tokens for r in records) / len(records)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A method against base, on the problems that both have a verdict on."""
+
+    difference: float | None = None
+    interval: Interval | None = None
+    helped: int | None = None
+    hurt: int | None = None
+    unchanged: int | None = None
+
+
+def _change(records: Sequence[Record], base: Sequence[Record], resamples: int, seed: int) -> Change:
+    verdicts = [(r.verdict.correct, b.verdict.correct) for r, b in zip(records, base, strict=True)]
+    pairs = [(now, before) for now, before in verdicts if now is not None and before is not None]
+    helped = sum(now and not before for now, before in pairs)
+    hurt = sum(before and not now for now, before in pairs)
+    unchanged = len(pairs) - helped - hurt
+    difference = (helped - hurt) / len(pairs) if pairs else None
+    return Change(difference, paired_bootstrap(helped, hurt, unchanged, resamples, seed), helped, hurt, unchanged)
+
+
+def _group(records: Sequence[Record]) -> Group:
+    judged = [r.verdict.correct for r in records if r.verdict.correct is not None]
+    return Group(len(records), sum(judged) / len(judged) if judged else None, wilson(sum(judged), len(judged)))
+
+
+def _groups(records: Sequence[Record], part_of: Callable[[Task], str | int | None]) -> dict[str, Group]:
+    """By the name of the part, in order of first appearance; tasks that belong to none are left out."""
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        part = part_of(record.task)
+        if part is not None:
+            parts.setdefault(str(part), []).append(record)
+    return {name: _group(part) for name, part in parts.items()}

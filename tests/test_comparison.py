@@ -1,0 +1,397 @@
+"""The comparison: its numbers against hand-made data, its answers independent of gold, its files never overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mass import synthesis, verify
+from mass.baselines import Attempt
+from mass.comparison import Comparison, evaluate, write_comparison
+from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, SynthesisConfig
+from mass.errors import ConfigError, DataError, RunError
+from mass.model import Mass, load
+from mass.report import html_page, terminal_table
+from mass.statistics import Record, paired_bootstrap, row_of, wilson
+from mass.tasks import content_hash, minimath
+from mass.tasks import load as load_tasks
+from mass.types import Adaptation, Example, Task, Verdict
+
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
+CONFIG = EvalConfig(
+    answer=SamplingConfig(max_tokens=8, temperature=0.0), ttt=InnerConfig(learning_rate=20.0), stack=3, resamples=500
+)
+ADAPT = AdaptConfig(SynthesisConfig(examples=2, sampling=SamplingConfig(max_tokens=10)))
+UNTRAINED = {"mass": "untrained"}
+METHODS = ("base", "base-ttt", "tt-ss", "mass", "maj@n")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> Mass:
+    return load(str(tiny_base), config=ADAPT)
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    return minimath.load("test", 7, 0)
+
+
+@pytest.fixture
+def valid_practice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of random weights writes no practice that parses; stand in for it with something that does."""
+
+    def synthesise(lm: Any, problems: Sequence[str], config: SynthesisConfig, *_: Any) -> list[tuple[Example, ...]]:
+        tokens = tuple(lm.target_ids("2 + 2"))
+        return [
+            tuple(Example(f"{problem} {j}", f"{j}. Answer: {j}", "2 + 2", tokens) for j in range(config.examples))
+            for problem in problems
+        ]
+
+    monkeypatch.setattr(synthesis, "synthesise", synthesise)
+
+
+def texts(comparison: Comparison) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for record in comparison.records:
+        found.setdefault(record.method, []).append(record.attempt.text)
+    return found
+
+
+def without_clock(comparison: Comparison) -> dict[str, Any]:
+    data = comparison.to_dict()
+    for row in data["rows"]:
+        row.pop("seconds_per_answer")
+    return {key: value for key, value in data.items() if key != "created"}
+
+
+# --- statistics
+
+
+@pytest.mark.parametrize(
+    ("correct", "judged", "low", "high"),
+    [  # the first two from Newcombe 1998, Statistics in Medicine 17, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson_against_published_values(correct: int, judged: int, low: float, high: float) -> None:
+    assert wilson(correct, judged) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_bounds_solve_the_score_equation(counts: tuple[int, int]) -> None:
+    """Each bound p satisfies |share - p| = z sqrt(p (1 - p) / n)."""
+    correct, judged = counts
+    interval = wilson(correct, judged)
+    assert interval is not None
+    share = correct / judged
+    for bound in interval:
+        distance = 1.959963984540054 * math.sqrt(bound * (1 - bound) / judged)
+        assert abs(share - bound) == pytest.approx(distance, abs=1e-9) or bound in (0.0, 1.0)
+    assert interval[0] <= share <= interval[1]
+
+
+def test_nothing_judged_has_no_interval() -> None:
+    assert wilson(0, 0) is None
+    assert paired_bootstrap(0, 0, 0, 100, 0) is None
+
+
+def test_the_bootstrap_of_equal_results_is_a_point() -> None:
+    assert paired_bootstrap(0, 0, 50, 1000, 0) == (0.0, 0.0)
+    assert paired_bootstrap(50, 0, 0, 1000, 0) == (1.0, 1.0)
+    assert paired_bootstrap(0, 50, 0, 1000, 0) == (-1.0, -1.0)
+
+
+def test_the_bootstrap_agrees_with_resampling_problems_and_with_the_normal_limit() -> None:
+    helped, hurt, unchanged = 60, 20, 320
+    low, high = paired_bootstrap(helped, hurt, unchanged, 20_000, 3) or (0.0, 0.0)
+    differences = np.repeat([1, -1, 0], [helped, hurt, unchanged])
+    drawn = np.random.default_rng(8).choice(differences, size=(20_000, 400)).mean(1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.0051)
+    mean, deviation = differences.mean(), differences.std() / 20
+    assert (low, high) == pytest.approx((mean - 1.96 * deviation, mean + 1.96 * deviation), abs=0.0051)
+    assert paired_bootstrap(helped, hurt, unchanged, 500, 3) == paired_bootstrap(helped, hurt, unchanged, 500, 3)
+
+
+def record(
+    correct: bool | None, method: str = "tt-ss", subject: str = "", level: int | None = None, fallback: str = ""
+) -> Record:
+    adaptation = Adaptation("p", "m", 0, {}, "", fallback=fallback)
+    return Record(Task("p", subject=subject, level=level), method, Attempt("", 10, 0.5, adaptation), Verdict(correct))
+
+
+def test_a_row_counts_what_changed_and_leaves_out_what_has_no_verdict() -> None:
+    base = [record(c, "base") for c in (True, True, False, False, False, None, True)]
+    now = [record(c) for c in (True, False, True, True, False, True, None)]
+    row = row_of("tt-ss", now, base, 2000, 0)
+    assert (row.n, row.no_verdict, row.accuracy) == (7, 1, 4 / 6)
+    assert row.interval == wilson(4, 6)
+    assert (row.helped, row.hurt, row.unchanged) == (2, 1, 2)
+    assert row.difference == pytest.approx(1 / 5)
+    assert row.difference_interval == paired_bootstrap(2, 1, 2, 2000, 0)
+    assert (row.tokens_per_answer, row.seconds_per_answer, row.fallbacks) == (10, 0.5, 0)
+
+
+def test_the_base_row_is_compared_with_nothing_and_without_base_no_row_is() -> None:
+    base = [record(True), record(False)]
+    row = row_of("base", base, base, 100, 0)
+    assert (row.difference, row.difference_interval, row.helped, row.unchanged) == (0.0, None, None, None)
+    row = row_of("tt-ss", base, None, 100, 0)
+    assert (row.difference, row.difference_interval, row.helped, row.unchanged) == (None, None, None, None)
+
+
+def test_rows_without_any_verdict_have_no_accuracy() -> None:
+    now = [record(None), record(None)]
+    row = row_of("tt-ss", now, now, 100, 0)
+    assert (row.accuracy, row.interval, row.difference, row.difference_interval) == (None, None, None, None)
+    assert (row.helped, row.hurt, row.unchanged, row.no_verdict) == (0, 0, 0, 2)
+
+
+def test_groups_are_by_subject_and_by_level_in_order() -> None:
+    now = [
+        record(True, subject="Geometry", level=10),
+        record(False, subject="Algebra", level=2, fallback="exploding update"),
+        record(None, subject="Geometry", level=2),
+        record(True),
+    ]
+    row = row_of("tt-ss", now, None, 100, 0)
+    assert list(row.by_subject) == ["Geometry", "Algebra"]
+    assert list(row.by_level) == ["2", "10"]
+    group = row.by_subject["Geometry"]
+    assert (group.n, group.accuracy, group.interval) == (2, 1.0, wilson(1, 1))
+    assert row.by_level["2"].accuracy == 0.0
+    assert row.fallbacks == 1
+
+
+# --- the whole
+
+
+def test_a_comparison_is_what_the_report_reads(model: Mass, tasks: list[Task]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    source = {"source": "minimath", "split": "test", "seed": 0}
+    found = evaluate(
+        model,
+        tasks,
+        METHODS,
+        checkpoints=UNTRAINED,
+        config=CONFIG,
+        source=source,
+        on_progress=lambda *progress: seen.append(progress),
+    )
+    assert [row.method for row in found.rows] == list(METHODS)
+    assert len(found.records) == 7 * len(METHODS)
+    data = found.to_dict()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert data["tasks"] == {**source, "size": 7, "hash": content_hash(tasks)}
+    assert data["seed"] == 0
+    assert data["config"]["eval"]["synthesis"]["examples"] == 2
+    assert set(data["config"]["adapt"]) == {"base-ttt", "tt-ss", "mass"}
+    assert [row["n"] for row in data["rows"]] == [7] * len(METHODS)
+    assert len(data["examples"]) == 7
+    assert [p["rejected"] != "" for p in data["examples"][0]["practice"]] == [True, True]
+    assert any("mass: no checkpoint: its state is untrained" in note for note in data["notes"])
+    page = html_page(data)
+    assert all(row.label in page for row in found.rows)
+    assert terminal_table(data).row_count == len(METHODS)
+    assert [done for method, done, _ in seen if method == "base"] == [3, 6, 7]
+    assert {method for method, _, _ in seen} == set(METHODS)
+    assert max(done for _, done, total in seen if total == 7) == 7
+
+
+def test_verdicts_of_the_rows_are_the_verifiers(model: Mass, tasks: list[Task], monkeypatch: Any) -> None:
+    def even(task: Task, text: str) -> Verdict:
+        assert text is not None
+        return Verdict(None if task.level == 3 else len(task.problem) % 2 == 0, "made up", "x")
+
+    monkeypatch.setitem(verify.VERIFIERS, "even", even)
+    judged = [replace(task, verifier="even", level=3 if i == 6 else 1) for i, task in enumerate(tasks)]
+    found = evaluate(model, judged, ["base", "tt-ss"], config=CONFIG)
+    right = sum(len(task.problem) % 2 == 0 for task in judged[:6])
+    for row in found.rows:
+        assert row.accuracy == right / 6
+        assert row.no_verdict == 1
+    assert found.rows[1].difference_interval == (0.0, 0.0)
+    assert found.rows[1].unchanged == 6
+    assert any("without a verdict" in note for note in found.notes)
+    adaptation = found.records[-1].attempt.record
+    assert adaptation is not None
+    assert adaptation.verdict == found.records[-1].verdict
+
+
+@pytest.mark.usefixtures("valid_practice")
+def test_no_gold_reaches_a_method(model: Mass, tasks: list[Task]) -> None:
+    poison = [Task(t.problem, "POISON 1", "POISON 2", "POISON 3", 99, f"POISON {i}") for i, t in enumerate(tasks)]
+    clean = evaluate(model, tasks, METHODS, checkpoints=UNTRAINED, config=CONFIG)
+    poisoned = evaluate(model, poison, METHODS, checkpoints=UNTRAINED, config=CONFIG)
+    assert texts(clean) == texts(poisoned)
+    for a, b in zip(clean.records, poisoned.records, strict=True):
+        if a.attempt.record is not None and b.attempt.record is not None:
+            assert a.attempt.record.adapter_hash == b.attempt.record.adapter_hash
+            assert not a.attempt.record.fallback
+    assert len({tuple(t) for t in texts(clean).values()}) > 2  # the methods differ, so equality says something
+
+
+@pytest.mark.usefixtures("valid_practice")
+def test_two_runs_are_equal_whatever_the_stack_and_other_seeds_are_not(model: Mass, tasks: list[Task]) -> None:
+    def run(stack: int, seed: int = 0) -> Comparison:
+        config = replace(CONFIG, stack=stack)
+        return evaluate(model, tasks, METHODS, checkpoints=UNTRAINED, config=config, seed=seed)
+
+    first, again, wider, other = run(3), run(3), run(7), run(3, seed=1)
+    assert without_clock(first) == without_clock(again)
+    assert texts(first) == texts(wider)
+    assert texts(first)["maj@n"] != texts(other)["maj@n"]
+    assert texts(first)["base"] == texts(other)["base"]  # greedy
+    first_examples, other_examples = (
+        [r.attempt.record.examples for r in c.records if r.method == "base-ttt" and r.attempt.record]
+        for c in (first, other)
+    )
+    assert first_examples != other_examples
+
+
+def test_the_majority_spends_at_least_the_tokens_of_mass(model: Mass, tasks: list[Task]) -> None:
+    found = evaluate(model, tasks, ["maj@n", "mass", "maj@2"], checkpoints=UNTRAINED, config=CONFIG)
+    majority, mass, two = found.rows
+    n = int(majority.label.removeprefix("maj@"))
+    assert n > 1
+    assert majority.tokens_per_answer >= mass.tokens_per_answer
+    assert majority.tokens_per_answer <= mass.tokens_per_answer + 8
+    assert two.label == "maj@2"
+    assert any(f"maj@{n}:" in note and "at least as many tokens" in note for note in found.notes)
+    alone = evaluate(model, tasks[:2], ["maj@n"], config=replace(CONFIG, votes=3))
+    assert alone.rows[0].label == "maj@3"
+    assert any("n is configured" in note for note in alone.notes)
+
+
+@pytest.mark.usefixtures("valid_practice")
+def test_examples_show_the_answer_before_and_after(model: Mass, tasks: list[Task]) -> None:
+    methods = ["mass", "mass-unadapted", "base"]
+    reused = evaluate(model, tasks, methods, checkpoints=UNTRAINED, config=CONFIG)
+    anew = evaluate(model, tasks, ["mass"], checkpoints=UNTRAINED, config=CONFIG)
+    assert reused.examples == anew.examples
+    found = texts(reused)
+    assert found["mass-unadapted"] == found["base"]  # an untrained adapter changes nothing
+    assert [e["unadapted_text"] for e in reused.examples] == found["base"]
+    assert [e["text"] for e in reused.examples] == found["mass"]
+    practice = reused.examples[0]["practice"]
+    assert [p["weight"] for p in practice] == pytest.approx([0.5, 0.5])
+    assert all(p["loss_after"] < p["loss_before"] for p in practice)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"tasks": []}, DataError, "no tasks"),
+        ({"methods": ["base", "gpt"]}, ConfigError, "'gpt' is unknown"),
+        ({"methods": ["mass"], "checkpoints": None}, ConfigError, "'mass' needs a checkpoint"),
+        ({"tasks": [Task("1 + 1? " * 3000, answer="2")]}, DataError, "tokens with its prompt"),
+        ({"tasks": [Task("1 + 1?", answer="2", verifier="maths")]}, DataError, "did you mean 'math'"),
+        ({"methods": ["base-ttt"], "train_tasks": [Task("a", answer="1")]}, DataError, "none with a worked solution"),
+    ],
+)
+def test_bad_input_is_one_line(
+    model: Mass, tasks: list[Task], change: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    arguments: dict[str, Any] = {"tasks": tasks[:1], "methods": ["base"], "config": CONFIG, **change}
+    with pytest.raises(error, match=match) as caught:
+        evaluate(model, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+# --- files
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def test_records_are_written_as_they_come(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
+    out, counts = tmp_path / "new" / "out", list[int]()
+    found = evaluate(
+        model,
+        tasks,
+        ["base", "tt-ss"],
+        config=CONFIG,
+        out=out,
+        on_progress=lambda *_: counts.append(len(lines(out))),
+    )
+    assert counts == [3, 6, 7, 10, 13, 14]
+    rows = lines(out)
+    assert [(r["method"], r["task"]) for r in rows] == [(m, t.id) for m in ("base", "tt-ss") for t in tasks]
+    assert [r["gold"] for r in rows[:7]] == [t.answer for t in tasks]
+    assert rows[0]["adaptation"] is None
+    adaptation = Adaptation.from_dict(rows[7]["adaptation"])
+    assert adaptation == found.records[7].attempt.record
+    assert json.loads((out / "comparison.json").read_text()) == found.to_dict()
+    again = write_comparison(found, tmp_path / "again")
+    assert lines(again) == rows
+    assert (again / "comparison.json").read_text() == (out / "comparison.json").read_text()
+
+
+def test_a_folder_in_use_is_refused_before_any_work(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "file").write_text("")
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("work was done")
+
+    progress: Callable[[str, int, int], None] = fail
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(RunError, match="in use"):
+            evaluate(model, tasks, ["base"], config=CONFIG, out=folder, on_progress=progress)
+    with pytest.raises(RunError, match="cannot be written"):
+        evaluate(model, tasks, ["base"], config=CONFIG, out=tmp_path / "file" / "x", on_progress=progress)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]
+
+
+def test_a_stopped_comparison_keeps_its_records(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
+    def stop(method: str, done: int, total: int) -> None:
+        if method == "tt-ss" and done == 6 and total == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tasks, ["base", "tt-ss"], config=CONFIG, out=tmp_path, on_progress=stop)
+    assert len(lines(tmp_path)) == 13
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_numbers_that_are_not_finite_are_null_in_files(tmp_path: Path, model: Mass, tasks: list[Task]) -> None:
+    found = evaluate(model, tasks[:1], ["tt-ss"], config=CONFIG)
+    adaptation = replace(found.records[0].attempt.record or Adaptation("", "", 0, {}, ""), update_norm=math.nan)
+    bad = replace(found.records[0], attempt=replace(found.records[0].attempt, record=adaptation))
+    folder = write_comparison(replace(found, records=(bad,)), tmp_path / "out")
+    assert "NaN" not in (folder / "records.jsonl").read_text()
+    assert lines(folder)[0]["adaptation"]["update_norm"] is None
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="the shared data are not there")
+def test_gsm8k_from_end_to_end(model: Mass, tmp_path: Path) -> None:
+    tasks = load_tasks(GSM8K)[:4]
+    out = tmp_path / "out"
+    found = evaluate(
+        model,
+        tasks,
+        METHODS,
+        checkpoints=UNTRAINED,
+        config=CONFIG,
+        source={"source": GSM8K.name},
+        out=out,
+    )
+    assert [row.n for row in found.rows] == [4] * len(METHODS)
+    assert all(row.no_verdict == 0 and row.accuracy is not None for row in found.rows)
+    assert all(row.by_subject == {} and row.by_level == {} for row in found.rows)
+    assert len(lines(out)) == 4 * len(METHODS)
+    assert all(line["reason"] for line in lines(out))
+    assert [e["answer"] for e in found.examples] == [task.answer for task in tasks]
+    assert "gsm8k_test.jsonl" in html_page(found.to_dict())
