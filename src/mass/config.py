@@ -133,8 +133,6 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class OuterConfig:
-    kind: Literal["verifier", "gold"] = "verifier"
-    """verifier: group-relative policy gradient on verified samples. gold: cross-entropy of the worked solution."""
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=1.0)
     """How the k solutions are sampled (verifier)."""
     samples: int = 8
