@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mass import tasks as tasks
     from mass import verify as verify
-    from mass.evaluate import evaluate as evaluate
+    from mass.comparison import evaluate as evaluate
     from mass.model import Mass as Mass
     from mass.model import load as load
     from mass.types import Adaptation as Adaptation
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "mass.model",
     "Mass": "mass.model",
-    "evaluate": "mass.evaluate",
+    "evaluate": "mass.comparison",
     "Adaptation": "mass.types",
     "Example": "mass.types",
     "Solution": "mass.types",
@@ -44,7 +44,7 @@ __all__ = ["Adaptation", "Example", "Mass", "Solution", "Task", "Verdict", "eval
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value  # a submodule of the same name (mass.evaluate) would hide it otherwise
+        globals()[name] = value
         return value
     if name in _MODULES:
         return importlib.import_module(f"mass.{name}")
