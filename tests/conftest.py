@@ -1,13 +1,17 @@
-"""What several test files share: a base model of random weights, made once in seconds."""
+"""What several test files share: base models made in seconds, one of random weights, one that learned a little."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from mass.config import PretrainConfig
-from mass.pretrain import build_model, pages, save, train_tokenizer
+from mass.pretrain import build_model, pages, save, step_loss, train_tokenizer
+from mass.prompts import PLAIN
+from mass.types import Task
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,43 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "base"
     save(build_model(config, tokenizer), tokenizer, folder)
     return folder
+
+
+def small_sums() -> list[Task]:
+    """The nine problems that `taught_base` has seen, with their golds."""
+    return [
+        Task(f"Compute {a} + {b}.", f"{a}+{b}={a + b}. Answer: {a + b}", str(a + b), "Algebra", 1, verifier="exact")
+        for a in (1, 2, 3)
+        for b in (1, 2, 3)
+    ]
+
+
+@pytest.fixture(scope="session")
+def taught_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that writes well-formed practice and solves a sum now and then, never always."""
+    config = PretrainConfig(layers=2, width=32, heads=2, mlp=64, context=256)
+    rng = random.Random(0)
+    texts = [_page(rng) for _ in range(200)]
+    tokenizer = train_tokenizer(texts, 300, config.context)
+    model = build_model(config, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    steps = 160
+    for step in range(steps):
+        encoded = tokenizer.backend_tokenizer.encode_batch(rng.sample(texts, 16))
+        rows = [[*e.ids, tokenizer.eos_token_id] for e in encoded]
+        length = max(map(len, rows))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
+        step_loss(model, [torch.tensor([row + [-1] * (length - len(row)) for row in rows])])
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("taught") / "base"
+    save(model, tokenizer, folder)
+    return folder
+
+
+def _page(rng: random.Random) -> str:
+    one, two = rng.sample(small_sums(), 2)
+    if rng.random() < 0.5:
+        return f"{PLAIN.render_solve(one.problem)} {one.solution}"
+    return f"{PLAIN.render_synthesis(one.problem)} {two.problem}\nSolution: {two.solution}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -40,7 +40,7 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @contextmanager
-    def stage(self, name: str, without: str | None = None) -> Iterator[None]:
+    def stage(self, name: str, without: str | None = None) -> Generator[None, None, None]:
         """Time the block as `name`, less what it spends in the stage `without`."""
         start, inside = time.perf_counter(), self.seconds.get(without or "", 0.0)
         try:
@@ -116,7 +116,7 @@ def _scores(
     m = max(len(group) for group in groups)
     if config.scoring.normalise == "uniform":
         return torch.zeros(len(groups), m, dtype=lm.adapter_dtype, device=lm.device)
-    places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
+    places: list[tuple[int, int]] = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
     values = scoring.score(lm, state.eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
     return practice.spread(values, len(groups), m)
 

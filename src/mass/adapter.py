@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +30,8 @@ from mass.errors import ConfigError, ModelError, ShapeError
 from mass.types import Params
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+"""Settings of a PEFT configuration that make it compute something else."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Site:
     """Its path in the model, as in `named_modules`."""
     in_features: int
     out_features: int
+    transposed: bool = False
+    """Whether its weight is [in, out], as GPT-2's are; the adapter's shapes are the same."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class LoraSites:
         return params
 
     @contextmanager
-    def use(self, params: Params | None, rows: Tensor | None = None) -> Iterator[None]:
+    def use(self, params: Params | None, rows: Tensor | None = None) -> Generator[None, None, None]:
         """Within the block, the model's forward passes add this adapter. None: the plain base.
 
         A stack without `rows` needs a batch of G equal consecutive blocks of rows; `rows` [N] int64 names the adapter
@@ -155,7 +160,7 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
     linear = [(n, m) for n, m in model.named_modules() if _features(m) is not None and m is not head]
     everything = "all-linear" in targets
     sites = tuple(
-        Site(name, *features)
+        Site(name, *features, transposed=not isinstance(module, nn.Linear))
         for name, module in linear
         if (features := _features(module)) and (everything or any(_matches(name, t) for t in targets))
     )
@@ -203,9 +208,7 @@ def adapter_hash(params: Params) -> str:
     return digest.hexdigest()
 
 
-def save_peft(
-    params: Params, config: LoraConfig, folder: Path, base_name: str, *, fan_in_fan_out: bool = False
-) -> None:
+def save_peft(params: Params, sites: LoraSites, folder: Path, base_name: str) -> None:
     """Write one adapter as a PEFT LoRA folder, which PEFT and vLLM load. Files are written beside, then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     modules = sorted({name.rsplit(".", 1)[0] for name in params})
@@ -216,11 +219,11 @@ def save_peft(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
+        "r": sites.config.rank,
+        "lora_alpha": sites.config.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
+        "fan_in_fan_out": any(site.transposed for site in sites.sites),
         "inference_mode": True,
         "target_modules": modules,
     }
@@ -236,18 +239,22 @@ def load_peft(folder: Path, sites: LoraSites) -> Params:
     """
     if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
         raise ModelError(f"{folder} is no PEFT adapter; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
-    description = json.loads((folder / CONFIG_FILE).read_text())
-    scaling = description.get("lora_alpha", 0) / max(1, description.get("r", 0))
-    if scaling != sites.config.alpha / sites.config.rank or description.get("r") != sites.config.rank:
+    try:
+        description = dict[str, Any](json.loads((folder / CONFIG_FILE).read_text()))
+        raw = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{folder} is a damaged PEFT adapter ({error}); copy or make it anew") from error
+    if others := [key for key in _OTHER_KINDS if description.get(key)]:
+        raise ModelError(f"{folder} is an adapter with {others[0]}; expected a plain LoRA; train it without")
+    if (description.get("r"), description.get("lora_alpha")) != (sites.config.rank, sites.config.alpha):
         raise ModelError(
             f"{folder} has rank {description.get('r')} and alpha {description.get('lora_alpha')}; expected "
             f"{sites.config.rank} and {sites.config.alpha}; set lora.rank and lora.alpha to match"
         )
-    raw = load_file(folder / WEIGHTS_FILE)
     params = {name.removeprefix("base_model.model.").removesuffix(".weight"): t for name, t in raw.items()}
-    known = {f"{site.name}.{half}" for site in sites.sites for half in ("lora_A", "lora_B")}
-    if set(params) != known:
-        odd = sorted(set(params) ^ known)[0]
+    known = [f"{site.name}.{half}" for site in sites.sites for half in ("lora_A", "lora_B")]
+    if set(params) != set(known):
+        odd = sorted(set(params) ^ set(known))[0]
         raise ModelError(
             f"{folder} is an adapter of another base: layer {odd.rsplit('.', 1)[0]!r} does not match; "
             "use the base and lora.targets it was made with"
@@ -256,4 +263,4 @@ def load_peft(folder: Path, sites: LoraSites) -> Params:
         sites.check(params)
     except ShapeError as error:
         raise ModelError(f"{folder} is an adapter of another base: {error}") from error
-    return params
+    return {name: params[name] for name in known}

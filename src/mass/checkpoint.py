@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mass.adapter import load_peft, save_peft
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
@@ -30,7 +31,7 @@ DESCRIPTION, SCORER, ADAPTER = "mass.json", "scorer.safetensors", "adapter"
 
 @dataclass(frozen=True)
 class MetaState:
-    """The meta-learned parameters."""
+    """The meta-learned parameters. A loaded state has its tensors in the order of an initial one."""
 
     theta: Params
     """Adapter: where every adaptation starts; generator and solver share it."""
@@ -56,7 +57,7 @@ class Description:
 def init_state(lm: LM, adapt: AdaptConfig, seed: int) -> MetaState:
     """An untrained state: an adapter that changes nothing, a scorer that weighs all alike, the configured rate."""
     theta = lm.init_adapter(derive(seed, "theta"))
-    eta = init_scorer(lm, adapt.scoring, derive(seed, "eta"))
+    eta = dict(sorted(init_scorer(lm, adapt.scoring, derive(seed, "eta")).items()))
     rate = torch.tensor(max(adapt.inner.learning_rate, 1e-30), dtype=lm.adapter_dtype, device=lm.device).log()
     return MetaState(theta, eta, {name: rate.clone() for name in theta})
 
@@ -80,7 +81,7 @@ def fingerprint(lm: LM) -> str:
 def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str, step: int) -> None:
     """Write a checkpoint folder. The caller writes it beside and renames it."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_peft(state.theta, lm.adapters.config, folder / ADAPTER, lm.name)
+    save_peft(state.theta, lm.adapters, folder / ADAPTER, lm.name)
     tensors = {f"eta.{n}": t for n, t in state.eta.items()} | {f"log_rate.{n}": t for n, t in state.log_rates.items()}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / SCORER)
     description = Description(method, step, lm.name, fingerprint(lm), lm.adapters.config, adapt)
@@ -95,7 +96,8 @@ def describe(folder: Path) -> Description:
     path = locate(folder) / DESCRIPTION
     try:
         data = json.loads(path.read_text())
-        data["lora"] = LoraConfig(**{**data["lora"], "targets": tuple(data["lora"]["targets"])})
+        lora = dict[str, Any]({**data["lora"], "targets": tuple(data["lora"]["targets"])})
+        data["lora"] = LoraConfig(**lora)
         data["adapt"] = adapt_config(data["adapt"])
         return Description(**data)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -145,8 +147,11 @@ def load(folder: Path, lm: LM) -> tuple[MetaState, Description]:
         tensors = load_file(folder / SCORER)
     except Exception as error:
         raise ModelError(f"{folder / SCORER} cannot be read ({error}); copy the checkpoint anew") from error
-    place = {"device": lm.device, "dtype": lm.adapter_dtype}
-    theta = {name: t.to(**place) for name, t in load_peft(folder / ADAPTER, lm.adapters).items()}
-    eta = {n.removeprefix("eta."): t.to(**place) for n, t in tensors.items() if n.startswith("eta.")}
-    rates = {n.removeprefix("log_rate."): t.to(**place) for n, t in tensors.items() if n.startswith("log_rate.")}
+    theta = {n: t.to(lm.device, lm.adapter_dtype) for n, t in load_peft(folder / ADAPTER, lm.adapters).items()}
+    eta, rates = ({n: t.to(lm.device, lm.adapter_dtype) for n, t in _under(p, tensors)} for p in ("eta.", "log_rate."))
     return MetaState(theta, eta, {name: rates[name] for name in theta}), description
+
+
+def _under(prefix: str, tensors: Params) -> list[tuple[str, Tensor]]:
+    """Those whose names start so, without the prefix, in the order of their names."""
+    return sorted((name.removeprefix(prefix), t) for name, t in tensors.items() if name.startswith(prefix))

@@ -60,13 +60,12 @@ def meta_gradients(
     finite = _finite_tasks(cotangent, adapted)
     cotangent = [c.masked_fill(~finite.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in cotangent]
     inputs = [scores, *theta.values(), *log_rates.values()]
-    grads = torch.autograd.grad(list(adapted.values()), inputs, cotangent, allow_unused=True)
-    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+    grads = torch.autograd.grad(list(adapted.values()), inputs, cotangent, materialize_grads=True)
     return MetaGradients(
         total,
-        filled[0],
-        dict(zip(theta, filled[1 : 1 + len(theta)], strict=True)),
-        dict(zip(log_rates, filled[1 + len(theta) :], strict=True)),
+        grads[0],
+        dict(zip(theta, grads[1 : 1 + len(theta)], strict=True)),
+        dict(zip(log_rates, grads[1 + len(theta) :], strict=True)),
         finite,
     )
 

@@ -83,8 +83,8 @@ def mass_gradients(stack: Stack) -> Gradients:
         scores_N = _scores(stack, eta, groups, practice)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
-        grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), allow_unused=True)
-        eta_gradient = {name: g for name, g in zip(eta, grads, strict=True) if g is not None}
+        grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
+        eta_gradient = dict(zip(eta, grads, strict=True))
     theta_gradient = {name: config.train.gamma * g for name, g in through.theta.items()}
     if config.train.generator:
         with clock.stage("generator"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,7 @@ class Mass:
         return Solution(again.text, again.answer, replace(again, tokens=record.tokens))
 
     @contextmanager
-    def adapted(self, problem: str | Task, seed: int = 0) -> Iterator[AdaptedModel]:
+    def adapted(self, problem: str | Task, seed: int = 0) -> Generator[AdaptedModel, None, None]:
         """The model adapted to a problem, for as long as the block lasts."""
         records, adapted = answer_all(self.lm, self.state, [_text(problem)], self.config, [seed], unadapted=False)
         yield AdaptedModel(self.lm, pick(adapted.stack, 0), records[0], self.config.answer)
@@ -89,7 +89,7 @@ class AdaptedModel:
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as a PEFT folder."""
-        save_peft(self.adapter, self.lm.adapters.config, Path(folder), self.lm.name)
+        save_peft(self.adapter, self.lm.adapters, Path(folder), self.lm.name)
 
 
 def load(

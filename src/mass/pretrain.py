@@ -88,9 +88,9 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> L
             num_key_value_heads=config.heads,
             max_position_embeddings=config.context,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.backend_tokenizer.token_to_id(PAD),
+            bos_token_id=tokenizer.backend_tokenizer.token_to_id(BOS),
+            eos_token_id=tokenizer.backend_tokenizer.token_to_id(EOS),
         )
     )
 

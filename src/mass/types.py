@@ -146,7 +146,8 @@ class Adaptation:
 
 
 def _example(data: dict[str, Any]) -> Example:
-    return Example(**{**data, "tokens": tuple(data.get("tokens", ()))})
+    values = dict[str, Any]({**data, "tokens": tuple(data.get("tokens", ()))})
+    return Example(**values)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import OfflineModeIsEnabled, get_session
+from huggingface_hub.utils import get_session
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import LoraSites
@@ -41,17 +41,12 @@ def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
             f"model folder {config.name!r} does not exist; give a folder with config.json, a hub name, or 'tiny'"
         )
     local = Path(source).is_dir() or not _hub_answers()
-    where = {"local_files_only": local}
+    where: dict[str, Any] = {"local_files_only": local}
     _require_files(source, config.name, local)
-    tokenizer = _load("tokenizer", config.name, lambda: AutoTokenizer.from_pretrained(source, **where))
+    tokenizer = _load("tokenizer", config.name, AutoTokenizer, source, **where)
     _require_padding(tokenizer, config.name)
-    model = _load(
-        "model",
-        config.name,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", **where
-        ),
-    )
+    dtype = getattr(torch, config.dtype)
+    model = _load("model", config.name, AutoModelForCausalLM, source, dtype=dtype, **where)
     model.to(device).eval().requires_grad_(False)
     prompts = CHAT if getattr(tokenizer, "chat_template", None) else PLAIN
     return LM(model, tokenizer, config.name, prompts, LoraSites(model, lora))
@@ -66,7 +61,7 @@ def _hub_answers() -> bool:
     """One short request, through the user's proxy; the library's own would be tried for most of a minute."""
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except (httpx.HTTPError, OSError, OfflineModeIsEnabled):
+    except Exception:  # of whichever HTTP library this version of the hub's client uses, or offline mode
         return False
     return True
 
@@ -92,10 +87,10 @@ def _cannot_load(what: str, name: str, error: Exception) -> ModelError:
     )
 
 
-def _load(what: str, name: str, load: Any) -> Any:
+def _load(what: str, name: str, kind: Any, source: str, **options: Any) -> Any:
     try:
-        return load()
-    except (OSError, ValueError, KeyError) as error:
+        return kind.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(what, name, error) from error
 
 

@@ -39,7 +39,7 @@ class LM:
         self.adapter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.decode_rows = 256
         """Rows decoded side by side at most; bounds the memory of the KV cache."""
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._stop = StopStrings(tokenizer, prompts.stop)
 
     @property
@@ -122,7 +122,7 @@ class LM:
         first = int(batch.target_mask.any(0).nonzero()[0])
         kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         length = batch.input_ids.shape[1]
-        if self._keeps_logits:
+        if self.keeps_logits:
             kwargs["logits_to_keep"] = length - first + 1
         with self.adapters.use(adapter, rows), sdpa_kernel(SDPBackend.MATH):
             logits = self.model(**kwargs, use_cache=False).logits

@@ -115,7 +115,7 @@ def _decode(
                 position_ids=positions,
                 past_key_values=rows.cache,
                 use_cache=True,
-                **({"logits_to_keep": 1} if t == 0 and lm._keeps_logits else {}),
+                **({"logits_to_keep": 1} if t == 0 and lm.keeps_logits else {}),
             )
         logits = out.logits[:, -1].float()
         chosen = _choose(logits, config, uniform[rows.index, t])

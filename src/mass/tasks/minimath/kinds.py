@@ -6,6 +6,8 @@ solutions and wrong ones whose later steps follow from the mistake. The seven su
 (Hendrycks et al., arXiv 2103.03874).
 """
 
+# pyright: reportUnknownLambdaType=false
+# How many numbers a text takes is its kind's own, so the lambdas below cannot be checked.
 from __future__ import annotations
 
 import math

@@ -1,0 +1,109 @@
+"""Small causal language models of several architectures, random weights, made from their configurations."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from mass.adapter import LoraSites
+from mass.config import LoraConfig, SamplingConfig
+from mass.lm import LM
+from mass.pretrain import train_tokenizer
+from mass.prompts import CHAT, PLAIN
+from mass.types import Batch, Params, Sample
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WORDS = ["Problem: Compute 3 + 4 * 12.\nSolution: 4*12=48. 3+48=51. Answer: 51", "Similar problem: Find the area."]
+
+_COMMON = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_GROUPED = {**_COMMON, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 256}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Llama": {**_GROUPED, "tie_word_embeddings": True},
+    "Qwen2": _GROUPED,
+    "Mistral": {**_GROUPED, "sliding_window": 6},
+    "Gemma2": {
+        **_GROUPED,
+        "sliding_window": 6,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256},
+}
+
+
+@functools.cache
+def tokenizer(context: int = 256, chat: bool = False) -> Any:
+    made = train_tokenizer(WORDS * 4, 290, context)
+    made.chat_template = TEMPLATE if chat else None
+    return made
+
+
+def make_model(kind: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> Any:
+    """Weights far from zero, so that what is computed depends on all of them."""
+    words = tokenizer()
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(words),
+        initializer_range=0.3,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        **{**ARCHITECTURES[kind], **changes},
+    )
+    torch.manual_seed(seed)
+    names = {"GPT2": "GPT2LMHeadModel"}
+    model = getattr(transformers, names.get(kind, f"{kind}ForCausalLM"))(config)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def make_lm(
+    kind: str = "Llama",
+    dtype: torch.dtype = torch.float64,
+    *,
+    chat: bool = False,
+    rank: int = 2,
+    targets: tuple[str, ...] = ("all-linear",),
+    seed: int = 0,
+    **changes: Any,
+) -> LM:
+    model = make_model(kind, dtype, seed, **changes)
+    lora = LoraSites(model, LoraConfig(rank=rank, alpha=2.0 * rank, targets=targets))
+    return LM(model, tokenizer(chat=chat), f"small {kind}", CHAT if chat else PLAIN, lora)
+
+
+def random_adapter(lm: LM, seed: int = 0, count: int | None = None, scale: float = 0.3) -> Params:
+    """An adapter (a stack of `count`) whose B is not zero, so that it changes what the model says."""
+    generator = torch.Generator().manual_seed(seed)
+    lead = () if count is None else (count,)
+
+    def like(tensor: Tensor) -> Tensor:
+        return scale * torch.randn(*lead, *tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+
+    return {name: like(tensor) for name, tensor in lm.init_adapter(0).items()}
+
+
+def sample(
+    lm: LM, prompts: list[list[int]], adapter: Params | None = None, seed: int = 0, **config: Any
+) -> list[Sample]:
+    settings = SamplingConfig(**{"max_tokens": 16, "temperature": 1.0, **config})
+    return lm.sample(prompts, settings, [seed + i for i in range(len(prompts))], adapter)
+
+
+PROMPTS = ["3 + 4", "Compute 12 * 3 and then the area of it.", "x", "Find 7.", "Solution 5 6 7 8 9", "a b"]
+
+
+def prompt_ids(lm: LM) -> list[list[int]]:
+    """Prompts of different lengths."""
+    return [lm.tokenizer(text)["input_ids"] for text in PROMPTS]
+
+
+def full_logits(lm: LM, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Tensor:
+    with torch.no_grad(), lm.adapters.use(adapter, rows):
+        return lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
