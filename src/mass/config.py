@@ -227,8 +227,8 @@ def _habits() -> dict[str, float]:
     return {
         "Prealgebra": 0.3,
         "Algebra": 0.4,
-        "Counting & Probability": 0.45,
-        "Number Theory": 0.6,
+        "Counting & Probability": 0.6,
+        "Number Theory": 0.65,
         "Geometry": 0.7,
         "Precalculus": 0.8,
         "Intermediate Algebra": 0.85,
@@ -247,7 +247,7 @@ class PretrainConfig:
     """Size of the byte-level BPE vocabulary; digits are never merged."""
     context: int = 2048
     """Longest sequence the model accepts; it is trained on far shorter ones."""
-    steps: int = 4200
+    steps: int = 3000
     pages: int = 64
     """Pages of one step."""
     learning_rate: float = 4e-3
