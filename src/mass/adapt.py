@@ -104,7 +104,8 @@ def adapt_stack(
         keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
         stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
     with clock.stage("practice losses"):
-        before, after = practice.losses(start), practice.losses(stack)
+        size = config.inner.micro_batch
+        before, after = practice.measured(start, size), practice.measured(stack, size)
     groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
     return Adapted(stack, groups, tuple(fallbacks), tuple(norms))
 

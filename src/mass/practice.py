@@ -40,6 +40,12 @@ class Practice:
             return self.lm.losses(self.batch, params, self.owners)
         return self.lm.losses(self.batch.select(index), params, self.owners[index])
 
+    @torch.no_grad()
+    def measured(self, params: Params, micro_batch: int | None = None) -> Float[Tensor, " N"]:
+        """The losses as plain numbers, `micro_batch` rows at a time."""
+        index = torch.arange(len(self), device=self.owners.device)
+        return torch.cat([self.losses(params, part) for part in index.split(micro_batch or len(self))])
+
     def pick(self, table: Float[Tensor, "B m"]) -> Float[Tensor, " N"]:
         """The entries of a [tasks, examples] table that belong to the rows. Differentiable."""
         return table[self.owners, self.places]
