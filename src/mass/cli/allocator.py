@@ -1,0 +1,42 @@
+"""environment -> one that lets glibc keep freed memory, by restarting the process once.
+
+glibc gives large freed blocks back to the kernel and asks for them again in the next step: the page faults cost more
+than the arithmetic (0.6 s instead of 4 s for a training step of the tiny model). The settings are read when a process
+starts, so they need a restart, done before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+SETTINGS = {
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+    "MALLOC_MMAP_MAX_": "0",
+}
+OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
+
+
+def restart_with_kept_memory() -> None:
+    """Replace this process by one with `SETTINGS`. Does nothing off glibc, under another allocator, or when any of the
+    settings is there already: ours from the restart, or the user's own choice."""
+    if _is_glibc() and _wants_settings(os.environ):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **SETTINGS})
+
+
+def _wants_settings(environ: Mapping[str, str]) -> bool:
+    preloaded = environ.get("LD_PRELOAD", "")
+    return not any(name in environ for name in SETTINGS) and not any(name in preloaded for name in OTHER_ALLOCATORS)
+
+
+def _is_glibc() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (ValueError, OSError):
+        return False

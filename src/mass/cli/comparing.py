@@ -1,0 +1,106 @@
+"""A model and tasks -> a comparison, with the time left while it runs, its table, and its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mass.cli import console
+from mass.cli.console import duration, progress_bar
+from mass.config import EvalConfig
+
+if TYPE_CHECKING:
+    from mass.comparison import Comparison
+    from mass.model import Mass
+    from mass.types import Task
+
+LINE_EVERY_S = 5.0
+"""Seconds between lines where there is no terminal."""
+
+
+class ComparisonMonitor:
+    """Shows how far a comparison is. Use as a context manager.
+
+    The time left is that of the answers left at the pace of the method at work, as methods differ a hundredfold.
+    """
+
+    def __init__(self, methods: int, screen: Console) -> None:
+        self._methods, self._screen = methods, screen
+        self._done: dict[str, int] = {}
+        self._bar = progress_bar(screen)
+        self._task = self._bar.add_task("starting", total=None, left="?")
+        self._began = self._last = self._said = time.monotonic()
+
+    def __enter__(self) -> ComparisonMonitor:
+        if self._screen.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._screen.is_terminal:
+            self._bar.stop()
+
+    def on_progress(self, method: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if method not in self._done:
+            self._began = self._last
+        self._done[method], self._last = done, now
+        answers, of = sum(self._done.values()), self._methods * total
+        left = duration((now - self._began) / max(done, 1) * (of - answers))
+        self._bar.update(self._task, description=method, completed=answers, total=of, left=left)
+        if self._screen.is_terminal or (done < total and now - self._said < LINE_EVERY_S):
+            return
+        self._said = now
+        self._screen.print(f"{method} {done}/{total}" + (f"  left {left}" if answers < of else ""), markup=False)
+
+
+def compare(
+    model: Mass,
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    *,
+    config: EvalConfig,
+    source: Mapping[str, Any],
+    folder: Path,
+    seed: int = 0,
+    checkpoints: Mapping[str, str] | None = None,
+    train_tasks: Sequence[Task] | None = None,
+) -> Comparison:
+    """Run the methods, and leave `comparison.json`, `records.jsonl` and `report.html` in the folder."""
+    from mass.baselines import check_methods
+    from mass.cli.report import write_comparison_page
+    from mass.comparison import evaluate
+
+    names = check_methods(methods)
+    with ComparisonMonitor(len(names), console.stderr()) as monitor:
+        comparison = evaluate(
+            model,
+            tasks,
+            names,
+            checkpoints=checkpoints,
+            config=config,
+            seed=seed,
+            train_tasks=train_tasks,
+            source=source,
+            out=folder,
+            on_progress=monitor.on_progress,
+        )
+    write_comparison_page(folder)
+    return comparison
+
+
+def print_comparison(comparison: Comparison, folder: Path) -> None:
+    from mass.cli.report import PAGE
+    from mass.report import terminal_table
+
+    out = console.stdout()
+    out.print(terminal_table(comparison.to_dict()))
+    written = f"\npage with plots: {folder / PAGE}\nevery answer:    {folder / 'records.jsonl'}"
+    out.print(written, markup=False, soft_wrap=True)

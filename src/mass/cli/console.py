@@ -1,0 +1,83 @@
+"""Where text goes: results to standard output, progress and notes to standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+PIPE_WIDTH = 100
+"""Columns where the output is no terminal and COLUMNS does not say."""
+
+
+def stdout() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_width())
+
+
+def stderr() -> Console:
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _width() -> int:
+    import os
+
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() and int(columns) > 0 else PIPE_WIDTH
+
+
+@contextmanager
+def working(what: str) -> Generator[None, None, None]:
+    """A spinner on standard error while something takes its time; nothing where that is no terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def progress_bar(console: Console) -> Progress:
+    """Give its task the field `left`, as `duration` writes it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left {task.fields[left]}"),
+        console=console,
+        transient=True,
+    )
+
+
+@dataclass
+class Pace:
+    """Time left, from the steps that this process has made."""
+
+    total: int
+    clock: Callable[[], float] = time.monotonic
+    first: int | None = None
+    began: float = field(default=0.0)
+
+    def left_s(self, done: int) -> float | None:
+        """Seconds until `total`; None before two steps were seen."""
+        if self.first is None:
+            self.first, self.began = done, self.clock()
+        if done <= self.first:
+            return None
+        return (self.clock() - self.began) / (done - self.first) * (self.total - done)
+
+
+def duration(seconds: float | None) -> str:
+    """'45 s', '12 min', '3.1 h'; '?' when unknown."""
+    if seconds is None:
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

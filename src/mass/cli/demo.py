@@ -1,0 +1,77 @@
+"""mass demo: the shipped model -> a few problems solved before the user's eyes, and a comparison with its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mass.cli import console, options
+from mass.cli.folders import dated_folder, new_folder
+from mass.config import EvalConfig
+from mass.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from mass.types import Task
+
+EXAMPLES = ("mass demo", "mass demo --size 70 --seed 1", "mass demo --model ./my-model --checkpoint runs/mine")
+METHODS = ("base", "tt-ss", "mass")
+SHOWN, SHOWN_STEP = 3, 8
+"""Problems solved before the comparison: every eighth of the set, so that they differ in subject and in level."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    given = options.parse(_parser(), arguments)
+    if given.size < 1:
+        raise ConfigError(f"--size is {given.size}; expected at least 1")
+    folder = dated_folder("demo") if given.out is None else Path(given.out)
+    from mass import tasks as task_sets
+    from mass.cli import show
+    from mass.cli.comparing import compare, print_comparison
+    from mass.model import load
+
+    tasks = task_sets.load("minimath", split="test", size=given.size, seed=given.seed)
+    new_folder("--out", folder)
+    with console.working("loading the model"):
+        model = load(given.model, given.checkpoint)
+    out = console.stdout()
+    shown = _shown(tasks)
+    out.print(f"{len(shown)} held-out problems, answered as the model is and after practice it writes itself.\n")
+    for task in shown:
+        with console.working("practising"):
+            solution = model.solve(task, seed=given.seed)
+        out.print(show.solution(task, solution), "")
+    out.print(f"Now {', '.join(METHODS)} on {len(tasks)} held-out problems.\n")
+    comparison = compare(
+        model,
+        tasks,
+        METHODS,
+        config=EvalConfig(),
+        source={"source": "minimath", "split": "test", "seed": given.seed},
+        folder=folder,
+        seed=given.seed,
+        checkpoints={"mass": given.checkpoint} if given.checkpoint else None,
+    )
+    print_comparison(comparison, folder)
+    return 0
+
+
+def _shown(tasks: Sequence[Task]) -> list[Task]:
+    return [tasks[i * SHOWN_STEP % len(tasks)] for i in range(1, min(SHOWN, len(tasks)) + 1)]
+
+
+def _parser() -> ArgumentParser:
+    parser = options.make_parser(
+        "demo",
+        "[options]",
+        "Solve a few held-out minimath problems with the shipped model, then compare base, tt-ss and mass.",
+        EXAMPLES,
+    )
+    parser.add_argument("--model", type=str, default="tiny", help="tiny, a folder, or a hub name.")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="A run folder of mass train.")
+    parser.add_argument("--size", type=int, default=210, help="Problems of the comparison.")
+    parser.add_argument("--seed", type=int, default=0, help="Which problems, and every random draw.")
+    parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/demo-DATE by default.")
+    return parser

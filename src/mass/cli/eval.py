@@ -1,0 +1,94 @@
+"""mass eval: methods x tasks -> a table, JSON, and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mass.cli import console, options
+from mass.cli.folders import dated_folder, new_folder
+from mass.config import EvalConfig, to_dict
+from mass.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLES = (
+    "mass eval --methods base,tt-ss,mass --tasks minimath --size 200",
+    "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine",
+    "mass eval --methods base,mass-gold --checkpoint-of mass-gold=runs/gold",
+    "mass eval --tasks mine.jsonl --fields problem=my_question,answer=my_answer --json",
+)
+NAMED = ("model", "checkpoint", "methods", "tasks", "split", "size", "seed", "fields", "train_tasks", "checkpoint_of")
+"""Options that --print_config shows beside those of `EvalConfig`."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    given = options.parse(_parser(), arguments)
+    config = EvalConfig(**{field.name: getattr(given, field.name) for field in fields(EvalConfig)})
+    if given.print_config:
+        options.print_yaml({**{name: getattr(given, name) for name in NAMED}, **to_dict(config)})
+        return 0
+    methods = [name.strip() for name in given.methods.split(",") if name.strip()]
+    from mass import tasks as task_sets
+    from mass.baselines import check_methods
+    from mass.cli.comparing import compare, print_comparison
+    from mass.model import load
+
+    check_methods(methods)
+    if given.tasks is None:
+        raise ConfigError("--tasks is missing; expected minimath or the path of a JSONL file")
+    renamed = options.pairs("--fields", given.fields)
+    tasks = task_sets.load(given.tasks, split=given.split, size=given.size, seed=given.seed, fields=renamed)
+    train_tasks = None if given.train_tasks is None else task_sets.load(given.train_tasks, split="train")
+    checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
+    folder = dated_folder("eval") if given.out is None else Path(given.out)
+    new_folder("--out", folder)
+    with console.working("loading the model"):
+        model = load(given.model, given.checkpoint)
+    split = given.split if given.tasks == "minimath" else None
+    comparison = compare(
+        model,
+        tasks,
+        methods,
+        config=config,
+        source={"source": given.tasks, "split": split, "seed": given.seed},
+        folder=folder,
+        seed=given.seed,
+        checkpoints=checkpoints,
+        train_tasks=train_tasks,
+    )
+    if given.json:
+        print(json.dumps(comparison.to_dict()))
+        console.stderr().print(f"written to {folder}", markup=False)
+    else:
+        print_comparison(comparison, folder)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = options.make_parser(
+        "eval",
+        "--methods A,B,... --tasks SOURCE [options]",
+        "Compare methods on a task set. Methods: base, base-ttt, tt-ss, solver-grpo, mass-gold, mass, mass-unadapted, "
+        "maj@n (majority vote of as many tokens as mass generates), maj@8 and the like.",
+        EXAMPLES,
+    )
+    parser.add_argument("--model", type=str, default="tiny", help="tiny, a folder, or a hub name.")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="A run folder of mass train.")
+    parser.add_argument("--methods", type=str, default="base,tt-ss,mass", help="With commas between.")
+    options.add_task_options(parser, default="minimath")
+    parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
+    parser.add_argument(
+        "--checkpoint-of", type=str, default="", help="A method's own checkpoint: mass-gold=runs/gold,mass=runs/first."
+    )
+    parser.add_argument(
+        "--train-tasks", type=str | None, default=None, help="What base-ttt learns from: a JSONL file, or minimath."
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/eval-DATE by default.")
+    parser.add_argument("--json", action="store_true", help="Print the comparison as one JSON object.")
+    parser.add_class_arguments(EvalConfig)
+    return parser

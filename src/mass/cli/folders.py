@@ -1,0 +1,25 @@
+"""An output folder's name -> an empty folder, or a one-line error before any work is done."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mass.errors import RunError
+
+
+def new_folder(option: str, folder: Path) -> None:
+    """Make an output folder. Raises RunError when it is in use or cannot be made."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{option} {str(folder)!r} is in use; name a folder that is new or empty")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{option} {str(folder)!r} cannot be written ({error.strerror}); name a folder that can"
+        ) from error
+
+
+def dated_folder(verb: str) -> Path:
+    """`runs/VERB-20260102-030405`, which nobody has to think of."""
+    return Path("runs") / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,92 @@
+"""argv -> the verb it names -> exit code: 0, 2 for an error of the user's, 130 after Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from mass.cli import allocator
+from mass.cli.failures import guarded
+from mass.errors import ConfigError, nearest
+
+VERBS = {
+    "solve": "practise on a problem, then answer it",
+    "train": "meta-train a checkpoint: how to practise, how to weigh practice",
+    "eval": "compare methods on a task set",
+    "pretrain": "make the tiny base model from minimath",
+    "report": "write the HTML page of a run or comparison folder anew",
+    "demo": "watch the shipped model practise, then compare it with its baselines",
+}
+LIGHT = ("report",)
+"""Verbs that do not load torch."""
+
+USAGE = """usage: mass VERB [options]
+
+A language model practises on the one problem in front of it, then answers.
+
+verbs:
+{verbs}
+
+options:
+  -h, --help   this text; `mass VERB --help` for a verb's own
+  --version    the version
+  --debug      with any verb: show the traceback of an error
+
+examples:
+  mass demo
+  mass solve "Find the dot product of (3, 4) and (2, 5)."
+  mass train --config recipes/minimath/mass.yaml --out runs/first
+  mass eval --methods base,tt-ss,mass --tasks minimath --size 200
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Called without arguments, as the console script does, it may restart the process once (see
+    `mass.cli.allocator`); called with a list it never does."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    return guarded(lambda: _dispatch(arguments, may_restart=argv is None), debug=debug)
+
+
+def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"mass {_version()}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise ConfigError(f"{verb!r} is no verb of mass{nearest(verb, VERBS)}")
+    if verb not in LIGHT:
+        if may_restart and not {"-h", "--help"} & set(rest):
+            allocator.restart_with_kept_memory()
+        _quiet_libraries()
+    return importlib.import_module(f"mass.cli.{verb}").run(rest)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of third parties, which would be read as ours. Set before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "transformers" in sys.modules:  # a caller in process has imported it already
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("mass-adapt")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""argv and a YAML file -> checked values, with our one-line errors in place of the parser's.
+
+Every verb has a jsonargparse parser: dataclasses become dotted options and YAML keys; precedence is defaults, then
+`--config`, then the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+
+from mass.errors import ConfigError, nearest
+
+CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's, with the line breaks of the examples kept."""
+
+
+def make_parser(verb: str, usage: str, description: str, examples: Iterable[str]) -> ArgumentParser:
+    """A parser with `--config` and `--print_config`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"mass {verb}",
+        usage=f"mass {verb} {usage}",
+        description=description,
+        epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]),
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("--config", action="config", help=CONFIG_HELP)
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
+    return parser
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The checked values, dataclasses instantiated. Raises ConfigError."""
+    _name_groups(parser)
+    for path in _config_files(arguments):
+        _check_keys(path, parser)
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments)))
+    except argparse.ArgumentError as error:
+        raise ConfigError(_one_line(str(error), parser)) from error
+
+
+def print_yaml(values: Mapping[str, Any]) -> None:
+    """A resolved configuration as YAML that `--config` takes."""
+    print(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=False), end="")
+
+
+def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
+    parser.add_argument("--tasks", type=str | None, default=default, help="minimath, or the path of a JSONL file.")
+    parser.add_argument("--split", type=str, default="test", help="minimath: train, validation or test.")
+    parser.add_argument("--size", type=int | None, default=None, help="Number of problems; all of a file by default.")
+    parser.add_argument(
+        "--fields", type=str, default="", help="Names in the file that differ: problem=my_question,answer=my_answer."
+    )
+
+
+def pairs(option: str, text: str) -> dict[str, str]:
+    """`a=b,c=d` as a dict. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise ConfigError(f"{option} has {part!r}; expected name=value, several with commas between")
+        found[name] = value
+    return found
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    following = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
+    joined = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    return [Path(name) for name in (*following, *joined)]
+
+
+def _check_keys(path: Path, parser: ArgumentParser) -> None:
+    """Raises ConfigError for a file that cannot be read, is no YAML mapping, or has a key that is no option."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"--config {str(path)!r} cannot be read ({reason}); expected a YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{where} is no YAML ({problem}); mend it there") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no keys; expected YAML like 'train: {{steps: 100}}'")
+    known = _known(parser)
+    for key in _keys(data or {}, known):
+        raise ConfigError(f"{path}: {key!r} is no configuration key{_near(key, known)}")
+
+
+def _known(parser: ArgumentParser) -> set[str]:
+    skipped = ("help", "config", "print_config")
+    return {action.dest for action in parser._actions if action.dest not in skipped}  # pyright: ignore[reportPrivateUsage]
+
+
+def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterable[str]:
+    """Dotted keys that are no option. Below an option that takes a mapping of its own, any key goes."""
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        deeper = any(k.startswith(f"{key}.") for k in known)
+        if isinstance(value, dict) and deeper:
+            yield from _keys(value, known, f"{key}.")
+        elif key not in known and not deeper:
+            yield key
+
+
+def _near(key: str, known: Iterable[str]) -> str:
+    """The nearest key, or the names beside it when none is near."""
+    parent = key.rpartition(".")[0]
+    beside = [k for k in known if k.rpartition(".")[0] == parent]
+    leaf = nearest(key.rpartition(".")[2], [k.rpartition(".")[2] for k in beside])
+    if "did you mean" in leaf and parent:
+        return leaf.replace("did you mean '", f"did you mean '{parent}.")
+    whole = nearest(key, known)
+    return whole if "did you mean" in whole else leaf if beside else "; see --help"
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message in our words."""
+    if match := re.match(r"unrecognized arguments: (\S+)(.*)", message, re.S):
+        option = match[1].partition("=")[0]
+        if not option.startswith("-"):
+            return f"{match[1]!r} is one argument too many; quote a text that has spaces"
+        return f"{option} is no option of {parser.prog}{_near_option(option, parser)}"
+    if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.S):
+        reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(match[2].split()))
+        union = r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] .*Given value: (.*)"
+        reason = re.sub(union, lambda m: f"is {m[2]!r}; expected {_alternatives(m[1])}", reason)
+        reason = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"is '\2'; expected \1", reason)
+        return f"{match[1]} {reason}; change it in the --config file or on the command line"
+    return f"{' '.join(message.split())}; see {parser.prog} --help"
+
+
+def _alternatives(names: str) -> str:
+    return " or ".join(name.strip().replace("NoneType", "null") for name in names.split(","))
+
+
+def _near_option(option: str, parser: ArgumentParser) -> str:
+    names = {name.lstrip("-") for action in parser._actions for name in action.option_strings}  # pyright: ignore[reportPrivateUsage]
+    return _near(option.lstrip("-"), names).replace("did you mean '", "did you mean '--")
+
+
+def _name_groups(parser: ArgumentParser) -> None:
+    """Help sections by the dotted name of their options, instead of the signature of a dataclass."""
+    for group in parser._action_groups:  # pyright: ignore[reportPrivateUsage]
+        names = [action.dest for action in group._group_actions]  # pyright: ignore[reportPrivateUsage]
+        nested = len(names) > 1 and names[1].startswith(f"{names[0]}.")
+        if nested or (len(names) == 1 and group.title not in ("options", "positional arguments")):
+            group.title = names[0]
+
+
+def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested values by dotted name, as a parser's defaults."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        found |= flat(value, key) if isinstance(value, dict) else {key: value}
+    return found

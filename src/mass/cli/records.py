@@ -1,0 +1,69 @@
+"""`Solution` <-> its JSON: what `mass solve --json` prints, `--out` writes, and `--replay` reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from mass.checkpoint import adapt_config
+from mass.errors import DataError, RunError
+from mass.types import Adaptation, Solution, Task
+
+
+def to_json(solution: Solution, *, indent: int | None = None) -> str:
+    """`{"text", "answer", "adaptation"}`; numbers that JSON does not have are null."""
+    record = None if solution.adaptation is None else solution.adaptation.to_dict()
+    return json.dumps(
+        _finite({"text": solution.text, "answer": solution.answer, "adaptation": record}),
+        indent=indent,
+        allow_nan=False,
+    )
+
+
+def read(path: Path) -> Adaptation:
+    """The record in a file: an `adaptation` object, or the whole object that holds one. Raises DataError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"--replay {str(path)!r} cannot be read ({error.strerror}); give a record of mass solve"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); expected one object of mass solve --json") from error
+    if isinstance(data, dict) and "adaptation" in data:
+        data = cast("dict[str, Any]", data)["adaptation"]
+        if data is None:
+            raise DataError(f"{path} is an answer without practice; there is no update to replay; solve it anew")
+    if not isinstance(data, dict):
+        raise DataError(f"{path} holds no adaptation; expected one object of mass solve --json")
+    values = cast("dict[str, Any]", data)
+    try:
+        if values.get("update_norm", 0.0) is None:
+            values["update_norm"] = math.nan
+        record = Adaptation.from_dict(values)
+        adapt_config(record.config)
+        return record
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is no record of an adaptation ({error}); expected one of mass solve --json") from error
+
+
+def write(folder: Path, index: int, problem: str | Task, solution: Solution) -> Path:
+    """One file per answer, named by its place and the task's id."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", problem.id)[:80] if isinstance(problem, Task) else ""
+    path = folder / f"{index + 1:04d}{f'-{name}' if name else ''}.json"
+    try:
+        path.write_text(to_json(solution, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); name another folder with --out") from error
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

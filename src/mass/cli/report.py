@@ -1,0 +1,78 @@
+"""mass report: a run or comparison folder -> its HTML page, written anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mass.cli import console, options
+from mass.errors import RunError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLES = ("mass report runs/first", "mass report runs/eval-20260102-030405")
+COMPARISON, METRICS, CONFIG, PAGE = "comparison.json", "metrics.jsonl", "config.json", "report.html"
+
+
+def run(arguments: Sequence[str]) -> int:
+    given = options.parse(_parser(), arguments)
+    folder = Path(given.folder)
+    if (folder / COMPARISON).is_file():
+        page = write_comparison_page(folder)
+    elif (folder / METRICS).is_file():
+        page = write_training_page(folder)
+    else:
+        raise RunError(
+            f"{given.folder!r} holds neither {COMPARISON} nor {METRICS}; give a folder of mass train or mass eval"
+        )
+    console.stdout().print(str(page), markup=False)
+    return 0
+
+
+def write_comparison_page(folder: Path) -> Path:
+    from mass.report import write_html
+
+    return write_html(_json(folder / COMPARISON), folder / PAGE)
+
+
+def write_training_page(folder: Path) -> Path:
+    """Raises RunError when the run's files cannot be read. A last line that a kill cut short is left out."""
+    from mass.report import training_page, write_page
+
+    lines = _text(folder / METRICS).splitlines()
+    rows = [row for i, line in enumerate(lines) if (row := _row(line, folder, i + 1, last=i + 1 == len(lines)))]
+    return write_page(training_page(rows, _json(folder / CONFIG), f"Training run {folder.name}"), folder / PAGE)
+
+
+def _parser() -> ArgumentParser:
+    parser = options.make_parser(
+        "report", "FOLDER", "Write the HTML page of a run or comparison folder anew.", EXAMPLES
+    )
+    parser.add_argument("folder", type=str, help="A folder of mass train, mass eval or mass demo.")
+    return parser
+
+
+def _row(line: str, folder: Path, number: int, *, last: bool) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        if last:
+            return {}
+        raise RunError(f"{folder / METRICS}, line {number} is no JSON ({error}); mend or remove that line") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON ({error}); expected the file that mass wrote") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); expected the file that mass wrote") from error

@@ -1,0 +1,191 @@
+"""mass solve: a problem -> practice, both answers, and a record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mass.cli import console, options
+from mass.cli.folders import new_folder
+from mass.config import AdaptConfig, to_dict
+from mass.errors import ConfigError, DataError, RunError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from mass.model import Mass
+    from mass.types import Adaptation, Solution, Task
+
+EXAMPLES = (
+    'mass solve "Find the dot product of (3, 4) and (2, 5)."',
+    "echo 'Solve for x: 3 * x + 2 = 20.' | mass solve -",
+    "mass solve --tasks problems.jsonl --json > answers.jsonl",
+    'mass solve "..." --model ./my-model --checkpoint runs/first --adapt.inner.steps 2',
+    'mass solve "..." --json > record.json; mass solve --json --replay record.json',
+)
+FIXED_BY_CHECKPOINT = ("inner.learning_rate", "scoring.hidden", "scoring.lora_rank")
+"""A checkpoint holds what these decide: learned rates, a scorer of a certain shape."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    parser = _parser()
+    given = options.parse(parser, arguments)
+    problems = _problems(given)
+    _check_folders(given, problems)
+    record = _record(given)
+    with console.working("loading the model"):
+        model = _model(parser, given, arguments)
+    if given.print_config:
+        named = {name: getattr(given, name) for name in ("model", "checkpoint", "seed")}
+        options.print_yaml({**named, "adapt": to_dict(model.config)})
+        return 0
+    if record is not None:
+        _print(given, record.problem, _replay(model, record))
+        return 0
+    verdicts: list[Any] = []
+    for index, problem in enumerate(problems):
+        with console.working(f"practising ({index + 1} of {len(problems)})" if len(problems) > 1 else "practising"):
+            solution = model.solve(problem, adapt=not given.no_adapt, seed=given.seed)
+        _print(given, problem, solution)
+        _keep(given, model, index, problem, solution)
+        found = solution.adaptation
+        verdicts.append((found.unadapted_verdict, found.verdict) if found else (None, None))
+    _summarise(given, verdicts)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = options.make_parser(
+        "solve",
+        "PROBLEM [options]",
+        "Practise on a problem, then answer it. Shows the practice problems, their weights, the loss on them before "
+        "and after, the unadapted and the adapted answer.",
+        EXAMPLES,
+    )
+    parser.add_argument("problem", nargs="?", type=str, help="The problem; - reads it from standard input.")
+    parser.add_argument("--model", type=str, default="tiny", help="tiny, a folder, or a hub name.")
+    parser.add_argument(
+        "--checkpoint", type=str | None, default=None, help="A run folder of mass train, or 'untrained'."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object (per task, one a line).")
+    parser.add_argument("--no-adapt", action="store_true", help="Answer without practice.")
+    parser.add_argument("--replay", type=str | None, default=None, help="Answer again from this record, bit for bit.")
+    parser.add_argument("--save-adapter", type=str | None, default=None, help="Write the adapted LoRA (a PEFT folder).")
+    parser.add_argument("--out", type=str | None, default=None, help="A new folder for one record per answer.")
+    options.add_task_options(parser, default=None)
+    parser.add_argument("--adapt", type=AdaptConfig, default=AdaptConfig())
+    return parser
+
+
+def _problems(given: Namespace) -> list[str | Task]:
+    """What to solve. Raises ConfigError when it is not said once, DataError when it is empty."""
+    if given.replay is not None:
+        if given.problem is not None or given.tasks is not None:
+            raise ConfigError("--replay brings its own problem; leave the problem and --tasks out")
+        return []
+    if given.tasks is not None:
+        if given.problem is not None:
+            raise ConfigError("a problem and --tasks are both given; expected one of them")
+        from mass import tasks
+
+        fields = options.pairs("--fields", given.fields)
+        return list(tasks.load(given.tasks, split=given.split, size=given.size, fields=fields))
+    if given.print_config and given.problem is None:
+        return []
+    return [_one_problem(given.problem)]
+
+
+def _one_problem(text: str | None) -> str:
+    if text is None and sys.stdin.isatty():
+        raise ConfigError("no problem is given; give it as an argument, as - on standard input, or --tasks FILE")
+    text = _standard_input() if text is None or text == "-" else text
+    if not text.strip():
+        raise DataError("the problem is empty; give it as an argument, as - on standard input, or --tasks FILE")
+    return text.strip()
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 (byte {error.start}); send the problem as text") from error
+
+
+def _check_folders(given: Namespace, problems: Sequence[Any]) -> None:
+    if given.save_adapter is not None:
+        if len(problems) != 1 or given.no_adapt:
+            raise ConfigError("--save-adapter writes the adapter of one adapted answer; give one problem, and no other")
+        new_folder("--save-adapter", Path(given.save_adapter))
+    if given.out is not None:
+        new_folder("--out", Path(given.out))
+
+
+def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str]) -> Mass:
+    """The model with its checkpoint's own configuration, on top of which come the file and the dotted options."""
+    from mass.checkpoint import init_state
+    from mass.model import UNTRAINED, load
+
+    model = load(given.model, given.checkpoint)
+    parser.set_defaults(options.flat(to_dict(model.config), "adapt"))
+    config: AdaptConfig = options.parse(parser, arguments).adapt
+    if model.method == UNTRAINED:
+        return replace(model, config=config, state=init_state(model.lm, config, seed=0))
+    for name in FIXED_BY_CHECKPOINT:
+        stage, field = name.split(".")
+        if getattr(getattr(config, stage), field) != getattr(getattr(model.config, stage), field):
+            raise ConfigError(
+                f"adapt.{name} is given, but checkpoint {model.checkpoint!r} has learned what it decides; leave it "
+                "out, or solve with --checkpoint untrained"
+            )
+    return replace(model, config=config)
+
+
+def _record(given: Namespace) -> Adaptation | None:
+    from mass.cli import records
+
+    return None if given.replay is None else records.read(Path(given.replay))
+
+
+def _replay(model: Mass, record: Adaptation) -> Solution:
+    with console.working("replaying"):
+        solution = model.replay(record)
+    if solution.text != record.text:
+        raise RunError("the same update gave another text than the record has; replay on the machine that made it")
+    return solution
+
+
+def _print(given: Namespace, problem: str | Task, solution: Solution) -> None:
+    from mass.cli import records, show
+
+    if given.json:
+        print(records.to_json(solution), flush=True)
+        return
+    console.stdout().print(show.solution(problem, solution), "")
+
+
+def _keep(given: Namespace, model: Mass, index: int, problem: str | Task, solution: Solution) -> None:
+    from mass.cli import records
+
+    if given.out is not None:
+        records.write(Path(given.out), index, problem, solution)
+    if given.save_adapter is not None:
+        with model.adapted(problem, given.seed) as adapted:
+            adapted.save(Path(given.save_adapter))
+        fallback = adapted.adaptation.fallback
+        console.stderr().print(
+            f"adapter written to {given.save_adapter}" + (f" (the starting one: {fallback})" if fallback else ""),
+            markup=False,
+        )
+
+
+def _summarise(given: Namespace, verdicts: Sequence[Any]) -> None:
+    from mass.cli import show
+
+    if len(verdicts) > 1 and not given.json and any(a is not None for _, a in verdicts):
+        console.stdout().print(show.tally(verdicts))
+    if given.out is not None:
+        console.stderr().print(f"{len(verdicts)} records in {given.out}", markup=False)

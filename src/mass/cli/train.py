@@ -1,0 +1,81 @@
+"""mass train: a recipe -> a run folder with checkpoints, metrics and a page of its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mass.cli import console, options
+from mass.cli.failures import INTERRUPTED
+from mass.config import RunConfig, to_dict
+from mass.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLES = (
+    "mass train --config recipes/minimath/mass.yaml --out runs/first",
+    "mass train --config runs/first/config.json --out runs/first --resume",
+    "mass train --out runs/small --train.steps 20 --train.tasks_per_step 4 --adapt.inner.steps 1",
+    "mass train --config recipes/minimath/mass.yaml --print_config",
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    given = options.parse(_parser(), arguments)
+    config = RunConfig(**{field.name: getattr(given, field.name) for field in fields(RunConfig)})
+    if given.print_config:
+        options.print_yaml(to_dict(config))
+        return 0
+    if given.out is None:
+        raise ConfigError("--out is missing; expected a folder for the run, as in --out runs/first")
+    folder = Path(given.out)
+    from mass.cli.training import Monitor
+    from mass.train import train
+
+    monitor = Monitor(config.train.steps, console.stderr())
+    try:
+        with monitor:
+            train(config, folder, given.resume, monitor.on_step)
+    except KeyboardInterrupt:
+        _say_how_to_resume(folder, monitor.step, arguments)
+        return INTERRUPTED
+    from mass.cli.report import write_training_page
+
+    page = write_training_page(folder)
+    console.stdout().print(f"run {folder} is done: {config.train.steps} steps\ncurves: {page}", markup=False)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = options.make_parser(
+        "train",
+        "--config RECIPE.yaml --out FOLDER [options]",
+        "Meta-train a checkpoint: the loss on a problem after practising is differentiated back through the practice.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="The run's folder: new, or with --resume a used one."
+    )
+    parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint in --out.")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def _say_how_to_resume(folder: Path, step: int | None, arguments: Sequence[str]) -> None:
+    import shlex
+
+    from mass.runlog import CONFIG, RunFolder
+
+    if not (folder / CONFIG).is_file():
+        console.stderr().print("stopped before the run began; nothing was written", markup=False)
+        return
+    latest = RunFolder(folder).latest()
+    at = f"after step {step}" if step is not None else "before the first step"
+    point = f"from the checkpoint of step {latest[0]}" if latest else "from the start"
+    again = [argument for argument in arguments if argument != "--resume"]
+    console.stderr().print(
+        f"stopped {at}; the run goes on {point} with: mass train {shlex.join([*again, '--resume'])}", markup=False
+    )

@@ -1,0 +1,105 @@
+"""Metrics of each step -> a live table with the time left; one plain line per step where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mass.cli.console import Pace, duration
+
+SHOWN = (
+    ("outer loss", "outer loss", "{:.4f}"),
+    ("reward", "reward", "{:.3f}"),
+    ("generator loss", "generator loss", "{:.4f}"),
+    ("valid", "valid practice", "{:.0%}"),
+    ("weight", "mean weight", "{:.3f}"),
+    ("inner rate", "inner rate", "{:.4g}"),
+    ("tokens", "tokens", "{:,.0f}"),
+)
+EVALUATED = (
+    ("eval/accuracy", "held-out accuracy, adapted", "{:.1%}"),
+    ("eval/unadapted accuracy", "held-out accuracy, unadapted", "{:.1%}"),
+)
+REFRESH_PER_SECOND = 2
+
+
+class Monitor:
+    """Shows a run as it goes. Use as a context manager; `step` is the last one seen."""
+
+    def __init__(self, steps: int, console: Console) -> None:
+        self.step: int | None = None
+        self._steps, self._console, self._pace = steps, console, Pace(steps)
+        self._evaluated: dict[str, float] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Monitor:
+        if self._console.is_terminal:
+            waiting = Text("loading the model and evaluating it before the first step", style="dim")
+            self._live = Live(waiting, console=self._console, refresh_per_second=REFRESH_PER_SECOND)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def on_step(self, metrics: Mapping[str, float]) -> None:
+        self.step = int(metrics["step"])
+        left_s = self._pace.left_s(self.step)
+        self._evaluated |= {f"{key}@": metrics["step"] for key, _, _ in EVALUATED if key in metrics}
+        self._evaluated |= {key: metrics[key] for key, _, _ in EVALUATED if key in metrics}
+        if self._live is None:
+            self._console.print(plain_line(metrics, self._steps, left_s), markup=False)
+        else:
+            self._live.update(_panel(metrics, self._evaluated, self._steps, left_s))
+
+
+def plain_line(metrics: Mapping[str, float], steps: int, left_s: float | None) -> str:
+    """`step 3/100  outer loss 0.1234  reward 0.250 ...`."""
+    parts = [f"step {int(metrics['step'])}/{steps}"]
+    parts += [f"{label} {shape.format(metrics[key])}" for key, label, shape in (*SHOWN, *EVALUATED) if key in metrics]
+    stages = _stages(metrics)
+    if stages:
+        parts.append(f"{sum(stages.values()):.1f} s")
+    if left_s is not None and left_s > 0:
+        parts.append(f"left {duration(left_s)}")
+    return "  ".join(parts)
+
+
+def _panel(
+    metrics: Mapping[str, float], evaluated: Mapping[str, float], steps: int, left_s: float | None
+) -> RenderableType:
+    step = int(metrics["step"])
+    bar = Table.grid(padding=(0, 2))
+    left = f"left {duration(left_s)}" if step < steps else "done"
+    bar.add_row(f"step {step}/{steps}", ProgressBar(total=steps, completed=step, width=40), left)
+    numbers = Table.grid(padding=(0, 2))
+    numbers.add_column()
+    numbers.add_column(justify="right")
+    for key, label, shape in SHOWN:
+        if key in metrics:
+            numbers.add_row(Text(label, style="dim"), shape.format(metrics[key]))
+    for key, label, shape in EVALUATED:
+        if key in evaluated:
+            at = Text(f" at step {evaluated[f'{key}@']:.0f}", style="dim")
+            numbers.add_row(Text(label, style="dim"), Text.assemble(shape.format(evaluated[key]), at))
+    times = Table.grid(padding=(0, 2))
+    times.add_column()
+    times.add_column(justify="right")
+    for stage, seconds in _stages(metrics).items():
+        times.add_row(Text(stage, style="dim"), f"{seconds:.2f} s")
+    side = Table.grid(padding=(0, 6))
+    side.add_row(numbers, times)
+    return Group(bar, side)
+
+
+def _stages(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix("seconds/"): value for key, value in metrics.items() if key.startswith("seconds/")}

@@ -1,0 +1,103 @@
+"""Configuration files, dotted options, and what is said of mistakes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mass.cli.options import pairs
+from mass.config import PretrainConfig, RunConfig, to_dict
+from mass.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+def recipe_verb(path: Path) -> str:
+    return "pretrain" if path.stem == "base" else "train"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses(run: Callable, path: Path) -> None:
+    ran = run(recipe_verb(path), "--config", path, "--print_config")
+    assert ran.code == 0, ran.err
+    assert yaml.safe_load(ran.out)
+
+
+def test_the_recipe_of_the_base_is_the_default() -> None:
+    path = next(path for path in RECIPES if path.stem == "base")
+    assert yaml.safe_load(path.read_text()) == to_dict(PretrainConfig())
+
+
+def test_print_config_shows_the_defaults_in_full_and_reads_back(run: Callable, tmp_path: Path) -> None:
+    printed = run("train", "--print_config").out
+    assert yaml.safe_load(printed) == to_dict(RunConfig())
+    (tmp_path / "again.yaml").write_text(printed)
+    assert run("train", "--config", tmp_path / "again.yaml", "--print_config").out == printed
+
+
+def test_a_run_folders_config_is_a_recipe(run: Callable, tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(RunConfig())))
+    assert run("train", "--config", tmp_path / "config.json", "--print_config").code == 0
+
+
+def test_the_command_line_comes_on_top_of_the_file(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("train: {steps: 11, seed: 5}\nlora: {targets: [q_proj, v_proj]}\n")
+    ran = run("train", "--config", tmp_path / "r.yaml", "--train.steps", "12", "--print_config")
+    found = yaml.safe_load(ran.out)
+    assert (found["train"]["steps"], found["train"]["seed"]) == (12, 5)
+    assert found["lora"]["targets"] == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "adapt: {inner: {stepz: 3}}",
+            "'adapt.inner.stepz' is no configuration key; did you mean 'adapt.inner.steps'?",
+        ),
+        ("trian: {steps: 3}", "did you mean 'train'?"),
+        ("train.stepz: 3", "did you mean 'train.steps'?"),
+        ("train: {steps: many}", "train.steps is 'many'; expected int"),
+        ("train: {steps: 0}", "train.steps is 0; expected at least 1"),
+        ("train: {method: maas}", "train.method"),
+        ("train: [", "line 1 is no YAML"),
+        ("- a", "holds no keys"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(fails: Callable, tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    assert expected in fails("train", "--config", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_free_keys_below_a_mapping_are_not_unknown(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("tasks: {source: a.jsonl, fields: {problem: my_question}}")
+    ran = run("train", "--config", tmp_path / "r.yaml", "--print_config")
+    assert yaml.safe_load(ran.out)["tasks"]["fields"] == {"problem": "my_question"}, ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--adapt.inner.steps", "two"], "adapt.inner.steps is 'two'; expected int"),
+        (["--adapt.inner.stepz", "2"], "did you mean '--adapt.inner.steps'?"),
+        (["--seeed", "2"], "--seeed is no option of mass train"),
+        (["--train.steps"], "expected one argument"),
+        (["--config", "none.yaml"], "'none.yaml' cannot be read (No such file or directory)"),
+        ([], "--out is missing"),
+    ],
+)
+def test_a_bad_option_is_named(fails: Callable, arguments: list[str], expected: str) -> None:
+    assert expected in fails("train", *arguments)
+
+
+def test_pairs() -> None:
+    assert pairs("--fields", "problem=my_q, answer=a b,") == {"problem": "my_q", "answer": "a b"}
+    assert pairs("--fields", "") == {}
+    with pytest.raises(ConfigError, match="--fields has 'problem'; expected name=value"):
+        pairs("--fields", "problem")

@@ -1,0 +1,214 @@
+"""The verbs that leave a folder behind: train, pretrain, eval, demo, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mass.cli.console import Pace, duration
+from mass.cli.training import Monitor, plain_line
+
+METRICS = {
+    "step": 2,
+    "outer loss": 0.5,
+    "reward": 0.25,
+    "valid": 0.75,
+    "inner rate": 0.1,
+    "tokens": 1200.0,
+    "seconds/synthesis": 1.5,
+    "seconds/outer": 0.5,
+    "eval/accuracy": 0.4,
+    "eval/unadapted accuracy": 0.3,
+}
+
+
+def small_run(base: Path, out: Path, steps: int = 2) -> list[str | Path]:
+    return [
+        "train", "--model.name", base, "--out", out, "--train.steps", str(steps), "--train.tasks_per_step", "2",
+        "--train.eval_size", "2", "--train.checkpoint_every", "1", "--outer.samples", "2", "--adapt.synthesis.examples",
+        "2", "--outer.sampling.max_tokens=6", "--adapt.synthesis.sampling.max_tokens=6",
+        "--adapt.answer.max_tokens=6", "--test.answer.max_tokens=6", "--test.synthesis.sampling.max_tokens=6",
+    ]  # fmt: skip
+
+
+def test_train_reports_each_step_and_leaves_a_page(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    ran = run(*small_run(tiny_base, tmp_path / "run"))
+    assert ran.code == 0, ran.err
+    lines = ran.err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 0/2", "step 1/2", "step 2/2"]
+    assert "reward" in lines[1]
+    assert "held-out accuracy, adapted" in lines[0]
+    assert str(tmp_path / "run" / "report.html") in ran.out.replace("\n", "")
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_train_refuses_a_used_folder_and_resumes_when_told(
+    run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path
+) -> None:
+    first = small_run(tiny_base, tmp_path / "run", steps=1)
+    assert run(*first).code == 0
+    assert "is in use" in fails(*first)
+    assert run(*small_run(tiny_base, tmp_path / "run", steps=2), "--resume").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+
+
+def test_ctrl_c_leaves_a_run_that_the_said_command_resumes(
+    run: Callable, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Monitor.on_step
+
+    def interrupted(self: Monitor, metrics: Any) -> None:
+        shown(self, metrics)
+        if metrics["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Monitor, "on_step", interrupted)
+    ran = run(*small_run(tiny_base, tmp_path / "run", steps=3))
+    assert ran.code == 130
+    said = ran.err.splitlines()[-1]
+    assert said.startswith("stopped after step 2; the run goes on from the checkpoint of step 1 with: mass train ")
+    monkeypatch.setattr(Monitor, "on_step", shown)
+    import shlex
+
+    assert run(*shlex.split(said.partition("with: mass ")[2])).code == 0
+
+
+def test_unwritable_run_folder(fails: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be written" in fails(*small_run(tiny_base, tmp_path / "file" / "run"))
+
+
+def test_report_is_rebuilt(run: Callable, fails: Callable, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(METRICS) + "\n" + '{"step": 3, "rew')
+    assert run("report", tmp_path).code == 0
+    assert (tmp_path / "report.html").is_file()
+    (tmp_path / "metrics.jsonl").write_text('{"step": \n' + json.dumps(METRICS) + "\n")
+    assert "metrics.jsonl, line 1 is no JSON" in fails("report", tmp_path)
+    assert "holds neither comparison.json nor metrics.jsonl" in fails("report", tmp_path / "nothing")
+
+
+# --- progress
+
+
+def test_plain_line() -> None:
+    line = plain_line(METRICS, 10, 90.0)
+    assert line.startswith("step 2/10  outer loss 0.5000  reward 0.250  valid practice 75%")
+    assert line.endswith("2.0 s  left 90 s")
+
+
+def test_a_terminal_gets_a_live_table(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(force_terminal=True, width=100, _environ={})
+    with Monitor(10, console) as monitor:
+        monitor.on_step(METRICS)
+    shown = capsys.readouterr().out
+    for expected in (
+        "step 2/10",
+        "held-out accuracy, adapted",
+        "40.0%",
+        "at step 2",
+        "synthesis",
+        "1.50 s",
+        "mean weight",
+    ):
+        assert (expected in shown) == (expected != "mean weight"), expected
+
+
+def test_pace_counts_from_where_this_process_began() -> None:
+    times = iter([100.0, 110.0])
+    pace = Pace(60, clock=lambda: next(times))
+    assert pace.left_s(50) is None
+    assert pace.left_s(55) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (4.21, "4.2 s"), (45.0, "45 s"), (600.0, "10 min"), (9000.0, "2.5 h")]
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# --- eval and demo
+
+
+def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"my_q": "What is 1?", "gold": "1"}\n{"my_q": "What is 2?", "gold": "2"}\n')
+    ran = run(
+        "eval", "--model", tiny_base, "--methods", "base,mass", "--checkpoint-of", "mass=untrained", "--tasks",
+        tmp_path / "t.jsonl", "--fields", "problem=my_q,answer=gold", "--out", tmp_path / "out",
+        "--answer.max_tokens=4", "--resamples=50",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "2 problems of" in ran.out
+    assert "mass 2/2" in ran.err
+    assert {"comparison.json", "records.jsonl", "report.html"} == {f.name for f in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "report.html").unlink()
+    assert run("report", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    ran = run("eval", "--model", tiny_base, "--methods", "base", "--size", "2", "--out", tmp_path / "out",
+              "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
+    comparison = json.loads(ran.out)
+    assert [row["method"] for row in comparison["rows"]] == ["base"]
+    assert comparison["tasks"]["source"] == "minimath"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--methods", "base,maas"], "method 'maas' is unknown; did you mean 'mass'?"),
+        (["--methods", ","], "no methods given"),
+        (["--size", "many"], "size is 'many'; expected int or null"),
+        (["--size", "0"], "size is 0; expected at least 1"),
+        (["--checkpoint-of", "mass"], "--checkpoint-of has 'mass'; expected name=value"),
+        (["--fields", "a=b"], "minimath is built in; leave fields out"),
+        (["--model", "./nowhere", "--out", "{tmp}/new"], "model folder './nowhere' does not exist"),
+        (["--votes", "0"], "votes is 0; expected at least 1"),
+    ],
+)
+def test_eval_of_bad_input(fails: Callable, tmp_path: Path, arguments: list[str], expected: str) -> None:
+    assert expected in fails("eval", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+
+
+def test_eval_refuses_a_used_folder(fails: Callable, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert "is in use" in fails("eval", "--out", tmp_path)
+
+
+def test_demo_solves_and_compares(
+    run: Callable, tiny_base: Path, checkpoint: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from mass.cli import demo
+    from mass.config import EvalConfig, SamplingConfig
+
+    monkeypatch.setattr(demo, "EvalConfig", lambda: EvalConfig(answer=SamplingConfig(max_tokens=4), resamples=50))
+    ran = run("demo", "--model", tiny_base, "--checkpoint", checkpoint, "--size", "4", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("Problem\n") == 3
+    assert "tt-ss" in ran.out
+    assert "report.html" in ran.out
+    assert "mass 4/4" in ran.err
+
+
+# --- pretrain
+
+
+def test_pretrain_resumes_its_own_folder_only(run: Callable, fails: Callable, tmp_path: Path) -> None:
+    small = ["--layers=1", "--width=16", "--heads=2", "--mlp=16", "--vocabulary=280", "--steps=2", "--pages=4"]
+    ran = run("pretrain", "--out", tmp_path / "base", *small)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "base" / "model" / "model.safetensors").is_file()
+    assert "step 2/2  loss " in ran.err
+    assert "is in use" in fails("pretrain", "--out", tmp_path / "base", *small)
+    assert run("pretrain", "--out", tmp_path / "base", *small, "--resume").code == 0
+    said = fails("pretrain", "--out", tmp_path / "base", *small, "--seed=1", "--resume")
+    assert "was begun with seed = 0, now it is 1" in said
+    assert "holds no run to resume" in fails("pretrain", "--out", tmp_path / "none", "--resume")
