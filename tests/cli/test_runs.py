@@ -43,7 +43,7 @@ def test_train_reports_each_step_and_leaves_a_page(run: Callable, tiny_base: Pat
     assert [line.split("  ")[0] for line in lines] == ["step 0/2", "step 1/2", "step 2/2"]
     assert "reward" in lines[1]
     assert "held-out accuracy, adapted" in lines[0]
-    assert str(tmp_path / "run" / "report.html") in ran.out.replace("\n", "")
+    assert str(tmp_path / "run" / "report.html") in ran.out
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -101,6 +101,7 @@ def test_plain_line() -> None:
     line = plain_line(METRICS, 10, 90.0)
     assert line.startswith("step 2/10  outer loss 0.5000  reward 0.250  valid practice 75%")
     assert line.endswith("2.0 s  left 90 s")
+    assert "outer loss 0.0000" in plain_line({"step": 1, "outer loss": -1e-9}, 10, None)
 
 
 def test_a_terminal_gets_a_live_table(capsys: pytest.CaptureFixture[str]) -> None:

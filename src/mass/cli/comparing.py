@@ -103,4 +103,4 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
     out = console.stdout()
     out.print(terminal_table(comparison.to_dict()))
     written = f"\npage with plots: {folder / PAGE}\nevery answer:    {folder / 'records.jsonl'}"
-    out.print(written, markup=False, soft_wrap=True)
+    console.say(written)

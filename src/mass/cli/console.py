@@ -24,6 +24,16 @@ def stderr() -> Console:
     return console if console.is_terminal else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """Plain text to standard output; a terminal breaks its lines, not we, so that paths and commands can be copied."""
+    stdout().print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """The same to standard error."""
+    stderr().print(text, markup=False, soft_wrap=True)
+
+
 def _width() -> int:
     import os
 

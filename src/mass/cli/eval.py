@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     if given.json:
         print(json.dumps(comparison.to_dict()))
-        console.stderr().print(f"written to {folder}", markup=False)
+        console.note(f"written to {folder}")
     else:
         print_comparison(comparison, folder)
     return 0

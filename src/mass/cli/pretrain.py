@@ -53,9 +53,9 @@ def run(arguments: Sequence[str]) -> int:
 
             pretrain(config, out, report)
     except KeyboardInterrupt:
-        screen.print(f"stopped; the same command with --resume goes on from the last checkpoint in {out}", markup=False)
+        console.note(f"stopped; the same command with --resume goes on from the last checkpoint in {out}")
         return INTERRUPTED
-    console.stdout().print(f'model: {out / "model"}\ntry it: mass solve --model {out / "model"} "..."', markup=False)
+    console.say(f'model: {out / "model"}\ntry it: mass solve --model {out / "model"} "..."')
     return 0
 
 

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         raise RunError(
             f"{given.folder!r} holds neither {COMPARISON} nor {METRICS}; give a folder of mass train or mass eval"
         )
-    console.stdout().print(str(page), markup=False)
+    console.say(str(page))
     return 0
 
 

@@ -176,10 +176,8 @@ def _keep(given: Namespace, model: Mass, index: int, problem: str | Task, soluti
         with model.adapted(problem, given.seed) as adapted:
             adapted.save(Path(given.save_adapter))
         fallback = adapted.adaptation.fallback
-        console.stderr().print(
-            f"adapter written to {given.save_adapter}" + (f" (the starting one: {fallback})" if fallback else ""),
-            markup=False,
-        )
+        why = f" (the starting one: {fallback})" if fallback else ""
+        console.note(f"adapter written to {given.save_adapter}{why}")
 
 
 def _summarise(given: Namespace, verdicts: Sequence[Any]) -> None:
@@ -188,4 +186,4 @@ def _summarise(given: Namespace, verdicts: Sequence[Any]) -> None:
     if len(verdicts) > 1 and not given.json and any(a is not None for _, a in verdicts):
         console.stdout().print(show.tally(verdicts))
     if given.out is not None:
-        console.stderr().print(f"{len(verdicts)} records in {given.out}", markup=False)
+        console.note(f"{len(verdicts)} records in {given.out}")

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     from mass.cli.report import write_training_page
 
     page = write_training_page(folder)
-    console.stdout().print(f"run {folder} is done: {config.train.steps} steps\ncurves: {page}", markup=False)
+    console.say(f"run {folder} is done: {config.train.steps} steps\ncurves: {page}")
     return 0
 
 
@@ -70,12 +70,10 @@ def _say_how_to_resume(folder: Path, step: int | None, arguments: Sequence[str])
     from mass.runlog import CONFIG, RunFolder
 
     if not (folder / CONFIG).is_file():
-        console.stderr().print("stopped before the run began; nothing was written", markup=False)
+        console.note("stopped before the run began; nothing was written")
         return
     latest = RunFolder(folder).latest()
     at = f"after step {step}" if step is not None else "before the first step"
     point = f"from the checkpoint of step {latest[0]}" if latest else "from the start"
     again = [argument for argument in arguments if argument != "--resume"]
-    console.stderr().print(
-        f"stopped {at}; the run goes on {point} with: mass train {shlex.join([*again, '--resume'])}", markup=False
-    )
+    console.note(f"stopped {at}; the run goes on {point} with: mass train {shlex.join([*again, '--resume'])}")

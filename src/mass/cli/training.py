@@ -26,6 +26,7 @@ EVALUATED = (
     ("eval/accuracy", "held-out accuracy, adapted", "{:.1%}"),
     ("eval/unadapted accuracy", "held-out accuracy, unadapted", "{:.1%}"),
 )
+ALL = (*SHOWN, *EVALUATED)
 REFRESH_PER_SECOND = 2
 
 
@@ -65,7 +66,9 @@ class Monitor:
 def plain_line(metrics: Mapping[str, float], steps: int, left_s: float | None) -> str:
     """`step 3/100  outer loss 0.1234  reward 0.250 ...`."""
     parts = [f"step {int(metrics['step'])}/{steps}"]
-    parts += [f"{label} {shape.format(metrics[key])}" for key, label, shape in (*SHOWN, *EVALUATED) if key in metrics]
+    parts += [
+        f"{label} {_written(shape, metrics[key])}" for key, label, shape in (*SHOWN, *EVALUATED) if key in metrics
+    ]
     stages = _stages(metrics)
     if stages:
         parts.append(f"{sum(stages.values()):.1f} s")
@@ -82,23 +85,29 @@ def _panel(
     left = f"left {duration(left_s)}" if step < steps else "done"
     bar.add_row(f"step {step}/{steps}", ProgressBar(total=steps, completed=step, width=40), left)
     numbers = Table.grid(padding=(0, 2))
-    numbers.add_column()
+    numbers.add_column(no_wrap=True)
     numbers.add_column(justify="right")
     for key, label, shape in SHOWN:
         if key in metrics:
-            numbers.add_row(Text(label, style="dim"), shape.format(metrics[key]))
+            numbers.add_row(Text(label, style="dim"), _written(shape, metrics[key]))
     for key, label, shape in EVALUATED:
         if key in evaluated:
             at = Text(f" at step {evaluated[f'{key}@']:.0f}", style="dim")
             numbers.add_row(Text(label, style="dim"), Text.assemble(shape.format(evaluated[key]), at))
     times = Table.grid(padding=(0, 2))
-    times.add_column()
+    times.add_column(no_wrap=True)
     times.add_column(justify="right")
     for stage, seconds in _stages(metrics).items():
         times.add_row(Text(stage, style="dim"), f"{seconds:.2f} s")
     side = Table.grid(padding=(0, 6))
     side.add_row(numbers, times)
     return Group(bar, side)
+
+
+def _written(shape: str, value: float) -> str:
+    """A zero without a sign."""
+    text = shape.format(value)
+    return text.removeprefix("-") if not text.strip("-0.%") else text
 
 
 def _stages(metrics: Mapping[str, float]) -> dict[str, float]:
