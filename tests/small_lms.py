@@ -51,11 +51,10 @@ def make_model(kind: str = "Llama", dtype: torch.dtype = torch.float64, seed: in
     words = tokenizer()
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(words),
-        initializer_range=0.3,
         pad_token_id=words.pad_token_id,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
-        **{**ARCHITECTURES[kind], **changes},
+        **{"initializer_range": 0.3, **ARCHITECTURES[kind], **changes},
     )
     torch.manual_seed(seed)
     names = {"GPT2": "GPT2LMHeadModel"}
@@ -76,6 +75,26 @@ def make_lm(
     model = make_model(kind, dtype, seed, **changes)
     lora = LoraSites(model, LoraConfig(rank=rank, alpha=2.0 * rank, targets=targets))
     return LM(model, tokenizer(chat=chat), f"small {kind}", CHAT if chat else PLAIN, lora)
+
+
+class WideNorm(torch.nn.Module):
+    """RMSNorm in the precision of its input; that of transformers goes through float32, also in a float64 model."""
+
+    def __init__(self, like: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = like.weight, like.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+def float64_throughout(lm: LM) -> LM:
+    """A Llama without float32 inside, so that two ways to the same number agree to float64's rounding."""
+    for name, module in list(lm.model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            parent, _, child = name.rpartition(".")
+            setattr(lm.model.get_submodule(parent), child, WideNorm(module))
+    return lm
 
 
 def random_adapter(lm: LM, seed: int = 0, count: int | None = None, scale: float = 0.3) -> Params:

@@ -31,7 +31,7 @@ class MetaGradients:
 
 def meta_gradients(
     losses: Losses,
-    weigh: Callable[[Tensor], Tensor],
+    weigh: Callable[[Tensor, Tensor], Tensor],
     scores: Float[Tensor, "B m"],
     theta: Params,
     log_rates: Params,
@@ -44,7 +44,8 @@ def meta_gradients(
 
     Args:
         losses: the stack's parameters -> the B m practice losses, those of a task in a row.
-        weigh: scores [B, m] -> weights [B, m], differentiable.
+        weigh: (scores [B, m], alive [B] bool) -> the weights of the practice losses, differentiable in the scores, and 0
+            for tasks that are not alive.
         log_rates: logarithm of each tensor's inner learning rate, scalars.
         make_optimizer: rates by tensor name -> the inner update.
         outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is
@@ -55,9 +56,16 @@ def meta_gradients(
     log_rates = {name: t.detach().requires_grad_() for name, t in log_rates.items()}
     optimizer = make_optimizer({name: t.exp() for name, t in log_rates.items()})
     stack = {name: t.expand(len(scores), *t.shape) for name, t in theta.items()}
-    adapted = adapt(losses, stack, weigh(scores).flatten(), optimizer=optimizer, steps=steps, micro_batch=micro_batch)
+
+    def adapt_alive(alive: Tensor) -> Params:
+        weights = weigh(scores, alive).flatten()
+        return adapt(losses, stack, weights, optimizer=optimizer, steps=steps, micro_batch=micro_batch)
+
+    adapted = adapt_alive(torch.ones(len(scores), dtype=torch.bool, device=scores.device))
     total, cotangent = outer_gradient(outer, adapted)
     finite = _finite_tasks(cotangent, adapted)
+    if not finite.all():  # its steps hold what is not finite, and 0 times that is NaN: take them out of the tape
+        adapted = adapt_alive(finite)
     cotangent = [c.masked_fill(~finite.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in cotangent]
     inputs = [scores, *theta.values(), *log_rates.values()]
     grads = torch.autograd.grad(list(adapted.values()), inputs, cotangent, materialize_grads=True)

@@ -129,7 +129,7 @@ def _through_the_inner_loop(
     with clock.stage("inner loop and meta-gradient", without="outer"):
         gradients = meta_gradients(
             practice.losses,
-            lambda s: practice.pick(scoring.normalise(s, valid, kind)),
+            lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind)),
             scores,
             stack.state.theta,
             stack.state.log_rates,

@@ -90,7 +90,10 @@ def policy_losses(
 def kl_losses(
     lm: LM, tasks: Sequence[Task], solutions: Solutions, config: OuterConfig, params: Params
 ) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over tasks of the KL divergence from the base (nats per token, k3 estimator)."""
+    """Parts whose sum is the sum over tasks of the KL divergence from the base (nats per token, k3 estimator).
+
+    The mean over the tokens of a sequence comes first, so that how the rows are cut into parts changes nothing.
+    """
     rows = _solution_rows(lm, tasks, solutions, config.samples)
     for index in _chunks(list(range(len(rows))), config.micro_batch):
         owner = torch.tensor(index, device=lm.device) // config.samples if _stacked(params) else None
@@ -98,7 +101,8 @@ def kl_losses(
         logprobs, mask = lm.token_logprobs(batch, params, owner)
         with torch.no_grad():
             reference, _ = lm.token_logprobs(batch)
-        yield kl_to_reference(logprobs, reference, mask) * (len(index) / config.samples)
+        each = [kl_to_reference(*row) for row in zip(*(t.split(1) for t in (logprobs, reference, mask)), strict=True)]
+        yield torch.stack(each).sum() / config.samples
 
 
 def _solution_rows(lm: LM, tasks: Sequence[Task], solutions: Solutions, k: int) -> list[Row]:

@@ -40,14 +40,17 @@ class RunFolder:
         """Let `write` fill a folder beside, then give it its name. An existing checkpoint of the step is replaced."""
         return self._write(f"step-{step:06d}", write)
 
-    def write_best(self, source: Path, score: dict[str, Any]) -> None:
-        """Copy a checkpoint as the best one, with what it scored."""
+    def write_best(self, write: Callable[[Path], None], score: dict[str, Any]) -> None:
+        """Keep a checkpoint as the best one, with what it scored.
 
-        def copy(folder: Path) -> None:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+        Written before the checkpoint of its step: a run killed between the two comes to that step again.
+        """
+
+        def with_score(folder: Path) -> None:
+            write(folder)
             (folder / "score.json").write_text(json.dumps(score))
 
-        self._write("best", copy)
+        self._write("best", with_score)
 
     def best_score(self) -> dict[str, Any] | None:
         file = self.checkpoints / "best" / "score.json"
@@ -61,6 +64,13 @@ class RunFolder:
     def keep_latest(self, count: int) -> None:
         for old in sorted(self.checkpoints.glob("step-*"))[:-count]:
             shutil.rmtree(old)
+
+    def recover(self) -> None:
+        """Put back what a kill left under its old name, between the two renames of a replacement."""
+        for old in self.checkpoints.glob(".*.old"):
+            final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if not final.exists():
+                old.rename(final)
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of steps after `step` and a line cut short by a kill."""
@@ -98,10 +108,11 @@ def open_run(path: Path, config: Any, *, resume: bool) -> RunFolder:
         if not (path / CONFIG).is_file():
             raise RunError(f"{path} holds no run to resume; expected {CONFIG} in it; leave --resume out to start one")
         _same_config(path, resolved)
+        run.recover()
         return run
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
         run.checkpoints.mkdir(parents=True)
         replace_text(path / CONFIG, json.dumps(resolved, indent=2))
     except OSError as error:

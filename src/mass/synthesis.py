@@ -76,8 +76,8 @@ def _why_rejected(
         return "repeat"
     if not config.allow_copies and _normal(problem) == _normal(target):
         return "copy"
-    tokens = len(lm.tokenizer(problem + solution)["input_ids"])
-    return "too long" if tokens > config.max_example_tokens else ""
+    limit = min(config.max_example_tokens, lm.context)
+    return "too long" if lm.example_tokens(problem, solution) > limit else ""
 
 
 def _normal(text: str) -> str:

@@ -87,12 +87,12 @@ class Trainer:
             checkpoint.save(folder, self.lm, self.state, self.config.test, self.config.train.method, self.step)
             torch.save(self.optimizer.state_dict(), folder / "trainer.pt")
 
-        written = self.run.write_checkpoint(self.step, write)
         if evaluation:
             score = {"step": self.step, "accuracy": evaluation["eval/accuracy"]}
             best = self.run.best_score()
             if best is None or score["accuracy"] > best["accuracy"] or best["step"] >= self.step:
-                self.run.write_best(written, score)
+                self.run.write_best(write, score)
+        self.run.write_checkpoint(self.step, write)
         self.run.keep_latest(self.config.train.keep_checkpoints)
 
     # --- one outer step

@@ -70,15 +70,17 @@ class LM:
     def synthesis_prompt(self, problem: str) -> list[int]:
         return self._prompt(self.prompts.render_synthesis(problem), problem)
 
+    def _encode(self, text: str) -> list[int]:
+        if not self.prompts.chat:
+            return list(self.tokenizer(text)["input_ids"])
+        message = [{"role": "user", "content": text}]
+        encoded = self.tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
     def _prompt(self, text: str, problem: str) -> list[int]:
-        if self.prompts.chat:
-            message = [{"role": "user", "content": text}]
-            encoded = self.tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, tokenize=True, return_dict=True
-            )
-            ids = list(encoded["input_ids"])
-        else:
-            ids = list(self.tokenizer(text)["input_ids"])
+        ids = self._encode(text)
         if len(ids) >= self.context:
             raise DataError(
                 f"problem {problem[:40]!r}... is {len(ids)} tokens with its prompt; {self.name!r} reads at most "
@@ -94,6 +96,10 @@ class LM:
     def example_row(self, problem: str, solution: str) -> Row:
         """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
         return self.solve_prompt(problem), self.target_ids(solution)
+
+    def example_tokens(self, problem: str, solution: str) -> int:
+        """The length of `example_row`, also where it is beyond the context."""
+        return len(self._encode(self.prompts.render_solve(problem))) + len(self.target_ids(solution))
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Right-pad rows into a batch on the model's device. Raises DataError for a row beyond the context."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mass.config import SamplingConfig
-from mass.errors import ShapeError
+from mass.errors import DataError, ShapeError
 from mass.types import Params, Sample
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def sample_rows(
         raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
     stacked = adapter is not None and next(iter(adapter.values())).dim() == 3
     blocks = next(iter(adapter.values())).shape[0] if stacked and adapter else 1
+    if prompts and (longest := max(map(len, prompts))) >= lm.context:
+        raise DataError(
+            f"a prompt of {longest} tokens; {lm.name!r} reads at most {lm.context - 1}; shorten it or use a model with a "
+            "longer context"
+        )
     if len(prompts) % blocks:
         raise ShapeError(f"{len(prompts)} prompts for a stack of {blocks} adapters; expected a multiple")
     height = len(prompts) // blocks
@@ -98,11 +103,13 @@ def _decode(
     stop: StopStrings,
 ) -> list[Sample]:
     count = len(prompts)
-    limit = min(config.max_tokens, lm.context - max(len(p) for p in prompts))
+    limits = torch.tensor([min(config.max_tokens, lm.context - len(p)) for p in prompts], device=lm.device)
+    limit = int(limits.max())
     uniform = _uniform(seeds, limit, config).to(lm.device)
     tokens = torch.full((count, limit), -1, device=lm.device)
     logprobs = torch.zeros(count, limit, device=lm.device)
-    ended = torch.zeros(count, dtype=torch.bool, device=lm.device)
+    finished = torch.zeros(count, dtype=torch.bool, device=lm.device)
+    ended = finished
     end_ids = torch.tensor(sorted(lm.end_ids), device=lm.device)
     ids, mask = _left_pad(prompts, lm.tokenizer.pad_token_id, lm.device)
     rows = _Rows(torch.arange(count, device=lm.device), DynamicCache(), mask, adapter, blocks)
@@ -124,14 +131,15 @@ def _decode(
         logprobs[rows.index, t] = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         done = torch.isin(chosen, end_ids)
         _find_stops(lm, stop, tokens, rows.index, chosen, live & ~done, done, t)
-        ended[rows.index] |= done
+        finished[rows.index] |= done & live
+        ended = finished | (limits <= t + 1)
         if bool(ended.all()):
             break
         rows, keep = _compact(rows, ended)
         ids = chosen[keep][:, None]
         rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(keep), 1)], 1)
-        positions = rows.mask.sum(1, keepdim=True) - 1
-    return _collect(lm, tokens.cpu(), logprobs.cpu(), ended.cpu(), stop)
+        positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)  # ended rows may be at the end
+    return _collect(lm, tokens.cpu(), logprobs.cpu(), finished.cpu(), stop)
 
 
 def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:
@@ -199,11 +207,11 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
     return _Rows(rows.index[keep], rows.cache, rows.mask[keep], adapter, len(kept_blocks)), keep
 
 
-def _collect(lm: LM, tokens: Tensor, logprobs: Tensor, ended: Tensor, stop: StopStrings) -> list[Sample]:
+def _collect(lm: LM, tokens: Tensor, logprobs: Tensor, finished: Tensor, stop: StopStrings) -> list[Sample]:
     samples: list[Sample] = []
-    for row, values, finished in zip(tokens.tolist(), logprobs.tolist(), ended.tolist(), strict=True):
+    for row, values, complete in zip(tokens.tolist(), logprobs.tolist(), finished.tolist(), strict=True):
         kept = [i for i in row if i >= 0]
         text = lm.tokenizer.decode(kept, skip_special_tokens=True)
         cut = stop.cut(text)
-        samples.append(Sample(tuple(kept), text if cut is None else cut, finished, tuple(values[: len(kept)])))
+        samples.append(Sample(tuple(kept), text if cut is None else cut, complete, tuple(values[: len(kept)])))
     return samples

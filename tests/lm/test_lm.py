@@ -1,0 +1,148 @@
+"""Prompts, log-probabilities and hidden states of a language model with an adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mass.errors import DataError
+from mass.types import Batch
+from small_lms import ARCHITECTURES, full_logits, make_lm, random_adapter
+
+
+def rows_of(lm):
+    texts = [("Compute 3 + 4.", "3+4=7. Answer: 7"), ("x", "5"), ("A longer problem of 12 words", "Answer: 12 34")]
+    return [lm.example_row(*pair) for pair in texts]
+
+
+# ------------------------------------------------------------------------------- prompts
+
+
+def test_a_plain_prompt_is_continued() -> None:
+    lm = make_lm()
+    context, target = lm.example_row(" What? ", " 4*12=48 ")
+    assert lm.tokenizer.decode(context, skip_special_tokens=True) == "Problem: What?\nSolution:"
+    assert context[0] == lm.tokenizer.bos_token_id
+    assert lm.tokenizer.decode(target) == " 4*12=48<eos>"
+    assert lm.tokenizer.decode(lm.synthesis_prompt("What?")[1:]) == "Problem: What?\nSimilar problem:"
+    assert lm.example_tokens(" What? ", " 4*12=48 ") == len(context) + len(target)
+
+
+def test_a_chat_model_is_asked_through_its_template() -> None:
+    lm = make_lm(chat=True)
+    context, target = lm.example_row("What?", "4")
+    text = lm.tokenizer.decode(context)
+    assert text == (
+        "<user>What?\n\nReason step by step, and put your final answer within \\boxed{}.</user><assistant>"
+    ), "the template writes its own special tokens: none is added before it"
+    assert lm.tokenizer.decode(target) == "4<eos>"
+    assert "<user>Here is a problem:\n\nWhat?\n\n" in lm.tokenizer.decode(lm.synthesis_prompt("What?"))
+    assert lm.example_tokens("What?", "4") == len(context) + len(target)
+
+
+def test_braces_in_a_problem_are_its_own() -> None:
+    lm = make_lm()
+    assert "a {problem} {x}\n" in lm.tokenizer.decode(lm.solve_prompt("a {problem} {x}"))
+
+
+def test_an_overlong_problem_is_a_one_line_error() -> None:
+    lm = make_lm()
+    for prompt in (lm.solve_prompt, lm.synthesis_prompt):
+        with pytest.raises(DataError, match="tokens with its prompt; 'small Llama' reads at most 255") as error:
+            prompt("word " * 300)
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"sequence of \d+ tokens; 'small Llama' reads at most 256"):
+        lm.batch([lm.example_row("short", "5 " * 300)])
+    assert lm.example_tokens("word " * 300, "5") > 256
+
+
+def test_end_tokens_are_those_of_the_generation_config_too() -> None:
+    lm = make_lm()
+    end = lm.tokenizer.eos_token_id
+    assert lm.end_ids == {end}
+    lm.model.generation_config.eos_token_id = [end, 7]
+    assert lm.end_ids == {end, 7}
+
+
+# ------------------------------------------------------------------------------- log-probabilities
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_logprobs_equal_a_hand_computation(kind: str, adapted: bool) -> None:
+    """Row by row, without padding, from all logits."""
+    dtype, error = (torch.float32, 1e-4) if kind == "Gemma2" else (torch.float64, 1e-11)
+    lm = make_lm(kind, dtype)
+    adapter = random_adapter(lm) if adapted else None
+    rows = rows_of(lm)
+    logprobs, mask = lm.token_logprobs(lm.batch(rows), adapter)
+    losses = lm.losses(lm.batch(rows), adapter)
+    assert logprobs.dtype == dtype
+    assert not logprobs[~mask].any()
+    for i, (context, target) in enumerate(rows):
+        alone = lm.batch([(context, target)])
+        assert bool(alone.attention_mask.all())
+        probs = full_logits(lm, alone, adapter)[0].softmax(-1)
+        places = range(len(context), len(context) + len(target))
+        expected = torch.stack([probs[at - 1, token].log() for at, token in zip(places, target, strict=True)])
+        torch.testing.assert_close(logprobs[i][mask[i]], expected, rtol=error, atol=error)
+        torch.testing.assert_close(losses[i], -expected.mean(), rtol=error, atol=error)
+
+
+def test_padding_and_company_change_nothing() -> None:
+    lm = make_lm()
+    rows = rows_of(lm)
+    batch = lm.batch(rows)
+    wider = Batch(
+        torch.nn.functional.pad(batch.input_ids, (0, 9), value=5),
+        torch.nn.functional.pad(batch.attention_mask, (0, 9)),
+        torch.nn.functional.pad(batch.target_mask, (0, 9)),
+    )
+    expected = lm.losses(batch)
+    torch.testing.assert_close(lm.losses(wider), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lm.losses(lm.batch(rows[::-1])), expected.flip(0), rtol=1e-12, atol=1e-12)
+    some = batch.select(torch.tensor([2, 1]))
+    torch.testing.assert_close(lm.losses(some), expected[[2, 1]], rtol=1e-12, atol=1e-12)
+    assert batch.select(torch.tensor([1])).input_ids.shape[1] == sum(map(len, rows[1]))
+
+
+def test_a_target_in_the_middle_counts_alone() -> None:
+    lm = make_lm()
+    batch = lm.batch(rows_of(lm))
+    mask = torch.zeros_like(batch.target_mask)
+    mask[0, 3] = mask[0, 5] = mask[2, 4] = True
+    logprobs, counted = lm.token_logprobs(Batch(batch.input_ids, batch.attention_mask, mask))
+    all_probs = torch.log_softmax(full_logits(lm, batch), -1)
+    assert counted.sum(1).tolist() == [2, 0, 1]
+    for i, at in [(0, 3), (0, 5), (2, 4)]:
+        torch.testing.assert_close(logprobs[i, at - 3], all_probs[i, at - 1, batch.input_ids[i, at]])
+    losses = lm.losses(Batch(batch.input_ids, batch.attention_mask, mask))
+    torch.testing.assert_close(losses[0], -(logprobs[0, 0] + logprobs[0, 2]) / 2)
+    assert losses[1] == 0
+
+
+def test_half_precision_logits_are_widened() -> None:
+    lm = make_lm(dtype=torch.bfloat16)
+    assert lm.adapter_dtype == torch.float32
+    assert lm.losses(lm.batch(rows_of(lm)), random_adapter(lm)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_losses_can_be_differentiated_twice(kind: str) -> None:
+    lm = make_lm(kind, torch.float32)
+    adapter = {name: t.requires_grad_() for name, t in random_adapter(lm, scale=0.1).items()}
+    loss = lm.losses(lm.batch(rows_of(lm)), adapter).sum()
+    grads = torch.autograd.grad(loss, list(adapter.values()), create_graph=True)
+    again = torch.autograd.grad(sum(g.square().sum() for g in grads), list(adapter.values()))
+    assert all(bool(g.isfinite().all()) for g in again)
+    assert any(bool(g.any()) for g in again)
+
+
+def test_hidden_states_are_those_before_the_head() -> None:
+    for kind in ("Llama", "GPT2"):
+        lm = make_lm(kind)
+        batch, adapter = lm.batch(rows_of(lm)), random_adapter(lm)
+        states = lm.hidden_states(batch, adapter)
+        assert states.shape == (*batch.input_ids.shape, lm.width)
+        head = lm.model.get_output_embeddings()
+        torch.testing.assert_close(head(states), full_logits(lm, batch, adapter), rtol=1e-11, atol=1e-11)
