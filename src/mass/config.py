@@ -32,6 +32,8 @@ class ModelConfig:
     """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
+    decode_rows: int = 128
+    """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def meta_gradients(
 
     Args:
         losses: the stack's parameters -> the B m practice losses, those of a task in a row.
-        weigh: (scores [B, m], alive [B] bool) -> the weights of the practice losses, differentiable in the scores, and 0
-            for tasks that are not alive.
+        weigh: (scores [B, m], alive [B] bool) -> the weights of the practice losses, differentiable in the scores,
+            and 0 for tasks that are not alive.
         log_rates: logarithm of each tensor's inner learning rate, scalars.
         make_optimizer: rates by tensor name -> the inner update.
         outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is

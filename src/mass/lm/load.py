@@ -49,7 +49,7 @@ def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
     model = _load("model", config.name, AutoModelForCausalLM, source, dtype=dtype, **where)
     model.to(device).eval().requires_grad_(False)
     prompts = CHAT if getattr(tokenizer, "chat_template", None) else PLAIN
-    return LM(model, tokenizer, config.name, prompts, LoraSites(model, lora))
+    return LM(model, tokenizer, config.name, prompts, LoraSites(model, lora), config.decode_rows)
 
 
 def _looks_local(source: str) -> bool:

@@ -28,7 +28,9 @@ Row = tuple[list[int], list[int]]
 class LM:
     """A frozen causal language model. Nothing here changes its weights."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, prompts: Prompts, adapters: LoraSites) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, prompts: Prompts, adapters: LoraSites, decode_rows: int = 128
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -37,8 +39,7 @@ class LM:
         self.device: torch.device = next(model.parameters()).device
         dtype = next(model.parameters()).dtype
         self.adapter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.decode_rows = 256
-        """Rows decoded side by side at most; bounds the memory of the KV cache."""
+        self.decode_rows = decode_rows
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._stop = StopStrings(tokenizer, prompts.stop)
 

@@ -8,18 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mass.adapter import LoraSites
 from mass.config import SamplingConfig
 from mass.errors import DataError, ShapeError
 from mass.types import Params, Sample
 
-if TYPE_CHECKING:
-    from mass.lm.model import LM
+
+class Decodes(Protocol):
+    """What sampling needs of a language model."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    adapters: LoraSites
+    device: torch.device
+    decode_rows: int
+    """Rows decoded side by side at most; bounds the memory of the KV cache."""
+    keeps_logits: bool
+    """Whether the model can leave out the logits of all but the last token."""
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def end_ids(self) -> frozenset[int]: ...
 
 
 class StopStrings:
@@ -59,7 +77,7 @@ class _Rows:
 
 
 def sample_rows(
-    lm: LM,
+    lm: Decodes,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig,
     seeds: Sequence[int],
@@ -72,8 +90,8 @@ def sample_rows(
     blocks = next(iter(adapter.values())).shape[0] if stacked and adapter else 1
     if prompts and (longest := max(map(len, prompts))) >= lm.context:
         raise DataError(
-            f"a prompt of {longest} tokens; {lm.name!r} reads at most {lm.context - 1}; shorten it or use a model with a "
-            "longer context"
+            f"a prompt of {longest} tokens; {lm.name!r} reads at most {lm.context - 1}; shorten it or use a model with "
+            "a longer context"
         )
     if len(prompts) % blocks:
         raise ShapeError(f"{len(prompts)} prompts for a stack of {blocks} adapters; expected a multiple")
@@ -94,7 +112,7 @@ def sample_rows(
 
 @torch.no_grad()
 def _decode(
-    lm: LM,
+    lm: Decodes,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig,
     seeds: Sequence[int],
@@ -178,7 +196,7 @@ def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _find_stops(
-    lm: LM, stop: StopStrings, tokens: Tensor, index: Tensor, chosen: Tensor, live: Tensor, done: Tensor, t: int
+    lm: Decodes, stop: StopStrings, tokens: Tensor, index: Tensor, chosen: Tensor, live: Tensor, done: Tensor, t: int
 ) -> None:
     """Mark in `done` the rows whose text now holds a stop string."""
     for i in (stop.candidates(chosen) & live).nonzero()[:, 0].tolist():
@@ -207,7 +225,7 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
     return _Rows(rows.index[keep], rows.cache, rows.mask[keep], adapter, len(kept_blocks)), keep
 
 
-def _collect(lm: LM, tokens: Tensor, logprobs: Tensor, finished: Tensor, stop: StopStrings) -> list[Sample]:
+def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor, finished: Tensor, stop: StopStrings) -> list[Sample]:
     samples: list[Sample] = []
     for row, values, complete in zip(tokens.tolist(), logprobs.tolist(), finished.tolist(), strict=True):
         kept = [i for i in row if i >= 0]
