@@ -152,7 +152,7 @@ def test_nor_on_a_neighbour_at_the_end_of_the_context() -> None:
         assert [len(s.tokens) for s in together] == [3, 13, 1, 6]
         assert not any(s.finished for s in together)
         assert [s.tokens for s in together] == [s.tokens for s in alone(lm, prompts, max_tokens=64)]
-        with pytest.raises(DataError, match="prompt of 16 tokens; .* reads at most 15"):
+        with pytest.raises(DataError, match=r"prompt of 16 tokens; .* reads at most 15"):
             sample(lm, [[5] * 16, [6]])
 
 

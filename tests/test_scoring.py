@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mass.config import ScoringConfig
+from mass.errors import ShapeError
+from mass.lm import LM
+from mass.scoring import head, init_scorer, normalise, score
+from mass.types import Example
+from small_lms import full_logits, make_lm, random_adapter
+
+KINDS = ["softmax", "sigmoid", "uniform"]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    b, m = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    numbers = st.floats(-50, 50)
+    scores = [[draw(numbers) for _ in range(m)] for _ in range(b)]
+    valid = [[draw(st.booleans()) for _ in range(m)] for _ in range(b)]
+    return torch.tensor(scores, dtype=torch.float64), torch.tensor(valid)
+
+
+@given(tables())
+def test_softmax_sums_to_1_over_the_valid(table: tuple[Tensor, Tensor]) -> None:
+    scores, valid = table
+    weights = normalise(scores, valid, "softmax")
+    assert bool((weights >= 0).all())
+    assert not weights[~valid].any()
+    torch.testing.assert_close(weights.sum(1), valid.any(1).double())
+    torch.testing.assert_close(normalise(scores + 3.0, valid, "softmax"), weights)
+    for row, mask, own in zip(weights, valid, scores, strict=True):
+        if mask.any():
+            torch.testing.assert_close(row[mask], own[mask].softmax(0))
+
+
+@given(tables())
+def test_sigmoid_is_each_on_its_own(table: tuple[Tensor, Tensor]) -> None:
+    scores, valid = table
+    weights = normalise(scores, valid, "sigmoid")
+    torch.testing.assert_close(weights, valid / (1 + (-scores).exp()) / scores.shape[1])
+    assert bool(((weights >= 0) & (weights <= 1 / scores.shape[1])).all())
+
+
+@given(tables())
+def test_uniform_ignores_the_scores(table: tuple[Tensor, Tensor]) -> None:
+    scores, valid = table
+    expected = valid / valid.sum(1, keepdim=True).clamp_min(1)
+    torch.testing.assert_close(normalise(scores, valid, "uniform"), expected.double())
+
+
+@given(tables(), st.sampled_from(KINDS))
+def test_gradients_are_finite_and_those_of_rejected_zero(table: tuple[Tensor, Tensor], kind: str) -> None:
+    scores, valid = table[0].requires_grad_(), table[1]
+    generator = torch.Generator().manual_seed(0)
+    weights = normalise(scores, valid, kind)
+    assert bool(weights.isfinite().all())
+    if weights.requires_grad:
+        weights.backward(torch.randn(weights.shape, generator=generator, dtype=torch.float64))
+        assert bool(scores.grad.isfinite().all())
+        assert not scores.grad[~valid].any()
+
+
+@given(tables(), st.sampled_from(KINDS), st.sampled_from([float("nan"), float("inf"), 1e300]))
+def test_what_a_rejected_example_holds_does_not_matter(table: tuple[Tensor, Tensor], kind: str, filling: float) -> None:
+    scores, valid = table
+    some = valid.any(1, keepdim=True)
+    other = torch.where(valid | ~some, scores, filling)
+    if kind != "sigmoid" or filling == filling:
+        torch.testing.assert_close(normalise(other, valid, kind), normalise(scores, valid, kind))
+
+
+def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ShapeError, match=r"scores \[2, 3\], valid \[2, 4\]"):
+        normalise(torch.zeros(2, 3), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ShapeError, match="expected both"):
+        normalise(torch.zeros(3), torch.ones(3, dtype=torch.bool))
+
+
+# ------------------------------------------------------------------------------- the scorer
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return make_lm()
+
+
+def candidates(lm: LM) -> list[Example]:
+    texts = [" What is 2?\nSolution: 2", " What is 3 + 4 and then 5?\nSolution: 12. Answer: 12", " x\nSolution: y"]
+    return [Example("p", "a", text, tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
+
+
+def moved(eta: dict[str, Tensor]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {n: t + torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in eta.items()}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_untrained_scorer_weighs_all_alike(lm: LM, rank: int) -> None:
+    eta = init_scorer(lm, ScoringConfig(lora_rank=rank), 0)
+    assert not score(lm, eta, ["Q"] * 3, candidates(lm)).any()
+    assert any(name.startswith("lora.") for name in eta) == (rank > 0)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_scores_depend_on_target_and_example_alone(lm: LM, rank: int) -> None:
+    """Not on padding, nor on which others are scored beside it."""
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4, lora_rank=rank), 0))
+    examples = candidates(lm)
+    together = score(lm, eta, ["Q", "A longer question?", "Q"], examples)
+    for i, target in enumerate(["Q", "A longer question?", "Q"]):
+        torch.testing.assert_close(score(lm, eta, [target], [examples[i]])[0], together[i], rtol=1e-9, atol=1e-9)
+    assert len({round(float(s), 6) for s in together}) == 3
+    assert score(lm, eta, ["Another"], [examples[0]])[0] != together[0]
+
+
+def test_features_are_last_and_mean_states_of_the_example(lm: LM) -> None:
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4), 0))
+    example = candidates(lm)[1]
+    prompt = lm.synthesis_prompt("Q")
+    states = lm.hidden_states(lm.batch([(prompt, list(example.tokens))]))[0]
+    features = torch.cat([states[-1], states[len(prompt) :].mean(0)])
+    torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
+
+
+def test_gradients_reach_all_of_eta_and_nothing_else(lm: LM) -> None:
+    eta = {n: t.requires_grad_() for n, t in moved(init_scorer(lm, ScoringConfig(hidden=4, lora_rank=1), 0)).items()}
+    scores = score(lm, eta, ["Q"] * 3, candidates(lm))
+    grads = torch.autograd.grad(scores.square().sum(), list(eta.values()))
+    assert all(bool(g.any()) for g in grads)
+    batch = lm.batch([([1, 2], [3])])
+    before = full_logits(lm, batch)
+    assert torch.equal(full_logits(lm, batch), before)
+    with lm.adapters.use(random_adapter(lm)):  # the scorer reads the base, whatever adapter is in use
+        torch.testing.assert_close(score(lm, eta, ["Q"] * 3, candidates(lm)), scores)
+
+
+def test_a_target_for_each_example(lm: LM) -> None:
+    with pytest.raises(ShapeError, match="1 targets for 3 examples"):
+        score(lm, init_scorer(lm, ScoringConfig(), 0), ["Q"], candidates(lm))
