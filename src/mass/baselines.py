@@ -164,8 +164,8 @@ def _trained(
         return _from_folder(model.lm, shipped, name, lms, config, "the checkpoint shipped with the package")
     raise ConfigError(
         f"method {name!r} needs a checkpoint that `mass train` made with train.method {name}, and model "
-        f"{model.lm.name!r} ({model.method}) brings none; give its run folder as checkpoints={{{name!r}: ...}}, "
-        f"or leave the method out"
+        f"{model.lm.name!r} ({model.method}) brings none; give its run folder "
+        f"(--checkpoint-of {name}=DIR, in Python checkpoints={{{name!r}: DIR}}), or leave the method out"
     )
 
 
