@@ -88,7 +88,8 @@ def adapt_stack(
         scores = _scores(lm, state, problems, groups, practice, config)
         weights = scoring.normalise(scores, valid, config.scoring.normalise)
     with clock.stage("inner loop"):
-        optimizer = optimizer_of(config.inner, {name: t.exp() for name, t in state.log_rates.items()})
+        rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
+        optimizer = optimizer_of(config.inner, rates)
         stack = inner.adapt(
             practice.losses,
             start,

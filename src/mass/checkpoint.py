@@ -149,6 +149,10 @@ def load(folder: Path, lm: LM) -> tuple[MetaState, Description]:
         raise ModelError(f"{folder / SCORER} cannot be read ({error}); copy the checkpoint anew") from error
     theta = {n: t.to(lm.device, lm.adapter_dtype) for n, t in load_peft(folder / ADAPTER, lm.adapters).items()}
     eta, rates = ({n: t.to(lm.device, lm.adapter_dtype) for n, t in _under(p, tensors)} for p in ("eta.", "log_rate."))
+    if missing := [name for name in theta if name not in rates]:
+        raise ModelError(
+            f"{folder / SCORER} holds no rate of {missing[0]!r}; expected one each; copy the checkpoint anew"
+        )
     return MetaState(theta, eta, {name: rates[name] for name in theta}), description
 
 

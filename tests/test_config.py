@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mass import config
+from mass.checkpoint import adapt_config
+from mass.config import (
+    AdaptConfig,
+    InnerConfig,
+    LoraConfig,
+    OuterConfig,
+    RunConfig,
+    SamplingConfig,
+    ScoringConfig,
+    SynthesisConfig,
+    TrainConfig,
+    config_hash,
+    to_dict,
+)
+from mass.errors import ConfigError
+from mass.seeds import derive
+
+ALL = [c for _, c in inspect.getmembers(config, dataclasses.is_dataclass)]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_defaults_are_frozen_and_serialise(kind: type) -> None:
+    made = kind()
+    field = dataclasses.fields(kind)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, field, None)
+    assert json.loads(json.dumps(to_dict(made))) == to_dict(made)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: LoraConfig(rank=0), "lora.rank is 0; expected at least 1"),
+        (lambda: LoraConfig(alpha=-1), "lora.alpha is -1"),
+        (lambda: SamplingConfig(max_tokens=0), "sampling.max_tokens is 0"),
+        (lambda: SamplingConfig(temperature=-0.1), "sampling.temperature is -0.1"),
+        (lambda: SamplingConfig(top_p=0), "sampling.top_p is 0"),
+        (lambda: SamplingConfig(top_p=1.1), "sampling.top_p is 1.1"),
+        (lambda: SynthesisConfig(examples=0), "synthesis.examples is 0"),
+        (lambda: ScoringConfig(hidden=0), "scoring.hidden is 0"),
+        (lambda: ScoringConfig(lora_rank=-1), "scoring.lora_rank is -1"),
+        (lambda: InnerConfig(steps=-1), "inner.steps is -1"),
+        (lambda: InnerConfig(learning_rate=-1.0), "inner.learning_rate is -1.0"),
+        (lambda: InnerConfig(learning_rate=float("nan")), "inner.learning_rate is nan"),
+        (lambda: InnerConfig(micro_batch=0), "inner.micro_batch is 0"),
+        (lambda: OuterConfig(samples=1), "outer.samples is 1; expected at least 2"),
+        (lambda: TrainConfig(steps=0), "train.steps is 0"),
+        (lambda: TrainConfig(stack=0), "train.stack is 0"),
+        (lambda: TrainConfig(checkpoint_every=0), "train.checkpoint_every is 0"),
+        (lambda: TrainConfig(eval_every=-1), "train.eval_every is -1"),
+    ],
+)
+def test_values_that_cannot_be_used_are_one_line(make, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_equal_configurations_have_equal_hashes() -> None:
+    assert config_hash(RunConfig()) == config_hash(RunConfig()) == config_hash(to_dict(RunConfig()))
+    other = dataclasses.replace(RunConfig(), train=TrainConfig(seed=1))
+    assert config_hash(other) != config_hash(RunConfig())
+    assert len(config_hash(RunConfig())) == 12
+    turned = dict(reversed(to_dict(RunConfig()).items()))
+    assert config_hash(turned) == config_hash(RunConfig())
+
+
+@given(
+    st.builds(
+        AdaptConfig,
+        st.builds(SynthesisConfig, st.integers(1, 20), st.builds(SamplingConfig, st.integers(1, 99), st.floats(0, 2))),
+        st.builds(ScoringConfig, st.sampled_from(["softmax", "sigmoid", "uniform"]), st.integers(1, 9)),
+        st.builds(InnerConfig, st.sampled_from(["sgd", "adamw"]), st.floats(0, 9), steps=st.integers(0, 9)),
+    )
+)
+def test_a_record_s_configuration_comes_back_equal(made: AdaptConfig) -> None:
+    again = adapt_config(json.loads(json.dumps(to_dict(made))))
+    assert again == made
+    assert config_hash(again) == config_hash(made)
+
+
+def test_most_fields_say_what_they_mean() -> None:
+    """A string under a field, which the command line shows as its help."""
+    tree = ast.parse(inspect.getsource(config))
+    bare: list[str] = []
+    for node in [n for n in tree.body if isinstance(n, ast.ClassDef)]:
+        after = [*node.body[1:], None]
+        for field, following in zip(node.body, after, strict=True):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and not documented and "Config" not in ast.unparse(field.annotation):
+                bare.append(f"{node.name}.{field.target.id}")
+    obvious = {"TrainConfig.seed"}
+    assert [name for name in bare if not name.startswith("PretrainConfig.") and name not in obvious] == []
+
+
+# ------------------------------------------------------------------------------- seeds
+
+
+@given(st.integers(), st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=3))
+def test_seeds_fit_a_torch_generator_and_repeat(seed: int, names: list) -> None:
+    made = derive(seed, *names)
+    assert 0 <= made < 2**63
+    assert made == derive(seed, *names)
+
+
+def test_seeds_differ_by_seed_name_and_place() -> None:
+    found = {derive(s, n, i) for s in range(10) for n in ("answer", "solution") for i in range(50)}
+    assert len(found) == 1000
+    assert (derive(0, "answer"), derive(7, "synthesis", 3)) == (618152887452806732, 2683970325973689326), (
+        "records of other machines and versions would not replay"
+    )

@@ -1,0 +1,233 @@
+"""What a user calls: load, solve, adapted, replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import mass
+from mass import checkpoint
+from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
+from mass.errors import ConfigError, ModelError
+from mass.model import AdaptedModel, load
+from mass.types import Adaptation, Task
+from small_lms import full_logits, random_adapter
+
+CONFIG = AdaptConfig(
+    SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=40)),
+    ScoringConfig(hidden=8),
+    InnerConfig(learning_rate=1.0, steps=2),
+    SamplingConfig(max_tokens=24, temperature=0.7),
+)
+LORA = LoraConfig(rank=2, alpha=4.0)
+PROBLEM = "Compute 1 + 2."
+
+
+@pytest.fixture(scope="module")
+def model(taught_base: Path) -> mass.Mass:
+    return mass.load(str(taught_base), config=CONFIG, lora=LORA)
+
+
+@pytest.fixture(scope="module")
+def trained(model: mass.Mass, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose adapter is not that of an untrained model."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "c"
+    state = dataclasses.replace(model.state, theta=random_adapter(model.lm, 9, scale=0.02))
+    checkpoint.save(folder, model.lm, state, CONFIG, "mass", 3)
+    return folder
+
+
+def test_the_same_seed_gives_the_same_answer(model: mass.Mass) -> None:
+    one, two, other = (model.solve(PROBLEM, seed=seed) for seed in (0, 0, 1))
+    assert one.adaptation.fallback == ""
+    assert one.text == one.adaptation.text
+    assert one.answer == one.adaptation.answer == mass.verify.final_answer(one.text)
+    assert (one.text, one.adaptation.adapter_hash) == (two.text, two.adaptation.adapter_hash)
+    assert other.adaptation.adapter_hash != one.adaptation.adapter_hash
+    without_time = [dataclasses.replace(s.adaptation, seconds={}) for s in (one, two)]
+    assert without_time[0] == without_time[1]
+
+
+def test_unadapted_answers_are_those_of_the_checkpoint(model: mass.Mass) -> None:
+    plain = model.solve(PROBLEM, adapt=False, seed=4)
+    assert plain.adaptation is None
+    assert plain.text == model.solve(PROBLEM, seed=4).adaptation.unadapted_text
+    assert plain.answer == mass.verify.final_answer(plain.text)
+
+
+def test_a_task_brings_a_verdict_and_its_gold_stays_out(model: mass.Mass) -> None:
+    task = Task(PROBLEM, "the gold", "3", verifier="exact")
+    solved = model.solve(task, seed=2)
+    assert solved.adaptation.verdict == mass.verify.check(task, solved.text)
+    assert solved.adaptation.unadapted_verdict == mass.verify.check(task, solved.adaptation.unadapted_text)
+    other = model.solve(Task(PROBLEM, "another gold", "77", verifier="exact"), seed=2)
+    assert other.text == solved.text
+    assert other.adaptation.adapter_hash == solved.adaptation.adapter_hash
+    assert "gold" not in json.dumps(solved.adaptation.to_dict())
+    assert model.solve(PROBLEM, seed=2).adaptation.verdict is None
+
+
+# ------------------------------------------------------------------------------- replay
+
+
+def through_json(record: Adaptation) -> Adaptation:
+    again = Adaptation.from_dict(json.loads(json.dumps(record.to_dict())))
+    assert again == record
+    return again
+
+
+def test_a_record_replays_bit_for_bit(model: mass.Mass, taught_base: Path) -> None:
+    """Also by a model that is configured otherwise: what the record says counts."""
+    other = dataclasses.replace(CONFIG, synthesis=SynthesisConfig(), answer=SamplingConfig())
+    task = Task(PROBLEM, answer="3", verifier="exact")
+    for solved in (model.solve(PROBLEM, seed=0), model.solve(task, seed=1)):
+        record = through_json(solved.adaptation)
+        for who in (model, mass.load(str(taught_base), config=other, lora=LORA)):
+            again = who.replay(record)
+            assert again.text == solved.text
+            assert again.adaptation.adapter_hash == record.adapter_hash
+            assert again.adaptation.examples == record.examples
+            assert again.adaptation.tokens == record.tokens
+            assert again.adaptation.config_hash == record.config_hash
+
+
+def test_a_fallback_replays(model: mass.Mass) -> None:
+    tiny = dataclasses.replace(CONFIG, inner=dataclasses.replace(CONFIG.inner, max_update_norm=1e-9))
+    solved = dataclasses.replace(model, config=tiny).solve(PROBLEM)
+    assert solved.adaptation.fallback == "exploding update"
+    assert solved.text == solved.adaptation.unadapted_text
+    assert model.replay(through_json(solved.adaptation)).text == solved.text
+
+
+def test_another_checkpoint_cannot_replay(model: mass.Mass, trained: Path, taught_base: Path) -> None:
+    record = model.solve(PROBLEM).adaptation
+    other = load(str(taught_base), trained)
+    with pytest.raises(ModelError, match="replayed update differs from the recorded one") as error:
+        other.replay(record)
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_with_unknown_keys_is_refused(model: mass.Mass) -> None:
+    record = model.solve(PROBLEM).adaptation.to_dict()
+    with pytest.raises(TypeError, match="unknown"):
+        Adaptation.from_dict({**record, "unknown": 1})
+
+
+# ------------------------------------------------------------------------------- the adapted model
+
+
+def test_the_adapted_model_lasts_for_the_block(model: mass.Mass, tmp_path: Path) -> None:
+    batch = model.lm.batch([(model.lm.solve_prompt(PROBLEM), model.lm.target_ids("3"))])
+    before = full_logits(model.lm, batch)
+    solved = model.solve(PROBLEM, seed=3)
+    with model.adapted(PROBLEM, seed=3) as lm:
+        assert isinstance(lm, AdaptedModel)
+        assert lm.adaptation.adapter_hash == solved.adaptation.adapter_hash
+        answers = lm.sample(["Compute 2 + 2.", "Compute 3 + 1."], temperature=0.0)
+        assert len(answers) == 2
+        assert answers == lm.sample(["Compute 2 + 2.", "Compute 3 + 1."], temperature=0.0)
+        assert lm.sample([PROBLEM] * 8, seed=1) == lm.sample([PROBLEM] * 8, seed=1) != lm.sample([PROBLEM] * 8, seed=2)
+        assert torch.equal(full_logits(model.lm, batch), before)
+        adapted = full_logits(model.lm, batch, lm.adapter)
+        assert not torch.equal(adapted, before)
+        lm.save(tmp_path / "peft")
+    assert torch.equal(full_logits(model.lm, batch), before)
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model.lm.name), str(tmp_path / "peft"))
+    with torch.no_grad():
+        logits = theirs(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(logits, adapted, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------- loading
+
+
+def test_a_checkpoint_brings_its_adapter_and_configuration(trained: Path, taught_base: Path, model: mass.Mass) -> None:
+    loaded = load(str(taught_base), trained)
+    assert (loaded.config, loaded.method, loaded.checkpoint) == (CONFIG, "mass", str(trained))
+    assert loaded.lm.adapters.config == LORA
+    assert all(torch.equal(t, random_adapter(model.lm, 9, scale=0.02)[n]) for n, t in loaded.state.theta.items())
+    other = dataclasses.replace(CONFIG, answer=SamplingConfig(max_tokens=2))
+    assert load(str(taught_base), trained, config=other).config == other
+    untrained = load(str(taught_base), "untrained", config=CONFIG)
+    assert (untrained.method, untrained.checkpoint) == ("untrained", None)
+
+
+def refused(match: str, *args: object, kind: type = ModelError, **options: object) -> None:
+    with pytest.raises(kind, match=match) as error:
+        load(*args, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_loaded_is_a_one_line_error(
+    taught_base: Path, tiny_base: Path, trained: Path, tmp_path: Path
+) -> None:
+    refused("model folder './nowhere' does not exist; give a folder", "./nowhere")
+    refused("configuration of .* cannot be loaded", str(tmp_path))
+    refused("checkpoint folder 'nowhere' does not exist", str(taught_base), "nowhere")
+    refused("holds no checkpoint", str(taught_base), tmp_path)
+    refused("load it with its own base", str(tiny_base), trained)
+    refused("model.device is 'tpu9'", str(taught_base), device="tpu9", kind=ConfigError)
+    if not torch.cuda.is_available():
+        refused("this machine has no CUDA device; use auto or cpu", str(taught_base), device="cuda", kind=ConfigError)
+    refused("lora.targets", str(taught_base), lora=LoraConfig(targets=("nothing",)), kind=ConfigError)
+
+
+def damaged(base: Path, folder: Path, file: str, text: str | None) -> str:
+    shutil.copytree(base, folder)
+    if text is None:
+        (folder / file).unlink()
+    elif file.endswith("safetensors"):
+        (folder / file).write_bytes((folder / file).read_bytes()[:200])
+    else:
+        (folder / file).write_text(text)
+    return str(folder)
+
+
+def test_damaged_model_folders_are_one_line_errors(taught_base: Path, tmp_path: Path) -> None:
+    for i, (file, text) in enumerate(
+        [
+            ("config.json", None),
+            ("config.json", "{"),
+            ("config.json", '{"model_type": "no-such-model"}'),
+            ("model.safetensors", None),
+            ("model.safetensors", ""),
+            ("tokenizer.json", "{"),
+        ]
+    ):
+        refused("cannot be loaded", damaged(taught_base, tmp_path / str(i), file, text))
+
+
+def test_a_tokenizer_without_padding_or_end_is_refused(taught_base: Path, tmp_path: Path) -> None:
+    for token, match in [
+        ("pad_token", "has no padding token; expected one; set it once"),
+        ("eos_token", "has no end token"),
+    ]:
+        folder = tmp_path / token
+        shutil.copytree(taught_base, folder)
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text())
+        config.pop(token)
+        file.write_text(json.dumps(config))
+        refused(match, str(folder))
+
+
+def test_float64_keeps_the_adapter_in_float64(taught_base: Path) -> None:
+    wide = load(str(taught_base), dtype="float64", config=CONFIG, lora=LORA)
+    assert {t.dtype for p in (wide.state.theta, wide.state.eta) for t in p.values()} == {torch.float64}
+    assert wide.solve(PROBLEM).adaptation.fallback == ""
+
+
+def test_names_of_the_package() -> None:
+    assert set(mass.__all__) <= {*dir(mass), *mass._HOMES, *mass._MODULES}
+    assert mass.tasks.load("minimath", size=2)[0].problem
+    with pytest.raises(AttributeError, match="module 'mass' has no attribute 'nothing'"):
+        mass.nothing  # noqa: B018
