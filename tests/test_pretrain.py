@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mass.config import LoraConfig, ModelConfig, PretrainConfig
+from mass.lm import load_lm
+from mass.pretrain import batches, build_model, learning_rate, page, pages, pretrain, step_loss, train_tokenizer
+from mass.prompts import PLAIN
+from mass.synthesis import parse
+from mass.tasks.minimath import SUBJECTS, problem_split
+from mass.verify import final_answer
+
+CONFIG = PretrainConfig(
+    layers=1, width=16, heads=2, mlp=24, vocabulary=300, context=256, steps=3, pages=6, checkpoint_every=2, warmup=2
+)
+
+
+def some_pages(count: int, **changes: object) -> list[str]:
+    config, rng = dataclasses.replace(CONFIG, **changes), random.Random(0)
+    return [page(rng, config) for _ in range(count)]
+
+
+def pieces(text: str) -> tuple[str, str, str]:
+    """The page's first problem, the problem that is solved, and its solution, as the stages take them apart."""
+    first = re.fullmatch(r"Problem: (.*?)\n(Solution|Similar problem):(.*)", text, re.S)
+    assert first, text
+    if first[2] == "Solution":
+        return first[1], first[1], first[3].strip()
+    found = parse(first[3])
+    assert found, text
+    return first[1], *found
+
+
+def style(solution: str) -> str:
+    return "bare" if solution.startswith("Answer:") else "steps"
+
+
+# ------------------------------------------------------------------------------- the text
+
+
+def test_pages_are_what_the_prompts_ask_for() -> None:
+    """A page is a prompt of `PLAIN` and the continuation it wants; all of its problems are for training."""
+    for text in some_pages(400):
+        first, solved, solution = pieces(text)
+        assert final_answer(solution)
+        assert {problem_split(first), problem_split(solved)} == {"train"}
+        prompts = (PLAIN.render_solve(solved) + PLAIN.answer_prefix, PLAIN.render_synthesis(first) + " ")
+        assert text.startswith(prompts)
+        assert not any(stop in text[len(PLAIN.render_synthesis(first)) :] for stop in PLAIN.stop)
+
+
+def test_the_mixture_is_as_configured() -> None:
+    found = [(text, *pieces(text)) for text in some_pages(3000)]
+    textbook = [solution for text, first, solved, solution in found if first != solved]
+    assert 0.46 < len(textbook) / 3000 < 0.54
+    assert 0.11 < Counter(map(style, textbook))["bare"] / len(textbook) < 0.19
+
+
+def test_subjects_differ_in_how_often_they_are_explained() -> None:
+    all_bare = {subject: 1.0 for subject in SUBJECTS}
+    assert {style(pieces(t)[2]) for t in some_pages(100, textbook=0.0, bare=all_bare)} == {"bare"}
+    never = {subject: 0.0 for subject in SUBJECTS}
+    worked = [pieces(t)[2] for t in some_pages(300, textbook=0.0, bare=never, slip=0.0)]
+    slips = [pieces(t)[2] for t in some_pages(300, textbook=0.0, bare=never, slip=1.0)]
+    assert sum(map(holds, worked)) == 300
+    assert sum(map(holds, slips)) < 30  # those without a step slip in the answer alone
+
+
+def holds(solution: str) -> bool:
+    steps = [step.split("=") for step in solution.split(". ") if "=" in step]
+    return all(eval(left.replace("/", "//")) == int(right) for left, right in steps)
+
+
+def test_a_step_s_pages_are_a_function_of_seed_and_step() -> None:
+    assert pages(CONFIG, 3) == pages(CONFIG, 3)
+    assert pages(CONFIG, 3) != pages(CONFIG, 4)
+    assert pages(dataclasses.replace(CONFIG, seed=1), 3) != pages(CONFIG, 3)
+
+
+# ------------------------------------------------------------------------------- the tokenizer
+
+TOKENIZER = train_tokenizer([t for step in range(20) for t in pages(CONFIG, step)], 300, 256)
+
+
+@given(st.text())
+def test_any_text_round_trips(text: str) -> None:
+    ids = TOKENIZER(text)["input_ids"]
+    assert ids[0] == TOKENIZER.bos_token_id
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == text
+
+
+def test_digits_are_single_tokens() -> None:
+    ids = TOKENIZER("12345 and 7*88=616", add_special_tokens=False)["input_ids"]
+    written = [TOKENIZER.decode([i]) for i in ids]
+    assert [w for w in written if any(c.isdigit() for c in w)] == list("12345788616")
+    assert len({TOKENIZER.convert_tokens_to_ids(d) for d in "0123456789"}) == 10
+    assert not [t for t in TOKENIZER.get_vocab() if len(t) > 1 and any(c.isdigit() for c in t)]
+
+
+def test_special_tokens_are_there() -> None:
+    assert len({TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id}) == 3
+    assert len(TOKENIZER) <= 300
+
+
+# ------------------------------------------------------------------------------- the training
+
+
+def test_batches_hold_every_page_once_with_an_end() -> None:
+    groups = batches(CONFIG, TOKENIZER, 5)
+    rows = [row[row >= 0].tolist() for group in groups for row in group]
+    assert all(row[0] == TOKENIZER.bos_token_id and row[-1] == TOKENIZER.eos_token_id for row in rows)
+    assert Counter(TOKENIZER.decode(row, skip_special_tokens=True) for row in rows) == Counter(pages(CONFIG, 5))
+    assert [len(row) for row in rows] == sorted(len(row) for row in rows)
+
+
+def test_the_loss_is_the_mean_over_all_tokens_however_they_are_grouped() -> None:
+    model = build_model(CONFIG, TOKENIZER).double()
+    groups = batches(CONFIG, TOKENIZER, 0)
+    loss = step_loss(model, groups)
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    total, count = torch.zeros(()).double(), 0
+    for row in (row[row >= 0] for group in groups for row in group):
+        logprobs = model(row[None, :-1]).logits[0].log_softmax(-1)
+        total = total - logprobs.gather(1, row[1:, None]).sum()
+        count += len(row) - 1
+    (total / count).backward()
+    assert loss == pytest.approx(float(total.detach() / count), rel=1e-6)
+    for mine, p in zip(grads, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    config = PretrainConfig(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[10] == 1.0
+    assert 0.05 < rates[-1] < 0.06
+
+
+def test_it_runs_resumes_bit_for_bit_and_loads(tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = []
+    pretrain(CONFIG, tmp_path / "straight", rows.append)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+    def stop(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(CONFIG, tmp_path / "stopped", stop)
+    again: list[dict[str, float]] = []
+    pretrain(CONFIG, tmp_path / "stopped", again.append)
+    assert [row["step"] for row in again] == [3], "resumed from the checkpoint of step 2"
+    assert again[0]["loss"] == rows[2]["loss"]
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / run / "model") for run in ("straight", "stopped")]
+    first, second = (dict(model.named_parameters()) for model in models)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert type(models[0]).__name__ == "LlamaForCausalLM"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "straight" / "model")
+    assert tokenizer("Compute 12.")["input_ids"][0] == tokenizer.bos_token_id
+    assert json.loads((tmp_path / "straight" / "config.json").read_text())["width"] == 16
+    lm = load_lm(ModelConfig(name=str(tmp_path / "straight" / "model")), LoraConfig())
+    assert (lm.context, lm.width) == (256, 16)
+    assert lm.prompts == PLAIN
