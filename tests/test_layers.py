@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds"),
-    ("config", "prompts"),
+    ("config", "prompts", "optimizers"),
     ("tasks", "verify", "adapter"),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy"),

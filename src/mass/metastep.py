@@ -6,7 +6,7 @@
     L    = outer loss of theta_K on T                             gold, or verified samples
     u_i  = dL/ds_i                                                attribution
     dL/deta, gamma dL/dtheta, dL/d log rates                      exact, through the inner loop
-    -u_i, relative to its group, rewards the generator for y_i    clipped policy gradient
+    -u_i, less its group's mean, rewards the generator for y_i    policy gradient
 
 Source: arXiv 2603.03524. Nothing here changes a parameter: `train` adds the gradients up and takes the step.
 
@@ -54,6 +54,10 @@ class Gradients:
     """Sums over the tasks of a stack."""
 
     theta: Params
+    generator: Params = field(default_factory=dict[str, Tensor])
+    """Of theta, from the generator's policy gradient with rewards that are centred in their group but not scaled."""
+    reward_squares: tuple[float, int] = (0.0, 0)
+    """Sum of the squares of those rewards, and their number: what scales them over the whole batch."""
     eta: Params = field(default_factory=dict[str, Tensor])
     log_rates: Params = field(default_factory=dict[str, Tensor])
     measured: dict[str, float] = field(default_factory=dict[str, float])
@@ -86,11 +90,11 @@ def mass_gradients(stack: Stack) -> Gradients:
         grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
         eta_gradient = dict(zip(eta, grads, strict=True))
     theta_gradient = {name: config.train.gamma * g for name, g in through.theta.items()}
+    generator, squares = {}, (0.0, 0)
     if config.train.generator:
         with clock.stage("generator"):
-            generator = _generator_gradient(stack, groups, through.scores, measured)
-        theta_gradient = {name: g + config.train.generator * generator[name] for name, g in theta_gradient.items()}
-    return Gradients(theta_gradient, eta_gradient, through.log_rates, measured, clock)
+            generator, squares = _generator_gradient(stack, groups, through.scores)
+    return Gradients(theta_gradient, generator, squares, eta_gradient, through.log_rates, measured, clock)
 
 
 def grpo_gradients(stack: Stack) -> Gradients:
@@ -171,21 +175,26 @@ def _outer_parts(stack: Stack, params: Params, clock: Clock, measured: _Measured
         yield from clock.each("outer", (config.train.kl * part for part in parts))
 
 
-def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor, measured: _Measured) -> Params:
-    """Gradient of the clipped policy loss on the tokens of y_i, rewarded with -u_i relative to its group."""
+def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tuple[Params, tuple[float, int]]:
+    """Gradient of the policy loss on the tokens of y_i, rewarded with -u_i less the mean of its group.
+
+    At a ratio of 1 it is linear in the rewards, so the whole batch can be scaled afterwards, whatever its stacks.
+    """
     lm, config = stack.lm, stack.config
     m = config.adapt.synthesis.examples
     rewards = policy.lowest_for_rejected(-attribution, valid_mask(groups, lm.device))
-    advantages = policy.group_advantages(rewards, eps=1e-12).flatten()
+    # In units of the largest, so that attributions small by nature do not drown in rounding.
+    unit = rewards.abs().max().clamp_min(1e-30)
+    advantages = policy.group_advantages(rewards / unit, scale=False).flatten()
     prompts = [lm.synthesis_prompt(problem) for problem in stack.problems]
     rows = [(prompts[i // m], list(groups[i // m][i % m].tokens)) for i in range(len(advantages))]
     theta = stack.state.theta
-    value, grads = outer_gradient(
+    parts = outer.policy_losses
+    _, grads = outer_gradient(
         lambda params: (
-            part / m
-            for part in outer.policy_losses(lm, rows, advantages, params, config.train.clip, config.outer.micro_batch)
+            part / m for part in parts(lm, rows, advantages, params, config.train.clip, config.outer.micro_batch)
         ),
         theta,
     )
-    measured.add(generator_loss=value)
-    return dict(zip(theta, grads, strict=True))
+    squares = float((advantages.double() * unit).square().sum())
+    return {name: unit * g for name, g in zip(theta, grads, strict=True)}, (squares, len(advantages))

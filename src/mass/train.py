@@ -114,14 +114,18 @@ class Trainer:
     def _update(self, parts: Sequence[Gradients], count: int) -> Metrics:
         """Average over problems, clip each group, take the optimiser's step. Returns the norms before clipping."""
         train, state = self.config.train, self.state
+        means = {name: _mean([getattr(part, name) for part in parts], count) for name in ("theta", "eta", "log_rates")}
+        norms = {f"gradient norm/{name}": _norm(gradient) for name, gradient in means.items()}
+        if train.generator and train.method != "solver-grpo":
+            generator = _scaled_generator(parts, count, train.generator)
+            norms["gradient norm/generator"] = _norm(generator)
+            means["theta"] = {name: g + generator.get(name, 0.0) for name, g in means["theta"].items()}
         warm = min(1.0, (self.step + 1) / max(1, train.warmup))
-        norms: Metrics = {}
-        for name, group in zip(("theta", "eta", "log_rates"), self.optimizer.param_groups, strict=True):
+        for (name, gradient), group in zip(means.items(), self.optimizer.param_groups, strict=True):
             params: Params = getattr(state, name)
             for key, tensor in params.items():
-                found = [g[key] for part in parts if (g := getattr(part, name)).get(key) is not None]
-                tensor.grad = torch.stack(found).sum(0) / count if found else torch.zeros_like(tensor)
-            norms[f"gradient norm/{name}"] = float(clip_grad_norm_(list(params.values()), train.max_grad_norm))
+                tensor.grad = gradient.get(key, torch.zeros_like(tensor))
+            clip_grad_norm_(list(params.values()), train.max_grad_norm)
             group["lr"] = group["base_lr"] * warm
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -198,6 +202,28 @@ def load_tasks(config: TasksConfig, size: int | None = None) -> list[Task]:
         fields=config.fields or None,
         verifier=config.verifier,
     )
+
+
+def _mean(parts: Sequence[Params], count: int) -> Params:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([part[name] for part in parts if name in part]).sum(0) / count for name in names}
+
+
+def _scaled_generator(parts: Sequence[Gradients], count: int, weight: float) -> Params:
+    """The generator's gradient with rewards in units of their standard deviation over the whole batch.
+
+    Not over each group: where practice makes next to no difference, the rewards of a group are noise, and dividing by
+    their own spread would make that noise the loudest part of the gradient.
+    """
+    squares, number = (sum(values) for values in zip(*(part.reward_squares for part in parts), strict=True))
+    if not squares:
+        return {}
+    scale = weight / (squares / number) ** 0.5
+    return {name: scale * g for name, g in _mean([part.generator for part in parts], count).items()}
+
+
+def _norm(gradient: Params) -> float:
+    return float(torch.stack([g.norm() for g in gradient.values()]).norm()) if gradient else 0.0
 
 
 def _total(tables: Sequence[Metrics]) -> Metrics:

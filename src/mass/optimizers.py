@@ -1,0 +1,123 @@
+"""(parameters, gradients, state, rates) -> (parameters, state): update rules U as pure, differentiable functions.
+
+References: optax (the style); Loshchilov & Hutter, arXiv 1711.05101 (decoupled weight decay).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mass.errors import ConfigError
+from mass.types import Params
+
+State = dict[str, Tensor]
+"""Optimiser state, flat: what `init` makes and `update` returns."""
+Scalar = float | Tensor
+"""A number, a 0-d tensor, or a [K] tensor with a value for each step."""
+Rate = Scalar | Mapping[str, Scalar]
+"""A learning rate for all tensors, or one for each by name. Tensors may require grad."""
+Rates = Mapping[str, Tensor]
+"""The rates of one step, by name: 0-d."""
+
+
+class Optimizer(Protocol):
+    """An update rule U as a pair of pure functions (optax style), elementwise and differentiable by autograd."""
+
+    @property
+    def lr(self) -> Rate: ...
+
+    def init(self, params: Params) -> State:
+        """The state before step 0."""
+        ...
+
+    def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        """Parameters and state after step `step` (0 is the first), at the 0-d rates of this step; mutates nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class SGD:
+    """θ - r·d with d = momentum·d + g, as `torch.optim.SGD`.
+
+    A rate of 0 is the identity bit for bit, while gradients are finite.
+    """
+
+    lr: Rate
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("momentum", self.momentum, 0.0, 1.0)
+
+    def init(self, params: Params) -> State:
+        return {} if self.momentum == 0 else {name: _zeros(p) for name, p in params.items()}
+
+    def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        del step
+        state = {name: self.momentum * d + grads[name] for name, d in state.items()}
+        return {name: _descend(p, rates[name], state.get(name, grads[name])) for name, p in params.items()}, state
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with bias correction and decoupled weight decay, as `optax.adamw`: m̂ / (√(v̂ + eps_root) + eps).
+
+    `eps_root` keeps the meta-gradient finite where a gradient is exactly zero, as that of LoRA's A at B = 0, since √v̂
+    has no derivative there; with `eps_root=0` the values are those of `torch.optim.AdamW`, and the meta-gradient is
+    NaN at such places.
+
+    A rate of 0 is the identity bit for bit, while gradients are finite.
+    """
+
+    lr: Rate
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    eps_root: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for beta in self.betas:
+            _check_range("betas", beta, 0.0, 1.0)
+        for name in ("eps", "eps_root", "weight_decay"):
+            _check_range(name, getattr(self, name), 0.0, float("inf"))
+
+    def init(self, params: Params) -> State:
+        return {f"{moment}.{name}": _zeros(p) for name, p in params.items() for moment in ("mean", "square")}
+
+    def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        beta1, beta2 = self.betas
+        new_params: Params = {}
+        new_state: State = {}
+        for name, p in params.items():
+            g = grads[name].to(wide(p))
+            mean = beta1 * state[f"mean.{name}"] + (1 - beta1) * g
+            square = beta2 * state[f"square.{name}"] + (1 - beta2) * g * g
+            root = (square / (1 - beta2 ** (step + 1)) + self.eps_root).sqrt() + self.eps
+            direction = mean / (1 - beta1 ** (step + 1)) / root + self.weight_decay * p
+            new_params[name] = _descend(p, rates[name], direction)
+            new_state[f"mean.{name}"], new_state[f"square.{name}"] = mean, square
+        return new_params, new_state
+
+
+def wide(p: Tensor) -> torch.dtype:
+    """The type updates are computed in: float32, or the parameter's own when wider."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def _zeros(p: Tensor) -> Tensor:
+    return torch.zeros_like(p, dtype=wide(p), requires_grad=False)
+
+
+def _descend(p: Tensor, rate: Tensor, direction: Tensor) -> Tensor:
+    # + 0.0 turns -0.0 into 0.0: subtracting that is the identity for p = -0.0 too.
+    dtype = wide(p)
+    return (p.to(dtype) - (rate.to(dtype) * direction.to(dtype) + 0.0)).to(p.dtype)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise ConfigError(f"{name} = {value}, expected a number in [{low:g}, {high:g}); change it")
