@@ -103,8 +103,16 @@ def test_inversion_takes_no_impossible_token() -> None:
     config = SamplingConfig(temperature=1.0)
     for value, token in [(0.0, 1), (0.73, 1), (0.74, 3), (1 - 1e-16, 3), (1.0, 3)]:
         assert _choose(logits, config, torch.tensor([value], dtype=torch.float64)).tolist() == [token]
-    narrow = SamplingConfig(temperature=1.0, top_p=0.7)
-    assert _choose(logits, narrow, torch.tensor([0.999], dtype=torch.float64)).tolist() == [1]
+
+
+def test_a_nucleus_is_the_fewest_tokens_with_that_much_probability() -> None:
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    for top_p, last in [(0.4, 1), (0.6, 2), (0.79, 2), (0.81, 0)]:
+        config = SamplingConfig(temperature=1.0, top_p=top_p)
+        assert _choose(logits, config, torch.tensor([0.999], dtype=torch.float64)).tolist() == [last]
+    config = SamplingConfig(temperature=1.0, top_p=0.6)
+    for value, token in [(0.62, 1), (0.63, 2)]:  # 0.5 / 0.8 = 0.625
+        assert _choose(logits, config, torch.tensor([value], dtype=torch.float64)).tolist() == [token]
 
 
 # ------------------------------------------------------------------------------- a row is its own
@@ -147,10 +155,10 @@ def test_nor_on_how_many_are_decoded_at_a_time() -> None:
 def test_nor_on_a_neighbour_at_the_end_of_the_context() -> None:
     """Each row may use the whole context, for learned positions as for rotary ones."""
     for lm in (make_lm(max_position_embeddings=16), make_lm("GPT2", n_positions=16)):
-        prompts = [[5] * 13, [6] * 3, [7] * 15, [8] * 10]
+        prompts = [[5] * 13, [6] * 3, [7] * 15, [8] * 10, [9] * 2, [5] * 2, [6] * 2]
         together = sample(lm, prompts, max_tokens=64)
-        assert [len(s.tokens) for s in together] == [3, 13, 1, 6]
-        assert not any(s.finished for s in together)
+        assert [len(s.tokens) for s in together] == [3, 13, 1, 6, 14, 14, 14]
+        assert not any(s.finished for s in together[:3])
         assert [s.tokens for s in together] == [s.tokens for s in alone(lm, prompts, max_tokens=64)]
         with pytest.raises(DataError, match=r"prompt of 16 tokens; .* reads at most 15"):
             sample(lm, [[5] * 16, [6]])
