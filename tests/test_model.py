@@ -12,6 +12,7 @@ import torch
 
 import mass
 from mass import checkpoint
+from mass.adapt import answer_all
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
 from mass.errors import ConfigError, ModelError
 from mass.model import AdaptedModel, load
@@ -94,6 +95,17 @@ def test_a_record_replays_bit_for_bit(model: mass.Mass, taught_base: Path) -> No
             assert again.adaptation.examples == record.examples
             assert again.adaptation.tokens == record.tokens
             assert again.adaptation.config_hash == record.config_hash
+
+
+def test_records_of_problems_solved_side_by_side_replay(model: mass.Mass, trained: Path, taught_base: Path) -> None:
+    """Their updates differ from those of each alone in the last bits."""
+    problems = [PROBLEM, "Compute 3 + 3.", "Compute 2 + 3."]
+    records, _ = answer_all(model.lm, model.state, problems, CONFIG, [0, 1, 2])
+    assert any(model.solve(r.problem, seed=r.seed).adaptation.adapter_hash != r.adapter_hash for r in records)
+    for record in records:
+        assert model.replay(through_json(record)).text == record.text
+        with pytest.raises(ModelError, match="differs from the recorded one"):
+            load(str(taught_base), trained).replay(record)
 
 
 def test_a_fallback_replays(model: mass.Mass) -> None:
