@@ -144,8 +144,8 @@ def contestants(
 
 def _untrained_config(model: Mass, config: EvalConfig) -> AdaptConfig:
     """As much practice as the model's own configuration, in uniform weights."""
-    synthesis = config.synthesis or model.config.synthesis
-    return AdaptConfig(synthesis, ScoringConfig(normalise="uniform"), config.ttt, config.answer)
+    synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
+    return AdaptConfig(synthesis, ScoringConfig(normalise="uniform"), inner, config.answer)
 
 
 def _trained(

@@ -71,6 +71,8 @@ class SynthesisConfig:
     """m: practice examples sampled for one problem."""
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=1.0)
     """How they are sampled."""
+    writer: Literal["theta", "base"] = "theta"
+    """theta: the meta-trained adapter writes the practice. base: the frozen base does (a frozen generator)."""
     allow_copies: bool = False
     """Whether an example whose problem is the target's own text is used."""
     max_example_tokens: int = 2048
@@ -183,7 +185,9 @@ class TrainConfig:
     gamma: float = 1.0
     """Weight of the solver term: the gradient of the outer loss with respect to theta, through the inner loop."""
     generator: float = 1.0
-    """Weight of the generator's policy gradient; 0 freezes the generator."""
+    """Weight of the generator's policy gradient."""
+    generator_kl: float = 0.2
+    """Weight of the generator's KL divergence from the base (nats per token), measured on the practice it writes."""
     clip: float = 0.2
     """Clip range of the generator's importance ratio."""
     kl: float = 0.0
@@ -272,8 +276,8 @@ class EvalConfig:
 
     answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
     """How every method samples its answer; it replaces that of a checkpoint."""
-    ttt: InnerConfig = InnerConfig()
-    """Inner loop of the untrained methods, base-ttt and tt-ss."""
+    ttt: InnerConfig | None = None
+    """Inner loop of the untrained methods, base-ttt and tt-ss; None: as the model's own configuration starts it."""
     synthesis: SynthesisConfig | None = None
     """Practice of the untrained methods; None: as the model's own configuration has it, so that all have as much."""
     votes: int = 8

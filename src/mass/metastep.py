@@ -27,7 +27,7 @@ from mass.adapt import Clock, Groups
 from mass.adapter import detach, repeat
 from mass.checkpoint import MetaState, optimizer_of
 from mass.config import RunConfig
-from mass.lm import LM
+from mass.lm import LM, Row
 from mass.metagrad import MetaGradients, meta_gradients, outer_gradient
 from mass.practice import Practice, practice_of, valid_mask
 from mass.types import Params, Task
@@ -79,9 +79,12 @@ def mass_gradients(stack: Stack) -> Gradients:
     examples = [e for group in groups for e in group]
     measured.add(valid=sum(e.valid for e in examples) / config.adapt.synthesis.examples)
     measured.add(tokens=sum(len(e.tokens) for e in examples))
+    with clock.stage("generator"):
+        anchored = config.train.generator_kl and config.adapt.synthesis.writer == "theta"
+        anchor = _anchor_gradient(stack, groups, measured) if anchored else {}
     practice = practice_of(lm, groups)
     if practice is None:
-        return _without_practice(stack, clock, measured)
+        return _without_practice(stack, anchor, clock, measured)
     with clock.stage("scoring"):
         eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
         scores_N = _scores(stack, eta, groups, practice)
@@ -89,9 +92,9 @@ def mass_gradients(stack: Stack) -> Gradients:
     with clock.stage("scoring"):
         grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
         eta_gradient = dict(zip(eta, grads, strict=True))
-    theta_gradient = {name: config.train.gamma * g for name, g in through.theta.items()}
+    theta_gradient = {name: config.train.gamma * g + anchor.get(name, 0.0) for name, g in through.theta.items()}
     generator, squares = {}, (0.0, 0)
-    if config.train.generator:
+    if config.train.generator and config.adapt.synthesis.writer == "theta":
         with clock.stage("generator"):
             generator, squares = _generator_gradient(stack, groups, through.scores)
     return Gradients(theta_gradient, generator, squares, eta_gradient, through.log_rates, measured, clock)
@@ -106,14 +109,16 @@ def grpo_gradients(stack: Stack) -> Gradients:
     return Gradients(dict(zip(theta, grads, strict=True)), measured=measured, clock=clock)
 
 
-def _without_practice(stack: Stack, clock: Clock, measured: _Measured) -> Gradients:
+def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: _Measured) -> Gradients:
     """No example of any task is valid: the outer loss of theta itself still trains the solver."""
     copies = repeat(stack.state.theta, len(stack.tasks))
     loss, grads = outer_gradient(lambda params: _outer_parts(stack, params, clock, measured), copies)
     measured.add(outer_loss=loss)
     gamma = stack.config.train.gamma
     return Gradients(
-        {name: gamma * g.sum(0) for name, g in zip(copies, grads, strict=True)}, measured=measured, clock=clock
+        {name: gamma * g.sum(0) + anchor.get(name, 0.0) for name, g in zip(copies, grads, strict=True)},
+        measured=measured,
+        clock=clock,
     )
 
 
@@ -186,8 +191,7 @@ def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tu
     # In units of the largest, so that attributions small by nature do not drown in rounding.
     unit = rewards.abs().max().clamp_min(1e-30)
     advantages = policy.group_advantages(rewards / unit, scale=False).flatten()
-    prompts = [lm.synthesis_prompt(problem) for problem in stack.problems]
-    rows = [(prompts[i // m], list(groups[i // m][i % m].tokens)) for i in range(len(advantages))]
+    rows = _written_rows(stack, groups)
     theta = stack.state.theta
     parts = outer.policy_losses
     _, grads = outer_gradient(
@@ -198,3 +202,23 @@ def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tu
     )
     squares = float((advantages.double() * unit).square().sum())
     return {name: unit * g for name, g in zip(theta, grads, strict=True)}, (squares, len(advantages))
+
+
+def _anchor_gradient(stack: Stack, groups: Groups, measured: _Measured) -> Params:
+    """Gradient of the generator's KL divergence from the base, on what it wrote, rejected examples included.
+
+    The outer loss sees only the adapted weights. Nothing else keeps theta, which writes the practice, able to write.
+    """
+    config, theta = stack.config, stack.state.theta
+    parts = outer.kl_of_rows
+    value, grads = outer_gradient(
+        lambda params: parts(stack.lm, _written_rows(stack, groups), params, config.outer.micro_batch), theta
+    )
+    m = config.adapt.synthesis.examples
+    measured.add(generator_KL=value / m)
+    return {name: config.train.generator_kl / m * g for name, g in zip(theta, grads, strict=True)}
+
+
+def _written_rows(stack: Stack, groups: Groups) -> list[Row]:
+    prompts = [stack.lm.synthesis_prompt(problem) for problem in stack.problems]
+    return [(prompt, list(e.tokens)) for prompt, group in zip(prompts, groups, strict=True) for e in group]

@@ -95,14 +95,23 @@ def kl_losses(
     The mean over the tokens of a sequence comes first, so that how the rows are cut into parts changes nothing.
     """
     rows = _solution_rows(lm, tasks, solutions, config.samples)
-    for index in _chunks(list(range(len(rows))), config.micro_batch):
-        owner = torch.tensor(index, device=lm.device) // config.samples if _stacked(params) else None
+    owners = torch.arange(len(rows), device=lm.device) // config.samples
+    return (part / config.samples for part in kl_of_rows(lm, rows, params, config.micro_batch, owners))
+
+
+def kl_of_rows(
+    lm: LM, rows: Sequence[Row], params: Params, micro_batch: int | None, owners: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Parts whose sum is the sum over rows, sampled under `params`, of the KL divergence from the base."""
+    for index in _chunks(list(range(len(rows))), micro_batch):
         batch = lm.batch([rows[i] for i in index])
-        logprobs, mask = lm.token_logprobs(batch, params, owner)
+        logprobs, mask = lm.token_logprobs(
+            batch, params, owners[index] if owners is not None and _stacked(params) else None
+        )
         with torch.no_grad():
             reference, _ = lm.token_logprobs(batch)
         each = [kl_to_reference(*row) for row in zip(*(t.split(1) for t in (logprobs, reference, mask)), strict=True)]
-        yield torch.stack(each).sum() / config.samples
+        yield torch.stack(each).sum()
 
 
 def _solution_rows(lm: LM, tasks: Sequence[Task], solutions: Solutions, k: int) -> list[Row]:

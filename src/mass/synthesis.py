@@ -33,7 +33,7 @@ def synthesise(
     prompts = [lm.synthesis_prompt(problem) for problem in problems]
     rows = [prompt for prompt in prompts for _ in range(m)]
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
-    samples = lm.sample(rows, config.sampling, row_seeds, theta)
+    samples = lm.sample(rows, config.sampling, row_seeds, theta if config.writer == "theta" else None)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
