@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mass.errors import DataError
+from mass.lm.model import _logprobs
 from mass.types import Batch
 from small_lms import ARCHITECTURES, full_logits, make_lm, random_adapter
 
@@ -125,6 +126,36 @@ def test_half_precision_logits_are_widened() -> None:
     lm = make_lm(dtype=torch.bfloat16)
     assert lm.adapter_dtype == torch.float32
     assert lm.losses(lm.batch(rows_of(lm)), random_adapter(lm)).dtype == torch.float32
+
+
+def test_only_the_logits_of_tokens_that_count_are_kept_for_the_gradient() -> None:
+    lm = make_lm(dtype=torch.bfloat16)
+    rows = [([1] * 2, [5] * 30), ([1] * 30, [5, 6])]
+    kept: list[torch.Tensor] = []
+    adapter = {name: t.requires_grad_() for name, t in random_adapter(lm).items()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        lm.losses(lm.batch(rows), adapter)
+    words = lm.model.config.vocab_size
+    sizes = [t.numel() // words for t in kept if t.is_floating_point() and t.dim() > 1 and t.shape[-1] == words]
+    assert max(sizes) == 32
+
+
+def test_log_probabilities_of_sure_tokens_keep_their_digits() -> None:
+    logits = torch.tensor([[1000.0, 990.0, 3.0]])
+    exact = torch.log_softmax(logits.double(), -1)[0, 0]
+    torch.testing.assert_close(_logprobs(logits, torch.tensor([0]))[0].double(), exact, rtol=1e-3, atol=0)
+
+
+def test_attention_is_plain_only_where_it_may_be_differentiated() -> None:
+    lm = make_lm(dtype=torch.float32)
+    batch, fast = lm.batch(rows_of(lm)), list[bool]()
+    lm.model.base_model.register_forward_pre_hook(lambda *_: fast.append(torch.backends.cuda.flash_sdp_enabled()))
+    lm.hidden_states(batch)
+    plain = lm.losses(batch, random_adapter(lm))
+    with torch.no_grad():
+        lm.hidden_states(batch)
+        torch.testing.assert_close(lm.losses(batch, random_adapter(lm)), plain, rtol=1e-5, atol=1e-5)
+    assert fast == [False, False, True, True]
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -65,7 +65,9 @@ def test_greedy_equals_generate_when_rows_end() -> None:
 def test_logprobs_are_those_of_the_tokens_at_temperature_1(kind: str) -> None:
     lm = make_lm(kind, torch.float32 if kind == "Gemma2" else torch.float64)
     adapter, prompts = random_adapter(lm), prompt_ids(lm)
-    samples = sample(lm, prompts, adapter, temperature=1.7, top_p=0.9)
+    config = SamplingConfig(max_tokens=16, temperature=1.7, top_p=0.9)
+    samples = lm.sample(prompts, config, list(range(len(prompts))), adapter, with_logprobs=True)
+    assert all(len(s.logprobs) == len(s.tokens) for s in samples)
     batch = lm.batch([(p, list(s.tokens)) for p, s in zip(prompts, samples, strict=True)])
     logprobs, mask = lm.token_logprobs(batch, adapter)
     for i, s in enumerate(samples):
@@ -204,7 +206,7 @@ def test_max_tokens_and_the_end_token() -> None:
     assert cut
     assert all(s.tokens[-1] == end and end not in s.tokens[:-1] and "<eos>" not in s.text for s in ended)
     assert all(len(s.tokens) == 10 and end not in s.tokens for s in cut)
-    assert all(len(s.logprobs) == len(s.tokens) for s in samples)
+    assert not any(s.logprobs for s in samples), "a softmax over the vocabulary for each token, unless asked for"
 
 
 def test_a_stop_string_ends_a_row_and_is_cut_off() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -124,21 +125,18 @@ class LM:
         """Log-probabilities (nats, float32 or wider) of the tokens that count, and their mask [N, K] bool.
 
         K covers the positions from the first token that counts in any row; where the mask is False the value is 0.
-        Differentiable twice with respect to the adapter (attention runs in its plain form).
+        Differentiable twice with respect to the adapter. Only the logits of tokens that count are widened and kept.
         """
         first = int(batch.target_mask.any(0).nonzero()[0])
         kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         length = batch.input_ids.shape[1]
         if self.keeps_logits:
             kwargs["logits_to_keep"] = length - first + 1
-        with self.adapters.use(adapter, rows), sdpa_kernel(SDPBackend.MATH):
+        with self.adapters.use(adapter, rows), _attention():
             logits = self.model(**kwargs, use_cache=False).logits
-        logits = logits[:, -(length - first + 1) : -1]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         mask = batch.target_mask[:, first:]
-        targets = batch.input_ids[:, first:]
-        logprobs = torch.log_softmax(logits, -1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return logprobs.masked_fill(~mask, 0.0), mask
+        logprobs = _logprobs(logits[:, -(length - first + 1) : -1][mask], batch.input_ids[:, first:][mask])
+        return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs), mask
 
     def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
         """`l_i`: mean negative log-likelihood (nats per token) of the tokens that count, per row."""
@@ -147,7 +145,7 @@ class LM:
 
     def hidden_states(self, batch: Batch, adapter: Params | None = None) -> Float[Tensor, "N L d"]:
         """Last hidden states."""
-        with self.adapters.use(adapter), sdpa_kernel(SDPBackend.MATH):
+        with self.adapters.use(adapter), _attention():
             decoder = self.model.base_model
             return decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
 
@@ -159,9 +157,24 @@ class LM:
         config: SamplingConfig,
         seeds: Sequence[int],
         adapter: Params | None = None,
+        *,
+        with_logprobs: bool = False,
     ) -> list[Sample]:
         """Continue each prompt. Row i is a function of its prompt, seed and adapter.
 
-        A stacked adapter needs as many equal consecutive blocks of prompts as it has adapters.
+        A stacked adapter needs as many equal consecutive blocks of prompts as it has adapters. `with_logprobs` also
+        keeps the log-probability of each token, at the cost of a softmax over the vocabulary for each.
         """
-        return sample_rows(self, prompts, config, seeds, adapter, self._stop)
+        return sample_rows(self, prompts, config, seeds, adapter, self._stop, with_logprobs=with_logprobs)
+
+
+def _attention() -> AbstractContextManager[Any]:
+    """Attention in its plain form, the only one with a second derivative, where there may be one; else the fastest."""
+    return sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext()
+
+
+def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """[n, V] logits, [n] tokens -> [n] log-probabilities in float32 or wider."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = wide - wide.detach().amax(-1, keepdim=True)  # so that the logarithm below loses no digits
+    return wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(-1)

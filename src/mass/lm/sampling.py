@@ -83,6 +83,8 @@ def sample_rows(
     seeds: Sequence[int],
     adapter: Params | None,
     stop: StopStrings,
+    *,
+    with_logprobs: bool = False,
 ) -> list[Sample]:
     if len(seeds) != len(prompts):
         raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
@@ -104,9 +106,8 @@ def sample_rows(
         part = adapter
         if stacked and adapter:
             part = {name: t[start // height : end // height] for name, t in adapter.items()}
-        samples += _decode(
-            lm, prompts[start:end], config, seeds[start:end], part, (end - start) // height if stacked else 1, stop
-        )
+        blocks = (end - start) // height if stacked else 1
+        samples += _decode(lm, prompts[start:end], config, seeds[start:end], part, blocks, stop, with_logprobs)
     return samples
 
 
@@ -119,13 +120,14 @@ def _decode(
     adapter: Params | None,
     blocks: int,
     stop: StopStrings,
+    with_logprobs: bool,
 ) -> list[Sample]:
     count = len(prompts)
     limits = torch.tensor([min(config.max_tokens, lm.context - len(p)) for p in prompts], device=lm.device)
     limit = int(limits.max())
     uniform = _uniform(seeds, limit, config).to(lm.device)
     tokens = torch.full((count, limit), -1, device=lm.device)
-    logprobs = torch.zeros(count, limit, device=lm.device)
+    logprobs = torch.zeros(count, limit, device=lm.device) if with_logprobs else None
     finished = torch.zeros(count, dtype=torch.bool, device=lm.device)
     ended = finished
     end_ids = torch.tensor(sorted(lm.end_ids), device=lm.device)
@@ -146,7 +148,8 @@ def _decode(
         chosen = _choose(logits, config, uniform[rows.index, t])
         live = ~ended[rows.index]
         tokens[rows.index, t] = torch.where(live, chosen, -1)
-        logprobs[rows.index, t] = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
+        if logprobs is not None:
+            logprobs[rows.index, t] = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         done = torch.isin(chosen, end_ids)
         _find_stops(lm, stop, tokens, rows.index, chosen, live & ~done, done, t)
         finished[rows.index] |= done & live
@@ -157,7 +160,7 @@ def _decode(
         ids = chosen[keep][:, None]
         rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(keep), 1)], 1)
         positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)  # ended rows may be at the end
-    return _collect(lm, tokens.cpu(), logprobs.cpu(), finished.cpu(), stop)
+    return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), stop)
 
 
 def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:
@@ -225,9 +228,10 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
     return _Rows(rows.index[keep], rows.cache, rows.mask[keep], adapter, len(kept_blocks)), keep
 
 
-def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor, finished: Tensor, stop: StopStrings) -> list[Sample]:
+def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor | None, finished: Tensor, stop: StopStrings) -> list[Sample]:
     samples: list[Sample] = []
-    for row, values, complete in zip(tokens.tolist(), logprobs.tolist(), finished.tolist(), strict=True):
+    kept_logprobs: list[list[float]] = [[]] * len(tokens) if logprobs is None else logprobs.tolist()
+    for row, values, complete in zip(tokens.tolist(), kept_logprobs, finished.tolist(), strict=True):
         kept = [i for i in row if i >= 0]
         text = lm.tokenizer.decode(kept, skip_special_tokens=True)
         cut = stop.cut(text)
