@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from conftest import small_sums
-from mass import checkpoint, metastep, outer
+from mass import checkpoint, metastep, outer, policy, synthesis
 from mass.checkpoint import MetaState, init_state
 from mass.config import (
     AdaptConfig,
@@ -37,6 +37,7 @@ from mass.config import (
 from mass.errors import ConfigError, ModelError, RunError
 from mass.lm import LM, load_lm
 from mass.metastep import Gradients, Stack, grpo_gradients, mass_gradients
+from mass.practice import valid_mask
 from mass.runlog import RunFolder
 from mass.train import Trainer, task_stream, train
 from mass.types import Verdict
@@ -320,9 +321,10 @@ def gradients(lm: LM, config: RunConfig, stack: int, count: int = 4) -> dict[str
     ]
     found: dict[str, list[Tensor]] = {}
     for part in parts:
-        for group in ("theta", "eta", "log_rates"):
+        for group in ("theta", "generator", "eta", "log_rates"):
             for name, t in getattr(part, group).items():
                 found.setdefault(f"{group}.{name}", []).append(t)
+    found["rewards.scale"] = [torch.tensor(part.reward_squares, dtype=torch.float64) for part in parts]
     total = {name: torch.stack(ts).sum(0) for name, ts in found.items()}
     return {g: torch.cat([t.flatten() for n, t in total.items() if n.startswith(g)]) for g in _groups(total)}
 
@@ -333,7 +335,7 @@ def _groups(total: dict[str, Tensor]) -> list[str]:
 
 def worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
-    return max(float((one[n] - other[n]).norm() / one[n].norm()) for n in one)
+    return max(float((one[n] - other[n]).norm() / one[n].norm().clamp_min(1e-30)) for n in one)
 
 
 def with_outer(config: RunConfig, **changes: object) -> RunConfig:
@@ -349,7 +351,9 @@ def test_the_stack_does_not_change_the_gradients(
     """Nor do micro-batches of the inner and the outer loss."""
     config = config_for(taught_base, sums, method, kl=kl)
     whole = gradients(wide, config, 4)
-    assert all(float(t.norm()) > 0 for t in whole.values())
+    if method != "solver-grpo":
+        assert whole.keys() == {"theta", "generator", "eta", "log_rates", "rewards"}
+        assert all(float(t.norm()) > 0 for t in whole.values())
     for stack in (1, 2):
         assert worst(whole, gradients(wide, config, stack)) < 1e-9
     inner_batched = dataclasses.replace(config.adapt, inner=dataclasses.replace(config.adapt.inner, micro_batch=2))
@@ -363,26 +367,60 @@ def test_kl_adds_its_own_gradient(method: str, wide: LM, taught_base: Path, sums
     none, one, two = (gradients(wide, config_for(taught_base, sums, method, kl=kl), 4) for kl in (0.0, 0.5, 1.0))
     added, twice = one["theta"] - none["theta"], two["theta"] - none["theta"]
     assert float(added.norm()) > 1e-6
-    if method == "solver-grpo":  # under mass the generator's advantages depend on it too
-        torch.testing.assert_close(twice, 2 * added, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(twice, 2 * added, rtol=1e-5, atol=1e-8)
 
 
-def test_gamma_and_generator_weigh_their_terms(wide: LM, taught_base: Path, sums: Path) -> None:
+def test_gamma_and_the_anchor_weigh_their_terms(wide: LM, taught_base: Path, sums: Path) -> None:
     def theta(**weights: float) -> Tensor:
         return gradients(wide, config_for(taught_base, sums, "mass", **weights), 4)["theta"]
 
-    solver, generator = theta(gamma=1.0, generator=0.0), theta(gamma=0.0, generator=1.0)
+    solver, anchor = theta(gamma=1.0, generator_kl=0.0), theta(gamma=0.0, generator_kl=1.0)
     assert float(solver.norm()) > 0
-    assert float(generator.norm()) > 0
-    torch.testing.assert_close(theta(gamma=0.5, generator=2.0), 0.5 * solver + 2.0 * generator, rtol=1e-6, atol=1e-9)
+    assert float(anchor.norm()) > 0
+    torch.testing.assert_close(theta(gamma=0.5, generator_kl=2.0), 0.5 * solver + 2 * anchor, rtol=1e-6, atol=1e-9)
+
+
+def test_the_anchor_is_the_divergence_from_the_base_on_what_was_written(
+    wide: LM, taught_base: Path, sums: Path
+) -> None:
+    config = config_for(taught_base, sums, "mass-gold", gamma=0.0, generator_kl=1.0)
+    fresh = init_state(wide, config.adapt, 0)
+    far = dataclasses.replace(fresh, theta=random_adapter(wide, 4, scale=0.1))
+    tasks, seeds = [task_stream(config.tasks, 0)(n) for n in range(2)], [0, 1]
+    problems = [task.problem for task in tasks]
+    found = mass_gradients(Stack(wide, far, config, tasks, seeds))
+    groups = synthesis.synthesise(wide, problems, config.adapt.synthesis, seeds, far.theta)
+    rows = [(wide.synthesis_prompt(p), list(e.tokens)) for p, g in zip(problems, groups, strict=True) for e in g]
+
+    def divergence(params: dict[str, Tensor]) -> float:
+        with torch.no_grad():
+            return float(sum(outer.kl_of_rows(wide, rows, params, None))) / config.adapt.synthesis.examples
+
+    assert divergence(far.theta) == pytest.approx(found.measured["generator_KL"], rel=1e-9)
+    squares = sum(float(g.square().sum()) for g in found.theta.values())
+    ahead, back = ({n: t + h * found.theta[n] for n, t in far.theta.items()} for h in (1e-5, -1e-5))
+    assert (divergence(ahead) - divergence(back)) / 2e-5 == pytest.approx(squares, rel=1e-4)
+    at_base = mass_gradients(Stack(wide, fresh, config, tasks, seeds))
+    assert at_base.measured["generator_KL"] == pytest.approx(0, abs=1e-12)
+    assert all(float(t.abs().max()) < 1e-9 for t in at_base.theta.values())
+
+
+def test_a_frozen_generator_writes_as_the_base_does_and_is_not_trained(wide: LM, taught_base: Path, sums: Path) -> None:
+    config = config_for(taught_base, sums, "mass-gold")
+    frozen = dataclasses.replace(config.adapt, synthesis=dataclasses.replace(config.adapt.synthesis, writer="base"))
+    tasks, state = [task_stream(config.tasks, 0)(n) for n in range(2)], init_state(wide, config.adapt, 0)
+    moved = dataclasses.replace(state, theta=random_adapter(wide, 4, scale=0.3))
+    problems = [task.problem for task in tasks]
+    written = [synthesis.synthesise(wide, problems, frozen.synthesis, [0, 1], s.theta) for s in (state, moved)]
+    assert written[0] == written[1]
+    found = mass_gradients(Stack(wide, moved, dataclasses.replace(config, adapt=frozen), tasks, [0, 1]))
+    assert (found.generator, found.reward_squares) == ({}, (0.0, 0))
+    assert "generator_KL" not in found.measured
 
 
 def test_the_generator_is_rewarded_for_what_lowers_the_outer_loss(wide: LM, taught_base: Path, sums: Path) -> None:
     """A step along its gradient makes examples of negative attribution likelier than the others of their group."""
-    config = config_for(taught_base, sums, "mass-gold", gamma=0.0)
-    from mass import policy, synthesis
-    from mass.practice import valid_mask
-
+    config = config_for(taught_base, sums, "mass-gold")
     tasks, seeds = [task_stream(config.tasks, 0)(n) for n in range(4)], list(range(4))
     state = dataclasses.replace(init_state(wide, config.adapt, 0), theta=random_adapter(wide, 4, scale=0.02))
     seen: list[Tensor] = []
@@ -396,7 +434,7 @@ def test_the_generator_is_rewarded_for_what_lowers_the_outer_loss(wide: LM, taug
         patch.setattr(policy, "lowest_for_rejected", watch)
         found = mass_gradients(Stack(wide, state, config, tasks, seeds))
     groups = synthesis.synthesise(wide, [t.problem for t in tasks], config.adapt.synthesis, seeds, state.theta)
-    advantages = policy.group_advantages(seen[0], eps=1e-12)
+    advantages = policy.group_advantages(seen[0], scale=False)
     assert bool(valid_mask(groups, wide.device).any())
 
     def expected_advantage(params: dict[str, Tensor]) -> float:
@@ -405,7 +443,7 @@ def test_the_generator_is_rewarded_for_what_lowers_the_outer_loss(wide: LM, taug
         ]
         return float((-wide.losses(wide.batch(rows), params) * advantages.flatten()).sum())
 
-    stepped = {n: t - 1e-3 * found.theta[n] for n, t in state.theta.items()}
+    stepped = {n: t - 1e-3 * found.generator[n] for n, t in state.theta.items()}
     assert expected_advantage(stepped) > expected_advantage(state.theta)
 
 
@@ -424,12 +462,13 @@ def test_samples_without_a_verdict_do_not_count(
 def test_without_valid_practice_the_solver_still_learns(tiny_base: Path, sums: Path) -> None:
     """A random model writes nothing that parses: theta gets the outer gradient, eta and the rates get none."""
     lm = load_lm(ModelConfig(name=str(tiny_base), dtype="float64"), LoraConfig(rank=2, alpha=4.0))
-    config = config_for(tiny_base, sums, "mass-gold")
+    config = config_for(tiny_base, sums, "mass-gold", generator_kl=0.0)
     state = dataclasses.replace(init_state(lm, config.adapt, 0), theta=random_adapter(lm, 4, scale=0.02))
     tasks = [task_stream(config.tasks, 0)(n) for n in range(2)]
     found = mass_gradients(Stack(lm, state, config, tasks, [0, 1]))
     assert found.measured["valid"] == 0
-    assert (found.eta, found.log_rates) == ({}, {})
+    assert (found.eta, found.log_rates, found.generator) == ({}, {}, {})
+    assert found.reward_squares == (0.0, 6), "they count as in a stack where another task has practice"
     leaves = {n: t.clone().requires_grad_() for n, t in state.theta.items()}
     sum(outer.gold_losses(lm, tasks, config.outer, leaves)).backward()
     for name, tensor in leaves.items():
@@ -455,6 +494,19 @@ def test_the_update_averages_clips_and_warms_up(taught_base: Path, sums: Path, l
         torch.testing.assert_close(t, before[f"theta.{name}"] - 0.01 / 4, rtol=1e-3, atol=1e-6)
     after = tensors(trainer.state)
     assert all(torch.equal(after[n], before[n]) for n in after if not n.startswith("theta"))
+
+
+def test_the_generator_s_rewards_are_scaled_over_the_batch(
+    taught_base: Path, sums: Path, lm: LM, tmp_path: Path
+) -> None:
+    """In units of their standard deviation, here 0.5, whatever the stacks."""
+    for parts in ([(4.0, 16)], [(1.0, 4), (3.0, 12)], [(4.0, 8), (0.0, 8)]):
+        trainer = trainer_of(taught_base, sums, lm, tmp_path, generator=3.0)
+        none, ones = ({n: torch.full_like(t, v) for n, t in trainer.state.theta.items()} for v in (0.0, 1 / len(parts)))
+        norms = trainer._update([Gradients(none, ones, squares) for squares in parts], 4)
+        size = sum(t.numel() for t in ones.values())
+        assert norms["gradient norm/generator"] == pytest.approx(3.0 * size**0.5 / 4 / 0.5, rel=1e-4)
+        assert norms["gradient norm/theta"] == 0
 
 
 def test_a_file_is_read_in_a_new_order_each_epoch(sums: Path) -> None:

@@ -117,6 +117,7 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: _Mea
     gamma = stack.config.train.gamma
     return Gradients(
         {name: gamma * g.sum(0) + anchor.get(name, 0.0) for name, g in zip(copies, grads, strict=True)},
+        reward_squares=(0.0, len(stack.tasks) * stack.config.adapt.synthesis.examples),
         measured=measured,
         clock=clock,
     )
