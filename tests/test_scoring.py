@@ -127,6 +127,30 @@ def test_features_are_last_and_mean_states_of_the_example(lm: LM) -> None:
     torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_micro_batches_change_nothing_but_the_memory(lm: LM, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the scores nor their gradient; and no pass is wider than asked for."""
+    eta = {n: t.requires_grad_() for n, t in moved(init_scorer(lm, ScoringConfig(hidden=4, lora_rank=rank), 0)).items()}
+    examples, targets = candidates(lm), ["A longer question?", "Q", "Q, and more"]
+    passed: list[tuple[int, int]] = []
+    whole = type(lm).hidden_states
+    monkeypatch.setattr(
+        type(lm),
+        "hidden_states",
+        lambda self, batch, *a: (passed.append((*batch.input_ids.shape,)), whole(self, batch, *a))[1],
+    )
+    found: list[tuple[Tensor, ...]] = []
+    for micro_batch in (None, 1, 2):
+        scores = score(lm, eta, targets, examples, micro_batch)
+        grads = torch.autograd.grad(scores.square().sum(), list(eta.values()))
+        found.append((scores, *grads))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-9)
+    assert [rows for rows, _ in passed] == [3, 1, 1, 1, 2, 1]
+    lengths = [length for _, length in passed[1:4]]
+    assert lengths == sorted(lengths)
+
+
 def test_gradients_reach_all_of_eta_and_nothing_else(lm: LM) -> None:
     eta = {n: t.requires_grad_() for n, t in moved(init_scorer(lm, ScoringConfig(hidden=4, lora_rank=1), 0)).items()}
     scores = score(lm, eta, ["Q"] * 3, candidates(lm))

@@ -50,6 +50,11 @@ class Practice:
         """The entries of a [tasks, examples] table that belong to the rows. Differentiable."""
         return table[self.owners, self.places]
 
+    def targets(self, problems: Sequence[str], groups: Sequence[Sequence[Example]]) -> tuple[list[str], list[Example]]:
+        """The problem each row was written for, and its example: what `mass.scoring.score` reads."""
+        places: list[tuple[int, int]] = list(zip(self.owners.tolist(), self.places.tolist(), strict=True))
+        return [problems[b] for b, _ in places], [groups[b][j] for b, j in places]
+
     def spread(self, values: Float[Tensor, " N"], tasks: int, examples: int, fill: float = 0.0) -> Tensor:
         """The inverse of `pick`: [tasks, examples], `fill` where an example is not valid."""
         table = torch.full((tasks, examples), fill, dtype=values.dtype, device=values.device)

@@ -19,7 +19,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from mass.config import ScoringConfig
 from mass.errors import ShapeError
-from mass.types import Example, Params
+from mass.types import Batch, Example, Params
 
 if TYPE_CHECKING:
     from mass.lm import LM
@@ -44,19 +44,32 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
     return {name: tensor.to(lm.device, lm.adapter_dtype) for name, tensor in eta.items()}
 
 
-def score(lm: LM, eta: Params, problems: Sequence[str], examples: Sequence[Example]) -> Float[Tensor, " N"]:
-    """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base."""
+def score(
+    lm: LM, eta: Params, problems: Sequence[str], examples: Sequence[Example], micro_batch: int | None = None
+) -> Float[Tensor, " N"]:
+    """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base.
+
+    `micro_batch` rows pass at a time, of like length; None: all at once. The scores are the same but for rounding.
+    """
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
-    batch = lm.batch([(lm.synthesis_prompt(p), list(e.tokens)) for p, e in zip(problems, examples, strict=True)])
+    rows = [(lm.synthesis_prompt(p), list(e.tokens)) for p, e in zip(problems, examples, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+    size = micro_batch or len(rows)
+    parts = [lm.batch([rows[i] for i in order[at : at + size]]) for at in range(0, len(rows), size)]
+    features = torch.cat([_features(lm, eta, part) for part in parts])
+    return head(eta, features[torch.tensor(order, device=features.device).argsort()])
+
+
+def _features(lm: LM, eta: Params, batch: Batch) -> Float[Tensor, "N F"]:
+    """The last state of each row, and the mean state of its example."""
     lora = {n.removeprefix(_LORA): t for n, t in eta.items() if n.startswith(_LORA)}
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(lora)):
         states = lm.hidden_states(batch, lora or None).to(eta["head.w1"].dtype)
     last = batch.attention_mask.sum(1) - 1
     mask = batch.target_mask.unsqueeze(-1)
     mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-    features = torch.cat([states[torch.arange(len(batch), device=states.device), last], mean], -1)
-    return head(eta, features)
+    return torch.cat([states[torch.arange(len(batch), device=states.device), last], mean], -1)
 
 
 def head(eta: Params, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
