@@ -93,6 +93,8 @@ def test_a_checkpoint_brings_its_state_and_configuration_but_not_its_answer_samp
     assert found.lm is model.lm
     assert found.config == replace(ADAPT, answer=SHORT)
     assert "7 steps of mass" in found.origin
+    assert found.recorded["checkpoint"] == str(tmp_path / "c")
+    assert contestant(model, "tt-ss").recorded == model.origin
     texts = [a.text for a in answer_plain(found, PROBLEMS, SEEDS, SHORT)]
     base = [a.text for a in answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, SHORT)]
     assert texts != base

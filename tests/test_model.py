@@ -14,8 +14,8 @@ import mass
 from mass import checkpoint
 from mass.adapt import answer_all
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
-from mass.errors import ConfigError, ModelError
-from mass.model import AdaptedModel, load
+from mass.errors import ConfigError, DataError, ModelError
+from mass.model import AdaptedModel, load, load_for
 from mass.types import Adaptation, Task
 from small_lms import full_logits, random_adapter
 
@@ -108,6 +108,81 @@ def test_records_of_problems_solved_side_by_side_replay(model: mass.Mass, traine
             load(str(taught_base), trained).replay(record)
 
 
+def test_losses_a_thousandth_apart_are_no_replay(model: mass.Mass) -> None:
+    """Neither of a record that was made alone, nor of one of several."""
+    record = model.solve(PROBLEM).adaptation
+    for changed in (
+        dataclasses.replace(record, adapter_hash="0" * 64),
+        dataclasses.replace(record, adapter_hash="0" * 64, stacked=3, update_norm=1.0005 * record.update_norm),
+    ):
+        with pytest.raises(ModelError, match="update differs from the recorded one"):
+            model.replay(changed)
+    assert model.replay(dataclasses.replace(record, adapter_hash="0" * 64, stacked=3)).adaptation.stacked == 3
+    with pytest.raises(ModelError, match="another text than the record has"):
+        model.replay(dataclasses.replace(record, text=record.text + "."))
+
+
+def test_a_record_finds_its_own_weights(taught_base: Path, trained: Path) -> None:
+    """Those of a checkpoint, or an untrained start of any rate, seed and shape."""
+    hot = dataclasses.replace(CONFIG, inner=dataclasses.replace(CONFIG.inner, learning_rate=3.0))
+    untrained = load(str(taught_base), config=hot, lora=LoraConfig(rank=3), seed=5)
+    for model, checkpoint_name, seed in (
+        (load(str(taught_base), trained), str(trained), None),
+        (untrained, "untrained", 5),
+    ):
+        solved = model.solve(PROBLEM, seed=1)
+        record = through_json(solved.adaptation)
+        assert (record.checkpoint, record.state_seed, record.stacked) == (checkpoint_name, seed, 1)
+        assert record.base_fingerprint == checkpoint.fingerprint(model.lm)
+        again = load_for(record).replay(record)
+        assert dataclasses.replace(again.adaptation, seconds={}) == dataclasses.replace(
+            record, seconds={}, unadapted_text=again.adaptation.unadapted_text
+        )
+    other_rate = load(str(taught_base), lora=LoraConfig(rank=3), seed=6)
+    assert other_rate.replay(record).text == record.text, "an untrained start is made anew from the record"
+
+
+def test_a_record_of_another_base_says_so(model: mass.Mass, tiny_base: Path) -> None:
+    record = model.solve(PROBLEM).adaptation
+    with pytest.raises(ModelError, match=r"was made on base .* in float32 .*, not on .* replay with the base") as error:
+        load(str(tiny_base), lora=LORA).replay(record)
+    assert "\n" not in str(error.value)
+
+
+def test_what_ships_with_the_package_is_recorded_by_its_place_in_it(
+    trained: Path, taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mass.model.tiny_folder", lambda: tmp_path)
+    monkeypatch.setattr("mass.lm.load.tiny_folder", lambda: tmp_path)
+    shutil.copytree(taught_base, tmp_path / "base")
+    assert load("tiny").solve(PROBLEM).adaptation.checkpoint == "untrained"
+    shutil.copytree(trained, tmp_path / "mass")
+    shutil.copytree(trained, tmp_path / "mass-gold")
+    for name, recorded in ((None, None), (tmp_path / "mass-gold", "tiny/mass-gold"), ("tiny/mass", None)):
+        record = load("tiny", name).solve(PROBLEM).adaptation
+        assert record.checkpoint == recorded
+        assert str(tmp_path) not in json.dumps(record.to_dict())
+        assert load_for(record).replay(record).text == record.text
+
+
+@pytest.mark.parametrize(
+    ("problem", "match"), [("", "is empty"), (" \n", "is empty"), (None, "is NoneType"), (3, "is int")]
+)
+def test_what_is_no_problem_is_a_one_line_error(model: mass.Mass, problem: object, match: str) -> None:
+    for ask in (model.solve, lambda p: model.solve(p, adapt=False), lambda p: model.adapted(p).__enter__()):
+        with pytest.raises(DataError, match=match) as error:
+            ask(problem)
+        assert "\n" not in str(error.value)
+
+
+def test_how_the_base_is_loaded(taught_base: Path) -> None:
+    small = load(str(taught_base), dtype="bfloat16", decode_rows=3, config=CONFIG)
+    assert (small.lm.dtype, small.lm.decode_rows) == ("bfloat16", 3)
+    assert small.solve(PROBLEM).adaptation.dtype == "bfloat16"
+    refused("model.dtype is 'float33'; expected one of.*bfloat16", str(taught_base), dtype="float33", kind=ConfigError)
+    refused("model.decode_rows is 0", str(taught_base), decode_rows=0, kind=ConfigError)
+
+
 def test_a_fallback_replays(model: mass.Mass) -> None:
     tiny = dataclasses.replace(CONFIG, inner=dataclasses.replace(CONFIG.inner, max_update_norm=1e-9))
     solved = dataclasses.replace(model, config=tiny).solve(PROBLEM)
@@ -140,6 +215,8 @@ def test_the_adapted_model_lasts_for_the_block(model: mass.Mass, tmp_path: Path)
     with model.adapted(PROBLEM, seed=3) as lm:
         assert isinstance(lm, AdaptedModel)
         assert lm.adaptation.adapter_hash == solved.adaptation.adapter_hash
+        assert (lm.adaptation.text, lm.adaptation.tokens.keys()) == ("", {"synthesis"}), "no answer was asked for"
+        assert lm.adaptation.seconds.keys() == {"synthesis", "scoring", "inner loop", "practice losses"}
         answers = lm.sample(["Compute 2 + 2.", "Compute 3 + 1."], temperature=0.0)
         assert len(answers) == 2
         assert answers == lm.sample(["Compute 2 + 2.", "Compute 3 + 1."], temperature=0.0)

@@ -49,6 +49,10 @@ class Clock:
             inside = self.seconds.get(without or "", 0.0) - inside
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - inside
 
+    def shares(self, count: int) -> dict[str, float]:
+        """The seconds of each of `count` problems."""
+        return {stage: seconds / count for stage, seconds in self.seconds.items()}
+
     def each(self, name: str, values: Iterator[T]) -> Iterator[T]:
         """Time the making of each value, and what the caller does with it, as `name`."""
         while True:
@@ -85,7 +89,10 @@ def adapt_stack(
         return Adapted(start, groups, (reason,) * len(problems), (0.0,) * len(problems))
     valid = valid_mask(groups, lm.device)
     with clock.stage("scoring"):
-        scores = _scores(lm, state, problems, groups, practice, config)
+        scores = torch.zeros(valid.shape, dtype=lm.adapter_dtype, device=lm.device)
+        if config.scoring.normalise != "uniform":
+            rows = practice.targets(problems, groups)
+            scores = practice.spread(scoring.score(lm, state.eta, *rows, config.inner.micro_batch), *valid.shape)
         weights = scoring.normalise(scores, valid, config.scoring.normalise)
     with clock.stage("inner loop"):
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
@@ -109,18 +116,6 @@ def adapt_stack(
         before, after = practice.measured(start, size), practice.measured(stack, size)
     groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
     return Adapted(stack, groups, tuple(fallbacks), tuple(norms))
-
-
-def _scores(
-    lm: LM, state: MetaState, problems: Sequence[str], groups: Groups, practice: Practice, config: AdaptConfig
-) -> Tensor:
-    """[B, m]; 0 for rejected examples, and for all when the weights are uniform."""
-    m = max(len(group) for group in groups)
-    if config.scoring.normalise == "uniform":
-        return torch.zeros(len(groups), m, dtype=lm.adapter_dtype, device=lm.device)
-    places: list[tuple[int, int]] = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
-    values = scoring.score(lm, state.eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
-    return practice.spread(values, len(groups), m)
 
 
 def _update_norms(stack: Params, start: Params) -> list[float]:
@@ -154,6 +149,44 @@ def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
     ]
 
 
+def practise(
+    lm: LM,
+    state: MetaState,
+    problems: Sequence[str],
+    config: AdaptConfig,
+    seeds: Sequence[int],
+    clock: Clock | None = None,
+    replay: Groups | None = None,
+) -> tuple[list[Adaptation], Adapted]:
+    """Write practice for each problem and adapt to it, without answering: the records have no texts and no verdicts.
+
+    `replay` are practice examples to use instead of sampling new ones.
+    """
+    clock = clock or Clock()
+    with clock.stage("synthesis"):
+        groups = replay or synthesis.synthesise(lm, problems, config.synthesis, seeds, state.theta)
+    adapted = adapt_stack(lm, state, problems, groups, config, clock)
+    description, digest = to_dict(config), config_hash(config)
+    records = [
+        Adaptation(
+            problem=problem,
+            model=lm.name,
+            seed=seeds[b],
+            config=description,
+            config_hash=digest,
+            stacked=len(problems),
+            examples=adapted.groups[b],
+            fallback=adapted.fallbacks[b],
+            adapter_hash=adapter_hash(pick(adapted.stack, b)),
+            update_norm=adapted.update_norms[b],
+            tokens={"synthesis": sum(len(e.tokens) for e in adapted.groups[b])},
+            seconds=clock.shares(len(problems)),
+        )
+        for b, problem in enumerate(problems)
+    ]
+    return records, adapted
+
+
 def answer_all(
     lm: LM,
     state: MetaState,
@@ -171,37 +204,16 @@ def answer_all(
         replay: practice examples to use instead of sampling new ones.
     """
     clock = Clock()
-    with clock.stage("synthesis"):
-        groups = replay or synthesis.synthesise(lm, problems, config.synthesis, seeds, state.theta)
-    adapted = adapt_stack(lm, state, problems, groups, config, clock)
+    records, adapted = practise(lm, state, problems, config, seeds, clock, replay)
     with clock.stage("answer"):
         answers = _answer(lm, problems, config.answer, seeds, adapted.stack)
-    plain: list[Sample] | None = None
+    records = [_answered(record, sample) for record, sample in zip(records, answers, strict=True)]
     if unadapted:
         with clock.stage("unadapted answer"):
             plain = _answer(lm, problems, config.answer, seeds, state.theta)
-    seconds = {stage: s / len(problems) for stage, s in clock.seconds.items()}
-    description, digest = to_dict(config), config_hash(config)
-    records = [
-        Adaptation(
-            problem=problem,
-            model=lm.name,
-            seed=seeds[b],
-            config=description,
-            config_hash=digest,
-            examples=adapted.groups[b],
-            fallback=adapted.fallbacks[b],
-            adapter_hash=adapter_hash(pick(adapted.stack, b)),
-            update_norm=adapted.update_norms[b],
-            unadapted_text=None if plain is None else plain[b].text.strip(),
-            text=answers[b].text.strip(),
-            answer=final_answer(answers[b].text),
-            tokens=_tokens(adapted.groups[b], answers[b], None if plain is None else plain[b]),
-            seconds=seconds,
-        )
-        for b, problem in enumerate(problems)
-    ]
-    return records, adapted
+        records = [_answered(record, sample, unadapted=True) for record, sample in zip(records, plain, strict=True)]
+    seconds = clock.shares(len(problems))
+    return [dataclasses.replace(record, seconds=seconds) for record in records], adapted
 
 
 def _answer(
@@ -212,6 +224,10 @@ def _answer(
     return lm.sample(prompts, config, [derive(seed, "answer") for seed in seeds], adapter)
 
 
-def _tokens(group: Sequence[Example], answer: Sample, plain: Sample | None) -> dict[str, int]:
-    counts = {"synthesis": sum(len(e.tokens) for e in group), "answer": len(answer.tokens)}
-    return counts if plain is None else {**counts, "unadapted answer": len(plain.tokens)}
+def _answered(record: Adaptation, sample: Sample, *, unadapted: bool = False) -> Adaptation:
+    text = sample.text.strip()
+    if unadapted:
+        tokens = {**record.tokens, "unadapted answer": len(sample.tokens)}
+        return dataclasses.replace(record, unadapted_text=text, tokens=tokens)
+    tokens = {**record.tokens, "answer": len(sample.tokens)}
+    return dataclasses.replace(record, text=text, answer=final_answer(sample.text), tokens=tokens)

@@ -21,8 +21,9 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mass import checkpoint as checkpoint_files
 from mass.adapt import Groups, answer_all
@@ -39,7 +40,7 @@ from mass.config import (
 from mass.errors import ConfigError, DataError, nearest
 from mass.lm import LM, load_lm
 from mass.lm.load import TINY, tiny_folder
-from mass.model import UNTRAINED, Mass
+from mass.model import UNTRAINED, Mass, origin_of
 from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Adaptation, Example, Params, Sample, Task
@@ -85,6 +86,8 @@ class Contestant:
     config: AdaptConfig
     origin: str = ""
     """Where a trained state comes from, in words; empty for the untrained methods."""
+    recorded: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The same for the records: fields of `Adaptation` (see `mass.model.origin_of`)."""
 
     @property
     def theta(self) -> Params | None:
@@ -136,7 +139,8 @@ def contestants(
             found[method] = trained[name]
         elif method in UNTRAINED_METHODS:
             adapt = _untrained_config(model, config)
-            found[method] = Contestant(model.lm, init_state(model.lm, adapt, seed), adapt)
+            recorded = origin_of(model.lm, None, seed)
+            found[method] = Contestant(model.lm, init_state(model.lm, adapt, seed), adapt, recorded=recorded)
         else:
             found[method] = Contestant(model.lm, None, AdaptConfig(answer=config.answer))
     return found
@@ -154,12 +158,13 @@ def _trained(
     given, shipped = checkpoints.get(name), tiny_folder() / name
     if given is not None and str(given) == UNTRAINED:
         adapt = dataclasses.replace(model.config, answer=config.answer)
-        return Contestant(model.lm, init_state(model.lm, adapt, seed), adapt, "no checkpoint: its state is untrained")
+        state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)
+        return Contestant(model.lm, state, adapt, "no checkpoint: its state is untrained", recorded)
     if given is not None:
         return _from_folder(model.lm, Path(given).expanduser(), name, lms, config, f"checkpoint {given}")
     if model.method == name:
         adapt = dataclasses.replace(model.config, answer=config.answer)
-        return Contestant(model.lm, model.state, adapt, "the state of the given model")
+        return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin)
     if model.lm.name == TINY and shipped.is_dir():
         return _from_folder(model.lm, shipped, name, lms, config, "the checkpoint shipped with the package")
     raise ConfigError(
@@ -182,12 +187,12 @@ def _from_folder(
     state, description = checkpoint_files.load(folder, lms[description.lora])
     adapt = dataclasses.replace(description.adapt, answer=config.answer)
     steps = f"{description.step} steps of {description.method}" if description.step else "untrained: 0 steps"
-    return Contestant(lms[description.lora], state, adapt, f"{origin} ({steps})")
+    lm = lms[description.lora]
+    return Contestant(lm, state, adapt, f"{origin} ({steps})", origin_of(lm, folder, None))
 
 
 def _as_loaded(lm: LM) -> ModelConfig:
-    dtype = str(next(lm.model.parameters()).dtype).removeprefix("torch.")
-    return ModelConfig(name=lm.name, device=str(lm.device), dtype=dtype)  # type: ignore[arg-type]
+    return ModelConfig(lm.name, str(lm.device), lm.dtype, lm.decode_rows)  # type: ignore[arg-type]
 
 
 # --- how they answer
@@ -212,6 +217,7 @@ def answer_adapted(
     records, _ = answer_all(
         contestant.lm, contestant.state, problems, contestant.config, seeds, unadapted=False, replay=practice
     )
+    records = [dataclasses.replace(record, **contestant.recorded) for record in records]
     return [Attempt(r.text, sum(r.tokens.values()), sum(r.seconds.values()), r) for r in records]
 
 

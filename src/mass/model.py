@@ -6,21 +6,25 @@ import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mass import checkpoint as checkpoints
 from mass import verify
-from mass.adapt import answer_all
+from mass.adapt import answer_all, practise
 from mass.adapter import pick, save_peft
 from mass.checkpoint import MetaState, init_state
-from mass.config import AdaptConfig, LoraConfig, ModelConfig, SamplingConfig
-from mass.errors import ModelError
+from mass.config import AdaptConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
+from mass.errors import DataError, ModelError
 from mass.lm import LM, load_lm
 from mass.lm.load import TINY, tiny_folder
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task
 
 UNTRAINED = "untrained"
+SHIPPED = "mass"
+"""The checkpoint that 'tiny' is loaded with."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Mass:
     method: str = UNTRAINED
     """What trained the state: mass, mass-gold, solver-grpo, or untrained."""
     checkpoint: str | None = None
+    """The folder of a trained state."""
+    state_seed: int | None = None
+    """Of an untrained state."""
 
     def solve(self, problem: str | Task, adapt: bool = True, seed: int = 0) -> Solution:
         """Practise on the problem and answer it; `adapt=False` answers with the checkpoint as it is.
@@ -42,30 +49,61 @@ class Mass:
         """
         if not adapt:
             return self._solve_plain(problem, seed)
-        (record,), _ = answer_all(self.lm, self.state, [_text(problem)], self.config, [seed])
-        return _solution(problem, record)
+        return self.solve_and_keep(problem, seed)[0]
+
+    def solve_and_keep(self, problem: str | Task, seed: int = 0) -> tuple[Solution, AdaptedModel]:
+        """The solution of `solve`, and the model that gave it."""
+        (record,), adapted = answer_all(self.lm, self.state, [_text(problem)], self.config, [seed])
+        record = replace(record, **self.origin)
+        return _solution(problem, record), AdaptedModel(self.lm, pick(adapted.stack, 0), record, self.config.answer)
 
     def replay(self, record: Adaptation) -> Solution:
-        """Answer again from the practice examples, seed and configuration of a record: the same text, bit for bit.
+        """Answer again from the practice examples, seed, configuration and start of a record.
 
-        The update of a problem that was adapted beside others differs in its last bits when it is adapted alone.
-        Raises ModelError when the update comes out differently: another base, checkpoint or numeric environment.
+        A problem that was adapted alone (`stacked` 1, as `solve` does) gives the same update and text, bit for bit, on
+        the same machine with the same number of threads. One of several adapted side by side gives the same text from
+        the same losses and the same size of update, to 5 digits: alone, the last bits of its sums differ.
+
+        Raises ModelError when it does not: another base, checkpoint or numeric environment.
         """
-        config = checkpoints.adapt_config(record.config)
+        found, dtype = self.origin["base_fingerprint"], self.origin["dtype"]
+        if record.base_fingerprint and (record.base_fingerprint, record.dtype) != (found, dtype):
+            raise ModelError(
+                f"the record was made on base {record.model!r} in {record.dtype} ({record.base_fingerprint}), not on "
+                f"{self.lm.name!r} in {dtype} ({found}); replay with the base of the record"
+            )
+        config, state = checkpoints.adapt_config(record.config), self.state
+        if self.method == UNTRAINED and record.state_seed is not None:
+            state = init_state(self.lm, config, record.state_seed)
         groups: list[tuple[Example, ...]] = [tuple(record.examples)]
-        (again,), _ = answer_all(self.lm, self.state, [record.problem], config, [record.seed], replay=groups)
-        if again.adapter_hash != record.adapter_hash and not _equal_but_for_rounding(again, record):
+        (again,), _ = answer_all(self.lm, state, [record.problem], config, [record.seed], replay=groups)
+        same = again.adapter_hash == record.adapter_hash
+        if not same and not (record.stacked > 1 and _equal_but_for_rounding(again, record)):
+            start = "the shipped one" if record.checkpoint is None else repr(record.checkpoint)
             raise ModelError(
                 f"the replayed update differs from the recorded one (adapter {again.adapter_hash[:12]}, recorded "
-                f"{record.adapter_hash[:12]}); replay with the model and checkpoint of the record ({record.model!r})"
+                f"{record.adapter_hash[:12]}); replay with the model {record.model!r} and checkpoint ({start}) of the "
+                "record, on the machine that made it"
             )
-        return Solution(again.text, again.answer, replace(again, tokens=record.tokens))
+        if again.text != record.text:
+            raise ModelError(
+                "the same update gave another text than the record has; replay an unchanged record, on the machine "
+                "that made it"
+            )
+        kept = {"tokens": record.tokens, "stacked": record.stacked, **self.origin, "state_seed": record.state_seed}
+        return Solution(again.text, again.answer, replace(again, **kept))
 
     @contextmanager
     def adapted(self, problem: str | Task, seed: int = 0) -> Generator[AdaptedModel, None, None]:
-        """The model adapted to a problem, for as long as the block lasts."""
-        records, adapted = answer_all(self.lm, self.state, [_text(problem)], self.config, [seed], unadapted=False)
-        yield AdaptedModel(self.lm, pick(adapted.stack, 0), records[0], self.config.answer)
+        """The model adapted to a problem, for as long as the block lasts. Its record has no answer: none is asked."""
+        (record,), adapted = practise(self.lm, self.state, [_text(problem)], self.config, [seed])
+        record = replace(record, **self.origin)
+        yield AdaptedModel(self.lm, pick(adapted.stack, 0), record, self.config.answer)
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Fields of `Adaptation` that say with which weights a record was made."""
+        return origin_of(self.lm, self.checkpoint, self.state_seed)
 
     def _solve_plain(self, problem: str | Task, seed: int) -> Solution:
         prompt = self.lm.solve_prompt(_text(problem))
@@ -102,27 +140,32 @@ def load(
     lora: LoraConfig | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    decode_rows: int = 128,
     seed: int = 0,
 ) -> Mass:
     """Load a base model and its checkpoint.
 
     Args:
         name: 'tiny' (ships with the package), a local folder, or a hub name.
-        checkpoint: a run folder of `mass train`, or 'untrained'. None: the shipped one for 'tiny', else untrained.
+        checkpoint: a run folder of `mass train`, 'tiny/NAME' for one that ships with the package, or 'untrained'.
+            None: the shipped one for 'tiny', else untrained.
         config: test-time configuration; None: the checkpoint's own, or the defaults.
         lora: shape of an untrained adapter; a checkpoint brings its own.
+        device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
+        dtype: precision of the base: float32, bfloat16, float16 or float64.
+        decode_rows: sequences sampled side by side at most; bounds memory.
         seed: of an untrained adapter.
 
     Raises ModelError when a part is missing, damaged or belongs to another base.
     """
-    if checkpoint is None and name == TINY and (tiny_folder() / "mass").is_dir():
-        checkpoint = tiny_folder() / "mass"
-    model = ModelConfig(name=name, device=device, dtype=dtype)  # type: ignore[arg-type]
+    if checkpoint is None and name == TINY and (tiny_folder() / SHIPPED).is_dir():
+        checkpoint = tiny_folder() / SHIPPED
+    model = ModelConfig(name=name, device=device, dtype=dtype, decode_rows=decode_rows)  # type: ignore[arg-type]
     if checkpoint is None or checkpoint == UNTRAINED:
         lm = load_lm(model, lora or LoraConfig())
         config = config or AdaptConfig()
-        return Mass(lm, init_state(lm, config, seed), config)
-    folder = Path(checkpoint)
+        return Mass(lm, init_state(lm, config, seed), config, state_seed=seed)
+    folder = _folder_of(checkpoint)
     if not folder.is_dir():
         raise ModelError(f"checkpoint folder {str(folder)!r} does not exist; give a run folder of `mass train`")
     description = checkpoints.describe(folder)
@@ -131,19 +174,58 @@ def load(
     return Mass(lm, state, config or description.adapt, description.method, str(folder))
 
 
+def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> dict[str, Any]:
+    """Fields of `Adaptation`: the base, and the checkpoint (by its place in the package where it ships with it)."""
+    name = UNTRAINED if checkpoint is None else str(checkpoint)
+    if checkpoint is not None and Path(checkpoint).resolve().is_relative_to(tiny_folder().resolve()):
+        name = Path(TINY, Path(checkpoint).resolve().relative_to(tiny_folder().resolve())).as_posix()
+    return {
+        "checkpoint": None if (lm.name, name) == (TINY, f"{TINY}/{SHIPPED}") else name,
+        "state_seed": state_seed,
+        "base_fingerprint": checkpoints.fingerprint(lm),
+        "dtype": lm.dtype,
+        "lora": to_dict(lm.adapters.config),
+    }
+
+
+def load_for(record: Adaptation, *, model: str | None = None, checkpoint: str | None = None, **options: Any) -> Mass:
+    """The model and checkpoint that a record was made with, or those given instead. Options are those of `load`."""
+    name, folder = model or record.model, checkpoint or record.checkpoint
+    options = {"dtype": record.dtype, **options}
+    return load(name, folder, lora=lora_of(record), seed=record.state_seed or 0, **options)
+
+
+def lora_of(record: Adaptation) -> LoraConfig:
+    """Shape of the adapter. Raises TypeError on unknown keys."""
+    values = dict[str, Any]({**record.lora, "targets": tuple(record.lora["targets"])}) if record.lora else {}
+    return LoraConfig(**values)
+
+
+def _folder_of(checkpoint: str | Path) -> Path:
+    """A folder here; else 'tiny/NAME' is one that ships with the package."""
+    folder, (first, *rest) = Path(checkpoint), Path(checkpoint).parts or ("",)
+    return tiny_folder().joinpath(*rest) if rest and first == TINY and not folder.is_dir() else folder
+
+
 def _equal_but_for_rounding(one: Adaptation, other: Adaptation) -> bool:
-    """Whether both practised on the same losses, before and after, with an update of the same size."""
+    """Whether both practised on the same losses, before and after, with an update of the same size, to 5 digits."""
 
     def measures(record: Adaptation) -> list[float]:
         losses = [(e.loss_before or 0.0, e.loss_after or 0.0) for e in record.examples]
         return [record.update_norm, *(loss for pair in losses for loss in pair)]
 
     pairs = zip(measures(one), measures(other), strict=True)
-    return one.update_norm > 0 and all(math.isclose(a, b, rel_tol=1e-3) for a, b in pairs)
+    return one.update_norm > 0 and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
 
-def _text(problem: str | Task) -> str:
-    return problem.problem if isinstance(problem, Task) else problem
+def _text(problem: object) -> str:
+    """Of a Task or a text. Raises DataError for what is no problem."""
+    text = problem.problem if isinstance(problem, Task) else problem
+    if not isinstance(text, str):
+        raise DataError(f"the problem is {type(text).__name__}; expected its text, or a mass.Task; convert it first")
+    if not text.strip():
+        raise DataError("the problem is empty; give its text")
+    return text
 
 
 def _solution(problem: str | Task, record: Adaptation) -> Solution:

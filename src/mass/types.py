@@ -6,7 +6,6 @@ Stages exchange these and mutate nothing: a changed value is a new one (`datacla
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +54,7 @@ class Sample:
     finished: bool
     """Whether the end token (or a stop) was reached before the token limit."""
     logprobs: tuple[float, ...] = ()
-    """Log-probability of each token under the sampling model at temperature 1, for importance ratios."""
+    """Log-probability of each token under the sampling model at temperature 1; empty unless they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,19 @@ class Adaptation:
     config: dict[str, Any]
     """The resolved test-time configuration."""
     config_hash: str
+    checkpoint: str | None = None
+    """Where the adaptation started: a folder as `mass.load` was given it, 'tiny/NAME' for one that ships with the
+    package, 'untrained'; None for the shipped default."""
+    state_seed: int | None = None
+    """Of an untrained start."""
+    base_fingerprint: str = ""
+    """Tells one base from another; see `mass.checkpoint.fingerprint`."""
+    dtype: str = "float32"
+    """Precision of the base."""
+    lora: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Shape of the adapter; the default where it is empty."""
+    stacked: int = 1
+    """How many problems were adapted side by side. One that was alone replays bit for bit, others but for rounding."""
     examples: tuple[Example, ...] = ()
     fallback: str = ""
     """Why the answer is the unadapted one: 'no valid example', 'non-finite update', 'exploding update'; empty when
@@ -120,7 +132,7 @@ class Adaptation:
     adapter_hash: str = ""
     """SHA-256 of the adapted parameters; of the starting ones after a fallback."""
     update_norm: float = 0.0
-    """Euclidean norm of (adapted - starting) parameters over that of the starting ones' products: see `adapt`."""
+    """Euclidean norm of (adapted - starting) parameters over that of the starting ones, over all tensors."""
     unadapted_text: str | None = None
     text: str = ""
     answer: str | None = None
@@ -157,8 +169,3 @@ class Solution:
     text: str
     answer: str | None
     adaptation: Adaptation | None = None
-
-
-def only_problem(tasks: Sequence[Task]) -> list[str]:
-    """The texts that may reach an adaptation."""
-    return [task.problem for task in tasks]

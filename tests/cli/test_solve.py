@@ -53,6 +53,27 @@ def test_replay_gives_the_same_text_and_update(solve: Callable, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("practises")
+def test_replay_finds_model_checkpoint_rate_and_precision_in_the_record(
+    run: Callable, tiny_base: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    short = ("--adapt.answer.max_tokens=8",)
+    for name, made in (
+        ("rate", ("--adapt.inner.learning_rate=0.7", "--dtype=bfloat16", *short)),
+        ("trained", ("--checkpoint", checkpoint)),
+    ):
+        ran = run("solve", "What is 3 + 4?", "--json", "--model", tiny_base, *made)
+        first = json.loads(ran.out)
+        (tmp_path / name).write_text(ran.out)
+        replayed = run("solve", "--json", "--replay", tmp_path / name)
+        assert replayed.code == 0, replayed.err
+        again = json.loads(replayed.out)
+        assert again["adaptation"]["adapter_hash"] == first["adaptation"]["adapter_hash"]
+        assert again["text"] == first["text"]
+    wrong = run("solve", "--replay", tmp_path / "rate", "--dtype", "float32")
+    assert "was made on base" in wrong.err
+
+
+@pytest.mark.usefixtures("practises")
 def test_replay_of_changed_practice_is_refused(
     solve: Callable, tmp_path: Path, fails: Callable, tiny_base: Path
 ) -> None:
@@ -134,11 +155,17 @@ def test_standard_input(solve: Callable, monkeypatch: pytest.MonkeyPatch, argume
 
 
 @pytest.mark.usefixtures("practises")
-def test_save_adapter_writes_a_peft_folder(solve: Callable, tmp_path: Path) -> None:
+def test_save_adapter_writes_a_peft_folder(solve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mass.adapt
+
+    stacks: list[object] = []
+    whole = mass.adapt.adapt_stack
+    monkeypatch.setattr(mass.adapt, "adapt_stack", lambda *args: (stacks.append(args), whole(*args))[1])
     ran = solve("What is 3 + 4?", "--save-adapter", tmp_path / "adapter", "--json")
     assert ran.code == 0
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "adapter written to" in ran.err
+    assert len(stacks) == 1, "it is saved from the adaptation that answered"
 
 
 # --- configuration
@@ -219,6 +246,9 @@ def test_a_bad_task_file(fails: Callable, tmp_path: Path, lines: str, expected: 
         (["--tasks", "t.jsonl", "--fields", "question"], "--fields has 'question'; expected name=value"),
         ([""], "the problem is empty"),
         (["  \n"], "the problem is empty"),
+        (["x", "--dtype", "float33"], "model.dtype is 'float33'; expected one of"),
+        (["x", "--decode-rows", "0"], "model.decode_rows is 0"),
+        (["x", "--device", "tpu9"], "model.device is 'tpu9'"),
         (["x", "--seed", "one"], "seed is 'one'; expected int"),
         (["x", "--adapt.inner.steps", "one"], "adapt.inner.steps is 'one'; expected int"),
         (["x", "--replay", "r.json"], "--replay brings its own problem"),

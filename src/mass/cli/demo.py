@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     tasks = task_sets.load("minimath", split="test", size=given.size, seed=given.seed)
     new_folder("--out", folder)
     with console.working("loading the model"):
-        model = load(given.model, given.checkpoint)
+        model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     out = console.stdout()
     shown = _shown(tasks)
     out.print(f"{len(shown)} held-out problems, answered as the model is and after practice it writes itself.\n")
@@ -69,8 +69,7 @@ def _parser() -> ArgumentParser:
         "Solve a few held-out minimath problems with the shipped model, then compare base, tt-ss and mass.",
         EXAMPLES,
     )
-    parser.add_argument("--model", type=str, default="tiny", help="tiny, a folder, or a hub name.")
-    parser.add_argument("--checkpoint", type=str | None, default=None, help="A run folder of mass train.")
+    options.add_model_options(parser, checkpoint="A run folder of mass train.")
     parser.add_argument("--size", type=int, default=210, help="Problems of the comparison.")
     parser.add_argument("--seed", type=int, default=0, help="Which problems, and every random draw.")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/demo-DATE by default.")

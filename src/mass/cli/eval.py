@@ -22,7 +22,10 @@ EXAMPLES = (
     "mass eval --methods base,mass-gold --checkpoint-of mass-gold=runs/gold",
     "mass eval --tasks mine.jsonl --fields problem=my_question,answer=my_answer --json",
 )
-NAMED = ("model", "checkpoint", "methods", "tasks", "split", "size", "seed", "fields", "train_tasks", "checkpoint_of")
+NAMED = (
+    "model", "checkpoint", "device", "dtype", "decode_rows", "methods", "tasks", "split", "size", "seed", "fields",
+    "train_tasks", "checkpoint_of",
+)  # fmt: skip
 """Options that --print_config shows beside those of `EvalConfig`."""
 
 
@@ -48,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = dated_folder("eval") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
-        model = load(given.model, given.checkpoint)
+        model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     split = given.split if given.tasks == "minimath" else None
     comparison = compare(
         model,
@@ -77,8 +80,7 @@ def _parser() -> ArgumentParser:
         "maj@n (majority vote of as many tokens as mass generates), maj@8 and the like.",
         EXAMPLES,
     )
-    parser.add_argument("--model", type=str, default="tiny", help="tiny, a folder, or a hub name.")
-    parser.add_argument("--checkpoint", type=str | None, default=None, help="A run folder of mass train.")
+    options.add_model_options(parser, checkpoint="A run folder of mass train.")
     parser.add_argument("--methods", type=str, default="base,tt-ss,mass", help="With commas between.")
     options.add_task_options(parser, default="minimath")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")

@@ -58,6 +58,30 @@ def print_yaml(values: Mapping[str, Any]) -> None:
     print(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=False), end="")
 
 
+def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny") -> None:
+    """`--model` and how it is loaded; `checkpoint` is the help text of that option."""
+    parser.add_argument(
+        "--model", type=str | None, default=default, help="tiny (the default), a folder, or a hub name."
+    )
+    parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--dtype",
+        type=str | None,
+        default=None,
+        help="Precision of the base: float32 (the default), bfloat16, float16 or float64.",
+    )
+    parser.add_argument(
+        "--decode-rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."
+    )
+
+
+def loading(given: Namespace) -> dict[str, Any]:
+    """The options of `mass.load` that say how, of those of `add_model_options`."""
+    precision = {} if given.dtype is None else {"dtype": given.dtype}
+    return {"device": given.device, "decode_rows": given.decode_rows, **precision}
+
+
 def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
     parser.add_argument("--tasks", type=str | None, default=default, help="minimath, or the path of a JSONL file.")
     parser.add_argument("--split", type=str, default="test", help="minimath: train, validation or test.")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from mass.checkpoint import adapt_config
 from mass.errors import DataError, RunError
+from mass.model import lora_of
 from mass.types import Adaptation, Solution, Task
 
 
@@ -45,6 +46,7 @@ def read(path: Path) -> Adaptation:
             values["update_norm"] = math.nan
         record = Adaptation.from_dict(values)
         adapt_config(record.config)
+        lora_of(record)
         return record
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise DataError(f"{path} is no record of an adaptation ({error}); expected one of mass solve --json") from error

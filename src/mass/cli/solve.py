@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mass.cli import console, options
 from mass.cli.folders import new_folder
 from mass.config import AdaptConfig, to_dict
-from mass.errors import ConfigError, DataError, RunError
+from mass.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -37,20 +37,25 @@ def run(arguments: Sequence[str]) -> int:
     _check_folders(given, problems)
     record = _record(given)
     with console.working("loading the model"):
-        model = _model(parser, given, arguments)
+        model = _model(parser, given, arguments, record)
     if given.print_config:
-        named = {name: getattr(given, name) for name in ("model", "checkpoint", "seed")}
-        options.print_yaml({**named, "adapt": to_dict(model.config)})
+        named = {name: getattr(given, name) for name in ("checkpoint", "device", "dtype", "decode_rows", "seed")}
+        options.print_yaml({"model": model.lm.name, **named, "adapt": to_dict(model.config)})
         return 0
     if record is not None:
-        _print(given, record.problem, _replay(model, record))
+        with console.working("replaying"):
+            solution = model.replay(record)
+        _print(given, record.problem, solution)
         return 0
+    from mass.cli import records
+
     verdicts: list[Any] = []
     for index, problem in enumerate(problems):
         with console.working(f"practising ({index + 1} of {len(problems)})" if len(problems) > 1 else "practising"):
-            solution = model.solve(problem, adapt=not given.no_adapt, seed=given.seed)
+            solution = _solve(given, model, problem)
         _print(given, problem, solution)
-        _keep(given, model, index, problem, solution)
+        if given.out is not None:
+            records.write(Path(given.out), index, problem, solution)
         found = solution.adaptation
         verdicts.append((found.unadapted_verdict, found.verdict) if found else (None, None))
     _summarise(given, verdicts)
@@ -66,14 +71,13 @@ def _parser() -> ArgumentParser:
         EXAMPLES,
     )
     parser.add_argument("problem", nargs="?", type=str, help="The problem; - reads it from standard input.")
-    parser.add_argument("--model", type=str, default="tiny", help="tiny, a folder, or a hub name.")
-    parser.add_argument(
-        "--checkpoint", type=str | None, default=None, help="A run folder of mass train, or 'untrained'."
-    )
+    options.add_model_options(parser, default=None, checkpoint="A run folder of mass train, or 'untrained'.")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object (per task, one a line).")
     parser.add_argument("--no-adapt", action="store_true", help="Answer without practice.")
-    parser.add_argument("--replay", type=str | None, default=None, help="Answer again from this record, bit for bit.")
+    parser.add_argument(
+        "--replay", type=str | None, default=None, help="Answer again from this record, with its model."
+    )
     parser.add_argument("--save-adapter", type=str | None, default=None, help="Write the adapted LoRA (a PEFT folder).")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder for one record per answer.")
     options.add_task_options(parser, default=None)
@@ -124,12 +128,17 @@ def _check_folders(given: Namespace, problems: Sequence[Any]) -> None:
         new_folder("--out", Path(given.out))
 
 
-def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str]) -> Mass:
-    """The model with its checkpoint's own configuration, on top of which come the file and the dotted options."""
-    from mass.checkpoint import init_state
-    from mass.model import UNTRAINED, load
+def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], record: Adaptation | None) -> Mass:
+    """The model with its checkpoint's own configuration, on top of which come the file and the dotted options.
 
-    model = load(given.model, given.checkpoint)
+    For a record: the one that made it, unless another is given.
+    """
+    from mass.checkpoint import init_state
+    from mass.model import UNTRAINED, load, load_for
+
+    if record is not None:
+        return load_for(record, model=given.model, checkpoint=given.checkpoint, **options.loading(given))
+    model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     parser.set_defaults(options.flat(to_dict(model.config), "adapt"))
     config: AdaptConfig = options.parse(parser, arguments).adapt
     if model.method == UNTRAINED:
@@ -150,11 +159,15 @@ def _record(given: Namespace) -> Adaptation | None:
     return None if given.replay is None else records.read(Path(given.replay))
 
 
-def _replay(model: Mass, record: Adaptation) -> Solution:
-    with console.working("replaying"):
-        solution = model.replay(record)
-    if solution.text != record.text:
-        raise RunError("the same update gave another text than the record has; replay on the machine that made it")
+def _solve(given: Namespace, model: Mass, problem: str | Task) -> Solution:
+    """The solution; its adapter is written where --save-adapter says."""
+    if given.save_adapter is None:
+        return model.solve(problem, adapt=not given.no_adapt, seed=given.seed)
+    solution, adapted = model.solve_and_keep(problem, given.seed)
+    adapted.save(given.save_adapter)
+    fallback = adapted.adaptation.fallback
+    why = f" (the starting one: {fallback})" if fallback else ""
+    console.note(f"adapter written to {given.save_adapter}{why}")
     return solution
 
 
@@ -165,19 +178,6 @@ def _print(given: Namespace, problem: str | Task, solution: Solution) -> None:
         print(records.to_json(solution), flush=True)
         return
     console.stdout().print(show.solution(problem, solution), "")
-
-
-def _keep(given: Namespace, model: Mass, index: int, problem: str | Task, solution: Solution) -> None:
-    from mass.cli import records
-
-    if given.out is not None:
-        records.write(Path(given.out), index, problem, solution)
-    if given.save_adapter is not None:
-        with model.adapted(problem, given.seed) as adapted:
-            adapted.save(Path(given.save_adapter))
-        fallback = adapted.adaptation.fallback
-        why = f" (the starting one: {fallback})" if fallback else ""
-        console.note(f"adapter written to {given.save_adapter}{why}")
 
 
 def _summarise(given: Namespace, verdicts: Sequence[Any]) -> None:

@@ -51,6 +51,11 @@ class LM:
         return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
     @property
+    def dtype(self) -> str:
+        """Precision of the weights, as `ModelConfig` names it."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def width(self) -> int:
         return int(self.model.config.get_text_config().hidden_size)
 
