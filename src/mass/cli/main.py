@@ -85,7 +85,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("mass-adapt")
     except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
+        return f"{importlib.import_module('mass').__version__} (from source)"
 
 
 if __name__ == "__main__":
