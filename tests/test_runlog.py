@@ -8,7 +8,7 @@ import pytest
 
 from mass.config import RunConfig, TasksConfig, TrainConfig, to_dict
 from mass.errors import RunError
-from mass.runlog import RunFolder, open_run, replace_text
+from mass.runlog import RunFolder, check_folder, open_run, replace_text
 
 CONFIG = RunConfig()
 
@@ -79,6 +79,22 @@ def test_metrics_are_lines_that_can_be_rewound(tmp_path: Path) -> None:
     assert [row["step"] for row in run.metrics()] == [0, 1, 2]
     run.rewind(-1)
     assert run.metrics() == []
+
+
+def test_metrics_are_json_also_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", CONFIG, resume=False)
+    run.log({"step": 1, "loss": float("nan"), "norm": float("inf"), "rate": 0.5})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    (line,) = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse) == {"step": 1, "loss": None, "norm": None, "rate": 0.5}
+
+
+def test_checking_a_folder_writes_nothing(tmp_path: Path) -> None:
+    check_folder(tmp_path / "run", CONFIG, resume=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_appear_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from the last whole one; metrics of later steps are dropped then, and come again
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -29,8 +30,10 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     def log(self, row: dict[str, Any]) -> None:
+        """Append a line. Numbers that are not finite, which JSON does not have, become null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(plain, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         file = self.path / METRICS
@@ -99,25 +102,42 @@ class RunFolder:
 def open_run(path: Path, config: Any, *, resume: bool) -> RunFolder:
     """Make a fresh run folder, or open a used one to resume it with the configuration it was started with.
 
-    Raises RunError when the folder is in use and `resume` is not given, when there is nothing to resume, when the
-    configuration differs, or when the folder cannot be written.
+    Raises RunError as `check_folder` does, or when the folder cannot be written.
     """
+    check_folder(path, config, resume=resume)
     run = RunFolder(path)
-    resolved = to_dict(config)
     if resume:
-        if not (path / CONFIG).is_file():
-            raise RunError(f"{path} holds no run to resume; expected {CONFIG} in it; leave --resume out to start one")
-        _same_config(path, resolved)
         run.recover()
         return run
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
         run.checkpoints.mkdir(parents=True)
-        replace_text(path / CONFIG, json.dumps(resolved, indent=2))
+        replace_text(path / CONFIG, json.dumps(to_dict(config), indent=2))
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out") from error
+        raise _cannot_be_written(path, error) from error
     return run
+
+
+def check_folder(path: Path, config: Any, *, resume: bool) -> None:
+    """What `open_run` refuses, with nothing written: worth knowing before a model is loaded.
+
+    Raises RunError when the folder is in use and `resume` is not given, when there is nothing to resume, when the
+    configuration differs, or when the folder cannot be read.
+    """
+    if resume:
+        if not (path / CONFIG).is_file():
+            raise RunError(f"{path} holds no run to resume; expected {CONFIG} in it; leave --resume out to start one")
+        _same_config(path, to_dict(config))
+        return
+    try:
+        used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+    if used:
+        raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
+
+
+def _cannot_be_written(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out")
 
 
 def _same_config(path: Path, resolved: dict[str, Any]) -> None:
