@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mass import outer, policy, scoring, synthesis, verify
@@ -87,7 +86,8 @@ def mass_gradients(stack: Stack) -> Gradients:
         return _without_practice(stack, anchor, clock, measured)
     with clock.stage("scoring"):
         eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
-        scores_N = _scores(stack, eta, groups, practice)
+        rows = practice.targets(stack.problems, groups)
+        scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
         grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
@@ -121,12 +121,6 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: _Mea
         measured=measured,
         clock=clock,
     )
-
-
-def _scores(stack: Stack, eta: Params, groups: Groups, practice: Practice) -> Float[Tensor, " N"]:
-    places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
-    problems = stack.problems
-    return scoring.score(stack.lm, eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
 
 
 def _through_the_inner_loop(
