@@ -22,17 +22,19 @@ from conftest import small_sums
 from mass import checkpoint, metastep, outer, policy, synthesis
 from mass.checkpoint import MetaState, init_state
 from mass.config import (
-    AdaptConfig,
+    AtTestConfig,
     InnerConfig,
     LoraConfig,
     ModelConfig,
     OuterConfig,
+    PracticeConfig,
     RunConfig,
     SamplingConfig,
     ScoringConfig,
     SynthesisConfig,
     TasksConfig,
     TrainConfig,
+    at_test,
 )
 from mass.errors import ConfigError, ModelError, RunError
 from mass.lm import LM, load_lm
@@ -47,11 +49,10 @@ METHODS = ["mass", "mass-gold", "solver-grpo"]
 
 
 def config_for(base: Path, tasks: Path, method: str = "mass", **changes: object) -> RunConfig:
-    adapt = AdaptConfig(
+    adapt = PracticeConfig(
         SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=32)),
         ScoringConfig(hidden=8),
         InnerConfig(learning_rate=0.5, steps=2),
-        SamplingConfig(max_tokens=14, temperature=0.0),
     )
     options = {"steps": 4, "tasks_per_step": 4, "stack": 2, "eval_every": 2, "eval_size": 2, "checkpoint_every": 1}
     return RunConfig(
@@ -60,7 +61,7 @@ def config_for(base: Path, tasks: Path, method: str = "mass", **changes: object)
         tasks=TasksConfig(source=str(tasks), verifier="exact"),
         validation=TasksConfig(source=str(tasks), verifier="exact"),
         adapt=adapt,
-        test=adapt,
+        test=AtTestConfig(3, 2, SamplingConfig(max_tokens=14, temperature=0.0)),
         outer=OuterConfig(sampling=SamplingConfig(max_tokens=14), samples=6),
         train=TrainConfig(method=method, **{**options, **changes}),
     )
@@ -131,7 +132,7 @@ def test_four_steps_change_what_the_method_learns(
     config = config_for(taught_base, sums, method)
     start = tensors(init_state(lm, config.adapt, config.train.seed))
     state, description = checkpoint.load(folder, lm)
-    assert (description.method, description.adapt) == (method, config.test)
+    assert (description.method, description.adapt) == (method, at_test(config))
     changed = {name.split(".")[0] for name, t in tensors(state).items() if not torch.equal(t, start[name])}
     assert changed == ({"theta"} if method == "solver-grpo" else {"theta", "eta", "rate"})
     assert all(bool(t.isfinite().all()) for t in tensors(state).values())

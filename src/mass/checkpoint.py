@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mass.adapter import load_peft, save_peft
-from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
+from mass.config import (
+    AdaptConfig,
+    InnerConfig,
+    LoraConfig,
+    PracticeConfig,
+    SamplingConfig,
+    ScoringConfig,
+    SynthesisConfig,
+)
 from mass.config import to_dict as config_to_dict
 from mass.errors import ModelError
 from mass.inner import SGD, AdamW, Optimizer
@@ -54,7 +62,7 @@ class Description:
     version: str = "1"
 
 
-def init_state(lm: LM, adapt: AdaptConfig, seed: int) -> MetaState:
+def init_state(lm: LM, adapt: PracticeConfig, seed: int) -> MetaState:
     """An untrained state: an adapter that changes nothing, a scorer that weighs all alike, the configured rate."""
     theta = lm.init_adapter(derive(seed, "theta"))
     eta = dict(sorted(init_scorer(lm, adapt.scoring, derive(seed, "eta")).items()))

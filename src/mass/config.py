@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mass.errors import ConfigError
+from mass.errors import ConfigError, nearest
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -21,19 +23,45 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
         )
 
 
+def _require_numbers(
+    config: Any, prefix: str, names: Sequence[str], *, least: float = -math.inf, above: float | None = None
+) -> None:
+    """Each a finite number of at least `least`, or more than `above`."""
+    for name in names:
+        value = getattr(config, name)
+        enough = value >= least if above is None else value > above
+        expected = f"{least:g} or more" if above is None else f"more than {above:g}"
+        _require(enough and value < math.inf, f"{prefix}{name}", value, f"a finite number, {expected}")
+
+
+def _require_shares(config: Any, prefix: str, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value <= 1, f"{prefix}{name}", value, "a share between 0 and 1")
+
+
+def _require_known(config: Any, prefix: str) -> None:
+    """Each word among those of its type; the command line checks this before, a Python caller's type checker may."""
+    for name, kind in get_type_hints(type(config)).items():
+        known, value = get_args(kind), getattr(config, name)
+        if get_origin(kind) is Literal and value not in known:
+            raise ConfigError(f"{prefix}{name} is {value!r}; expected one of: {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "tiny"
     """'tiny' (ships with the package), a local folder, or a hub name of any causal language model of transformers."""
-    checkpoint: str | None = None
-    """A run folder of `mass train` (or one of its checkpoints). None: the shipped one for 'tiny', untrained for others.
-    'untrained': start from the base alone."""
     device: str = "auto"
     """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        _require_known(self, "model.")
+        _require(self.decode_rows >= 1, "model.decode_rows", self.decode_rows, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,9 @@ class SynthesisConfig:
     """An example (solver prompt and solution) of more tokens is rejected as too long."""
 
     def __post_init__(self) -> None:
-        _require(self.examples >= 1, "synthesis.examples", self.examples, "at least 1")
+        _require_known(self, "synthesis.")
+        for name in ("examples", "max_example_tokens"):
+            _require(getattr(self, name) >= 1, f"synthesis.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
@@ -93,6 +123,7 @@ class ScoringConfig:
     """Rank of the scorer's own LoRA on the frozen model; 0: the head alone."""
 
     def __post_init__(self) -> None:
+        _require_known(self, "scoring.")
         _require(self.hidden >= 1, "scoring.hidden", self.hidden, "at least 1")
         _require(self.lora_rank >= 0, "scoring.lora_rank", self.lora_rank, "0 or more")
 
@@ -119,18 +150,29 @@ class InnerConfig:
     """An adapted adapter whose change has a larger norm than this multiple of the starting adapter's is discarded."""
 
     def __post_init__(self) -> None:
+        _require_known(self, "inner.")
         _require(self.steps >= 0, "inner.steps", self.steps, "0 or more")
-        _require(self.learning_rate >= 0, "inner.learning_rate", self.learning_rate, "0 or more")
+        _require_numbers(self, "inner.", ("learning_rate", "eps_root", "weight_decay"), least=0)
+        _require_numbers(self, "inner.", ("max_update_norm",), above=0)
+        _require(0 <= self.momentum < 1, "inner.momentum", self.momentum, "a number in [0, 1)")
+        usable = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(usable, "inner.betas", self.betas, "two numbers in [0, 1)")
         _require(self.micro_batch is None or self.micro_batch >= 1, "inner.micro_batch", self.micro_batch, "at least 1")
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
-    """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
+class PracticeConfig:
+    """Everything that decides an adaptation, besides the model, the checkpoint and the seed."""
 
     synthesis: SynthesisConfig = SynthesisConfig()
     scoring: ScoringConfig = ScoringConfig()
     inner: InnerConfig = InnerConfig()
+
+
+@dataclass(frozen=True)
+class AdaptConfig(PracticeConfig):
+    """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
+
     answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
     """How the answer is sampled."""
 
@@ -141,12 +183,11 @@ class OuterConfig:
     """How the k solutions are sampled (verifier)."""
     samples: int = 8
     """k (verifier)."""
-    clip: float = 0.2
-    """Clip range of the importance ratio (verifier)."""
     micro_batch: int | None = None
     """Sequences per pass of the outer loss; None: all at once."""
 
     def __post_init__(self) -> None:
+        _require(self.micro_batch is None or self.micro_batch >= 1, "outer.micro_batch", self.micro_batch, "at least 1")
         _require(self.samples >= 2, "outer.samples", self.samples, "at least 2, a group to compare within")
 
 
@@ -164,6 +205,9 @@ class TasksConfig:
     """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
     verifier: str | None = None
     """Verifier of a file's tasks; None: as its fields suggest."""
+
+    def __post_init__(self) -> None:
+        _require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")
 
 
 @dataclass(frozen=True)
@@ -188,8 +232,6 @@ class TrainConfig:
     """Weight of the generator's policy gradient."""
     generator_kl: float = 0.2
     """Weight of the generator's KL divergence from the base (nats per token), measured on the practice it writes."""
-    clip: float = 0.2
-    """Clip range of the generator's importance ratio."""
     kl: float = 0.0
     """Weight of the KL divergence of the solver from the base."""
     max_grad_norm: float = 1.0
@@ -207,9 +249,30 @@ class TrainConfig:
     """How many of the latest checkpoints are kept, beside the best on validation."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tasks_per_step", "stack", "checkpoint_every", "keep_checkpoints"):
+        _require_known(self, "train.")
+        for name in ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        _require(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more")
+        for name in ("eval_every", "warmup"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        _require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
+        _require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl"), least=0)
+        _require_numbers(self, "train.", ("max_grad_norm",), above=0)
+
+
+@dataclass(frozen=True)
+class AtTestConfig:
+    """What may be otherwise on held-out problems than in training. All else, the checkpoint has learned with."""
+
+    examples: int = 6
+    """m: practice examples sampled for one problem."""
+    steps: int = 1
+    """K."""
+    answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
+    """How the answer is sampled."""
+
+    def __post_init__(self) -> None:
+        _require(self.examples >= 1, "test.examples", self.examples, "at least 1")
+        _require(self.steps >= 0, "test.steps", self.steps, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -220,12 +283,26 @@ class RunConfig:
     lora: LoraConfig = LoraConfig()
     tasks: TasksConfig = TasksConfig()
     validation: TasksConfig = TasksConfig(split="validation", seed=1)
-    adapt: AdaptConfig = AdaptConfig(synthesis=SynthesisConfig(examples=12), inner=InnerConfig(steps=2))
+    adapt: PracticeConfig = PracticeConfig(synthesis=SynthesisConfig(examples=12), inner=InnerConfig(steps=2))
     """The adaptation that is trained through."""
-    test: AdaptConfig = AdaptConfig()
-    """The adaptation of held-out problems, during training and by whoever loads the checkpoint."""
+    test: AtTestConfig = AtTestConfig()
+    """The adaptation of held-out problems, where it differs: during training and by whoever loads the checkpoint."""
     outer: OuterConfig = OuterConfig()
     train: TrainConfig = TrainConfig()
+
+
+def at_test(config: RunConfig) -> AdaptConfig:
+    """How held-out problems are adapted to and answered: as in training, but for what `config.test` says."""
+    return AdaptConfig(
+        dataclasses.replace(config.adapt.synthesis, examples=config.test.examples),
+        config.adapt.scoring,
+        dataclasses.replace(config.adapt.inner, steps=config.test.steps),
+        config.test.answer,
+    )
+
+
+LEAST_VOCABULARY = 259
+"""256 bytes and three special tokens."""
 
 
 def _habits() -> dict[str, float]:
@@ -262,12 +339,28 @@ class PretrainConfig:
     textbook: float = 0.5
     """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
     bare: dict[str, float] = field(default_factory=_habits)
-    """By subject, the share of question pages answered by a bare number."""
+    """By subject, the share of question pages answered by a bare number; subjects left out keep their default."""
     slip: float = 0.1
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
     checkpoint_every: int = 300
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "mlp", "context", "steps", "pages", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        fits = self.width % (2 * self.heads) == 0
+        _require(fits, "width", self.width, f"a multiple of {2 * self.heads}: an even number for each of the heads")
+        _require(self.vocabulary >= LEAST_VOCABULARY, "vocabulary", self.vocabulary, f"at least {LEAST_VOCABULARY}")
+        _require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        _require_numbers(self, "", ("learning_rate",), least=0)
+        _require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
+        habits = _habits()
+        for subject, share in self.bare.items():
+            if subject not in habits:
+                raise ConfigError(f"bare names {subject!r}, which is no subject of minimath{nearest(subject, habits)}")
+            _require(0 <= share <= 1, f"bare.{subject}", share, "a share between 0 and 1")
+        object.__setattr__(self, "bare", {**habits, **self.bare})
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mass import outer, policy, scoring, synthesis, verify
@@ -86,8 +87,7 @@ def mass_gradients(stack: Stack) -> Gradients:
         return _without_practice(stack, anchor, clock, measured)
     with clock.stage("scoring"):
         eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
-        rows = practice.targets(stack.problems, groups)
-        scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
+        scores_N = _scores(stack, eta, groups, practice)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
         grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
@@ -121,6 +121,12 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: _Mea
         measured=measured,
         clock=clock,
     )
+
+
+def _scores(stack: Stack, eta: Params, groups: Groups, practice: Practice) -> Float[Tensor, " N"]:
+    places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
+    problems = stack.problems
+    return scoring.score(stack.lm, eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
 
 
 def _through_the_inner_loop(
@@ -190,9 +196,7 @@ def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tu
     theta = stack.state.theta
     parts = outer.policy_losses
     _, grads = outer_gradient(
-        lambda params: (
-            part / m for part in parts(lm, rows, advantages, params, config.train.clip, config.outer.micro_batch)
-        ),
+        lambda params: (part / m for part in parts(lm, rows, advantages, params, config.outer.micro_batch)),
         theta,
     )
     squares = float((advantages.double() * unit).square().sum())

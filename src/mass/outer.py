@@ -2,7 +2,8 @@
 
 gold: cross-entropy of the worked solution of T under theta_K, `-mean_t log pi(solution_t)`.
 verifier: `-1/k sum_j A_j mean_t log pi(R_jt)` over k sampled solutions R_j with group-relative advantages A_j (Shao et
-al., arXiv 2402.03300), the ratio clipped. A sample without a verdict is left out, not counted as wrong.
+al., arXiv 2402.03300). The samples are fresh, so the importance ratio is 1 and never clipped. A sample without a
+verdict is left out, not counted as wrong.
 
 Legend: B tasks, k samples of a task.
 """
@@ -62,7 +63,7 @@ def verifier_losses(
     advantages = group_advantages(solutions.rewards, solutions.judged).flatten().to(lm.device)
     rows = _solution_rows(lm, tasks, solutions, k)
     owners = torch.arange(len(rows), device=lm.device) // k
-    for part in policy_losses(lm, rows, advantages, adapted, config.clip, config.micro_batch, owners):
+    for part in policy_losses(lm, rows, advantages, adapted, config.micro_batch, owners):
         yield part / k
 
 
@@ -71,11 +72,10 @@ def policy_losses(
     rows: Sequence[Row],
     advantages: Float[Tensor, " N"],
     params: Params,
-    clip: float,
     micro_batch: int | None,
     owners: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over rows of the clipped policy loss of freshly sampled sequences (ratio 1).
+    """Parts whose sum is the sum over rows of the policy loss of freshly sampled sequences (ratio 1).
 
     Rows without advantage have no gradient and are left out. `owners` [N] names the adapter of each row in a stack.
     """
@@ -83,7 +83,7 @@ def policy_losses(
     for index in _chunks(counted, micro_batch):
         owner = owners[index] if owners is not None and _stacked(params) else None
         logprobs, mask = lm.token_logprobs(lm.batch([rows[i] for i in index]), params, owner)
-        loss = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask, clip=clip)
+        loss = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask)
         yield loss * len(index)
 
 

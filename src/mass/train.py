@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from mass import checkpoint, tasks, verify
 from mass.adapt import answer_all
-from mass.config import RunConfig, TasksConfig
+from mass.config import RunConfig, TasksConfig, at_test
 from mass.errors import ConfigError
 from mass.lm import LM, load_lm
 from mass.metastep import Gradients, Stack, grpo_gradients, mass_gradients
@@ -32,6 +32,7 @@ class Trainer:
 
     def __init__(self, lm: LM, config: RunConfig, run: RunFolder) -> None:
         self.lm, self.config, self.run = lm, config, run
+        self.at_test = at_test(config)
         self.state = checkpoint.init_state(lm, config.adapt, config.train.seed)
         self.step = 0
         self.task_at = task_stream(config.tasks, config.train.seed)
@@ -84,7 +85,7 @@ class Trainer:
 
     def save(self, evaluation: Metrics) -> None:
         def write(folder: Path) -> None:
-            checkpoint.save(folder, self.lm, self.state, self.config.test, self.config.train.method, self.step)
+            checkpoint.save(folder, self.lm, self.state, self.at_test, self.config.train.method, self.step)
             torch.save(self.optimizer.state_dict(), folder / "trainer.pt")
 
         if evaluation:
@@ -158,9 +159,9 @@ class Trainer:
         problems = [task.problem for task in part]
         if self.config.train.method == "solver-grpo":
             prompts = [self.lm.solve_prompt(problem) for problem in problems]
-            samples = self.lm.sample(prompts, self.config.test.answer, seeds, self.state.theta)
+            samples = self.lm.sample(prompts, self.at_test.answer, seeds, self.state.theta)
             return [(s.text, s.text, False) for s in samples]
-        records, _ = answer_all(self.lm, self.state, problems, self.config.test, seeds)
+        records, _ = answer_all(self.lm, self.state, problems, self.at_test, seeds)
         return [(r.text, r.unadapted_text or "", bool(r.fallback)) for r in records]
 
 

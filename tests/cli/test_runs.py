@@ -32,7 +32,7 @@ def small_run(base: Path, out: Path, steps: int = 2) -> list[str | Path]:
         "train", "--model.name", base, "--out", out, "--train.steps", str(steps), "--train.tasks_per_step", "2",
         "--train.eval_size", "2", "--train.checkpoint_every", "1", "--outer.samples", "2", "--adapt.synthesis.examples",
         "2", "--outer.sampling.max_tokens=6", "--adapt.synthesis.sampling.max_tokens=6",
-        "--adapt.answer.max_tokens=6", "--test.answer.max_tokens=6", "--test.synthesis.sampling.max_tokens=6",
+        "--test.answer.max_tokens=6",
     ]  # fmt: skip
 
 
