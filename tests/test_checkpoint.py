@@ -75,6 +75,12 @@ def test_a_checkpoint_of_another_base_is_refused(lm: LM, tmp_path: Path) -> None
     refused(tmp_path / "c", make_lm("GPT2"), "load it with its own base")
 
 
+def test_a_base_is_the_same_one_in_every_precision_it_is_loaded_in() -> None:
+    """But for float16, whose own rounding is finer than bfloat16's."""
+    found = {fingerprint(make_lm(dtype=dtype)) for dtype in (torch.float64, torch.float32, torch.bfloat16)}
+    assert len(found) == 1
+
+
 def test_damaged_checkpoints_are_refused(lm: LM, tmp_path: Path) -> None:
     folder = tmp_path / "c"
 

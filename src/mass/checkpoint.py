@@ -78,10 +78,14 @@ def optimizer_of(config: InnerConfig, rates: Params) -> Optimizer:
 
 
 def fingerprint(lm: LM) -> str:
-    """16 hex digits that tell one base from another: names, shapes and first values of all its tensors."""
+    """16 hex digits that tell one base from another: names, shapes and first values of all its tensors.
+
+    The values count as bfloat16 has them, so that a base is the same one when it is loaded as float32, bfloat16 or
+    float64; float16, which rounds otherwise, is one of its own.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(lm.model.state_dict().items()):
-        first = tensor.detach().flatten()[:32].double().cpu()
+        first = tensor.detach().flatten()[:32].bfloat16().double().cpu()
         digest.update(f"{name}:{tuple(tensor.shape)}:{first.tolist()}".encode())
     return digest.hexdigest()[:16]
 
