@@ -36,12 +36,12 @@ from mass.config import (
     TrainConfig,
     at_test,
 )
-from mass.errors import ConfigError, ModelError, RunError
+from mass.errors import ConfigError, DataError, ModelError, RunError
 from mass.lm import LM, load_lm
 from mass.metastep import Gradients, Stack, grpo_gradients, mass_gradients
 from mass.practice import valid_mask
 from mass.runlog import RunFolder
-from mass.train import Trainer, task_stream, train
+from mass.train import Problems, Trainer, read_problems, task_stream, train
 from mass.types import Verdict
 from small_lms import float64_throughout, random_adapter
 
@@ -148,6 +148,8 @@ def test_metrics_say_what_happened(method: str, straight: Callable[[str], Path])
     sampled = {"reward", "solved by any", "no verdict"}
     adapting = {"valid", "weight", "heaviest weight", "attribution", "inner rate", "inner rate/lowest"}
     adapting |= {
+        "practice loss",
+        "skipped updates",
         "inner rate/highest",
         "seconds/synthesis",
         "seconds/scoring",
@@ -297,6 +299,70 @@ def test_a_base_that_changed_since_is_refused(
     train(config, tmp_path / "run", False, lambda _: None)
     monkeypatch.setattr("mass.train.load_lm", lambda *_: load_lm(ModelConfig(name=str(tiny_base)), config.lora))
     refused(ModelError, "load it with its own base", config, tmp_path / "run", resume=True)
+
+
+def written(file: Path, *rows: dict[str, str]) -> TasksConfig:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TasksConfig(source=str(file), verifier="exact")
+
+
+def test_a_failing_start_leaves_nothing_behind(taught_base: Path, sums: Path, tmp_path: Path) -> None:
+    config = config_for(taught_base, sums)
+    nowhere = TasksConfig(source=str(tmp_path / "none.jsonl"))
+    missing = ModelConfig(name=str(tmp_path / "none"))
+    refused(DataError, "none.jsonl", dataclasses.replace(config, tasks=nowhere), tmp_path / "run")
+    refused(DataError, "none.jsonl", dataclasses.replace(config, validation=nowhere), tmp_path / "run")
+    refused(ModelError, "does not exist", dataclasses.replace(config, model=missing), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "match"),
+    [
+        ("mass", {"solution": "It is 2."}, "'t-2' of the tasks has no answer, which mass needs"),
+        ("solver-grpo", {"solution": "It is 2."}, "'t-2' of the tasks has no answer, which solver-grpo needs"),
+        ("mass-gold", {}, "'t-2' of the tasks has no solution and no answer, which mass-gold needs"),
+    ],
+)
+def test_tasks_without_the_gold_a_method_needs(
+    method: str, row: dict[str, str], match: str, taught_base: Path, sums: Path, tmp_path: Path
+) -> None:
+    good = {"problem": "Compute 1 + 1.", "solution": "1+1=2. Answer: 2", "answer": "2"}
+    tasks = written(tmp_path / "t.jsonl", good, {"problem": "Compute 2 + 0.", **row})
+    config = dataclasses.replace(config_for(taught_base, sums, method), tasks=tasks)
+    refused(DataError, match, config, tmp_path / "run")
+    unjudged = dataclasses.replace(config_for(taught_base, sums, method), validation=tasks)
+    refused(DataError, "'t-2' of the validation tasks has no answer", unjudged, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tasks_beyond_the_context_are_left_out_and_counted(
+    method: str, taught_base: Path, sums: Path, tmp_path: Path, lm: LM
+) -> None:
+    """`taught_base` reads 256 tokens. The prompt to write practice is the longer one, and only mass-gold reads gold."""
+    good = {"problem": "Compute 1 + 1.", "solution": "1+1=2. Answer: 2", "answer": "2"}
+    endless = {**good, "problem": "1 + " * 400}
+    worked = {**good, "solution": "1+1=2. " * 200}
+    edge = {**good, "problem": next(p for n in range(256) if not fits(lm.synthesis_prompt, p := "1" * n))}
+    assert fits(lm.solve_prompt, edge["problem"])
+    tasks = written(tmp_path / "t.jsonl", good, endless, worked, edge)
+    config = config_for(taught_base, sums, method, steps=1, eval_size=4)
+    config = dataclasses.replace(config, tasks=tasks, validation=tasks)
+    train(config, tmp_path / "run", False, lambda _: None)
+    rows = RunFolder(tmp_path / "run").metrics()
+    expected = {"mass": 2, "mass-gold": 3, "solver-grpo": 1}[method]
+    assert [row.get("skipped tasks") for row in rows] == [expected, None]
+    assert rows[0]["skipped validation tasks"] == (1 if method == "solver-grpo" else 2)
+    none = dataclasses.replace(config, tasks=written(tmp_path / "none.jsonl", endless))
+    refused(DataError, "none of the 1 tasks fits the 256 tokens", none, tmp_path / "other")
+
+
+def fits(prompt: Callable[[str], list[int]], problem: str) -> bool:
+    try:
+        prompt(problem)
+    except DataError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------- gradients of a step
@@ -481,7 +547,7 @@ def test_without_valid_practice_the_solver_still_learns(tiny_base: Path, sums: P
 
 def trainer_of(taught_base: Path, sums: Path, lm: LM, tmp_path: Path, **changes: object) -> Trainer:
     config = config_for(taught_base, sums, **{"eval_every": 0, **changes})
-    return Trainer(lm, config, RunFolder(tmp_path))
+    return Trainer(lm, config, read_problems(lm, config), RunFolder(tmp_path))
 
 
 def test_the_update_averages_clips_and_warms_up(taught_base: Path, sums: Path, lm: LM, tmp_path: Path) -> None:
@@ -497,6 +563,15 @@ def test_the_update_averages_clips_and_warms_up(taught_base: Path, sums: Path, l
     assert all(torch.equal(after[n], before[n]) for n in after if not n.startswith("theta"))
 
 
+def test_each_step_takes_the_next_problems(taught_base: Path, sums: Path, lm: LM, tmp_path: Path) -> None:
+    trainer = trainer_of(taught_base, sums, lm, tmp_path, method="solver-grpo", tasks_per_step=3, stack=2)
+    seen: list[int] = []
+    trainer.problems = Problems(lambda number: seen.append(number) or small_sums()[number % 9], [])
+    trainer.outer_step()
+    trainer.outer_step()
+    assert seen == [0, 1, 2, 3, 4, 5]
+
+
 def test_the_generator_s_rewards_are_scaled_over_the_batch(
     taught_base: Path, sums: Path, lm: LM, tmp_path: Path
 ) -> None:
@@ -508,6 +583,75 @@ def test_the_generator_s_rewards_are_scaled_over_the_batch(
         size = sum(t.numel() for t in ones.values())
         assert norms["gradient norm/generator"] == pytest.approx(3.0 * size**0.5 / 4 / 0.5, rel=1e-4)
         assert norms["gradient norm/theta"] == 0
+
+
+@pytest.mark.parametrize("group", ["theta", "eta", "log_rates", "generator"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_group_that_is_not_finite_is_skipped_and_counted(
+    group: str, value: float, taught_base: Path, sums: Path, lm: LM, tmp_path: Path
+) -> None:
+    def fresh() -> Trainer:
+        return trainer_of(taught_base, sums, lm, tmp_path)
+
+    def gradients_with(name: str, value: float | None) -> Gradients:
+        state = fresh().state
+        groups = {g: {n: torch.ones_like(t) for n, t in getattr(state, g).items()} for g in ("theta", "eta")}
+        groups["log_rates"] = {n: torch.ones_like(t) for n, t in state.log_rates.items()}
+        groups["generator"] = {n: 2 * t for n, t in groups["theta"].items()}
+        if value is None:
+            groups[name] = {}
+        else:
+            next(iter(groups[name].values())).view(-1)[0] = value
+        return Gradients(**groups, reward_squares=(4.0, 1))
+
+    got, expected = fresh(), fresh()
+    norms = got._update([gradients_with(group, value)], 1)
+    assert norms["skipped updates"] == 1
+    assert not math.isfinite(norms[f"gradient norm/{group}"])
+    assert expected._update([gradients_with(group, None)], 1)["skipped updates"] == 0
+    both = tensors(got.state), tensors(expected.state)
+    assert [name for name in both[0] if not torch.equal(both[0][name], both[1][name])] == []
+    got.save({})
+    next(iter(got.state.eta.values())).data.view(-1)[0] = value
+    got.step = 7
+    with pytest.raises(RunError, match="the parameters are not finite after step 7"):
+        got.save({})
+    assert RunFolder(tmp_path).latest()[0] == 0
+
+
+def test_the_practice_loss_is_that_before_the_first_step(wide: LM, taught_base: Path, sums: Path) -> None:
+    """Whatever the number of steps and the micro-batches of the inner loop: weighted within a task, then averaged."""
+    config = config_for(taught_base, sums, "mass-gold")
+    tasks, seeds = [task_stream(config.tasks, 0)(n) for n in range(4)], list(range(4))
+    state = dataclasses.replace(init_state(wide, config.adapt, 0), theta=random_adapter(wide, 4, scale=0.02))
+
+    def measured(**inner: object) -> dict[str, float]:
+        adapt = dataclasses.replace(config.adapt, inner=dataclasses.replace(config.adapt.inner, **inner))
+        return mass_gradients(Stack(wide, state, dataclasses.replace(config, adapt=adapt), tasks, seeds)).measured
+
+    groups = synthesis.synthesise(wide, [t.problem for t in tasks], config.adapt.synthesis, seeds, state.theta)
+    means = []
+    for group in groups:
+        rows = [wide.example_row(e.problem, e.solution) for e in group if e.valid]
+        if rows:  # a fresh scorer weighs all alike
+            means.append(float(wide.losses(wide.batch(rows), state.theta).mean()))
+    assert len(means) >= 2
+    for inner in ({"steps": 1}, {"steps": 3, "micro_batch": 2}):
+        found = measured(**inner)
+        assert found["practice_loss"] == pytest.approx(sum(means), rel=1e-9)
+        assert found["practised"] == len(means)
+
+
+def test_only_math_is_judged_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    right = metastep.verify.check_all
+    monkeypatch.setattr(metastep.verify, "check_all", lambda pairs: asked.append(len(pairs)) or right(pairs))
+    exact = small_sums()[0]
+    assert [v.correct for v in metastep.judge([(exact, "Answer: 2"), (exact, "Answer: 3")])] == [True, False]
+    assert asked == []
+    math_task = dataclasses.replace(exact, verifier="math")
+    assert [v.correct for v in metastep.judge([(math_task, "Answer: 2"), (math_task, "Answer: 3")])] == [True, False]
+    assert asked == [2]
 
 
 def test_a_file_is_read_in_a_new_order_each_epoch(sums: Path) -> None:

@@ -22,6 +22,7 @@ class MetaGradients:
     """Gradients of the sum of the outer losses of the B tasks whose gradient is finite."""
 
     outer_loss: float
+    """The sum over all B tasks: not finite where that of one is not."""
     scores: Float[Tensor, "B m"]
     theta: Params
     log_rates: Params

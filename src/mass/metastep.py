@@ -30,7 +30,7 @@ from mass.config import RunConfig
 from mass.lm import LM, Row
 from mass.metagrad import MetaGradients, meta_gradients, outer_gradient
 from mass.practice import Practice, practice_of, valid_mask
-from mass.types import Params, Task
+from mass.types import Params, Task, Verdict
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def mass_gradients(stack: Stack) -> Gradients:
         return _without_practice(stack, anchor, clock, measured)
     with clock.stage("scoring"):
         eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
-        scores_N = _scores(stack, eta, groups, practice)
+        rows = practice.targets(stack.problems, groups)
+        scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
         grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
@@ -123,22 +124,17 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: _Mea
     )
 
 
-def _scores(stack: Stack, eta: Params, groups: Groups, practice: Practice) -> Float[Tensor, " N"]:
-    places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
-    problems = stack.problems
-    return scoring.score(stack.lm, eta, [problems[b] for b, _ in places], [groups[b][j] for b, j in places])
-
-
 def _through_the_inner_loop(
     stack: Stack, groups: Groups, practice: Practice, scores_N: Tensor, clock: Clock, measured: _Measured
 ) -> MetaGradients:
     config = stack.config
     valid = valid_mask(groups, stack.lm.device)
     scores = practice.spread(scores_N, *valid.shape)
+    losses = _FirstLosses(practice)
     kind = config.adapt.scoring.normalise
     with clock.stage("inner loop and meta-gradient", without="outer"):
         gradients = meta_gradients(
-            practice.losses,
+            losses,
             lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind)),
             scores,
             stack.state.theta,
@@ -150,6 +146,8 @@ def _through_the_inner_loop(
         )
     weights = scoring.normalise(scores, valid, kind)
     count = valid.sum(1).clamp_min(1)
+    if losses.seen is not None:
+        measured.add(**_practice_loss(weights, practice.spread(losses.seen, *valid.shape)))
     measured.add(
         outer_loss=gradients.outer_loss,
         weight=float((weights.sum(1) / count).sum()),
@@ -160,6 +158,39 @@ def _through_the_inner_loop(
     return gradients
 
 
+def judge(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
+    """Verdicts, side by side where math-verify may be asked: the other verifiers take less time than a thread."""
+    if any(task.verifier == "math" for task, _ in pairs):
+        return verify.check_all(pairs)
+    return [verify.check(task, text) for task, text in pairs]
+
+
+class _FirstLosses:
+    """The practice losses, which keeps the values of its first pass over them: those before the first inner step."""
+
+    def __init__(self, practice: Practice) -> None:
+        self._practice = practice
+        self.seen: Tensor | None = None
+        """[N], when a whole pass was seen."""
+        self._parts: list[Tensor] = []
+
+    def __call__(self, params: Params, index: Tensor | None = None) -> Tensor:
+        values = self._practice.losses(params, index)
+        if self.seen is None:
+            self._parts.append(values.detach())
+            if sum(map(len, self._parts)) == len(self._practice):
+                self.seen = torch.cat(self._parts)
+        return values
+
+
+def _practice_loss(weights: Float[Tensor, "B m"], losses: Float[Tensor, "B m"]) -> dict[str, float]:
+    """Sum over tasks with practice of the weighted mean loss, and their number."""
+    total = weights.sum(1)
+    some = total > 0
+    means = (weights * losses).sum(1)[some] / total[some]
+    return {"practice_loss": float(means.sum()), "practised": float(some.sum())}
+
+
 def _outer_parts(stack: Stack, params: Params, clock: Clock, measured: _Measured) -> Iterator[Tensor]:
     """The outer loss on the targets under `params` (stacked or shared), in parts."""
     config, lm = stack.config, stack.lm
@@ -167,7 +198,7 @@ def _outer_parts(stack: Stack, params: Params, clock: Clock, measured: _Measured
         yield from clock.each("outer", outer.gold_losses(lm, stack.tasks, config.outer, params))
         return
     with clock.stage("outer"):
-        solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), verify.check)
+        solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), judge)
     judged = solutions.judged.sum(1).clamp_min(1)
     measured.add(
         reward=float((solutions.rewards * solutions.judged).sum(1).div(judged).sum()),

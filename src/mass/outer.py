@@ -26,7 +26,8 @@ from mass.types import Params, Sample, Task, Verdict
 if TYPE_CHECKING:
     from mass.lm import LM, Row
 
-Check = Callable[[Task, str], Verdict]
+Judge = Callable[[Sequence[tuple[Task, str]]], list[Verdict]]
+"""Verdicts of (task, answer text) pairs, in their order."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Solutions:
 
 
 def sample_solutions(
-    lm: LM, tasks: Sequence[Task], config: OuterConfig, seeds: Sequence[int], adapted: Params | None, check: Check
+    lm: LM, tasks: Sequence[Task], config: OuterConfig, seeds: Sequence[int], adapted: Params | None, judge: Judge
 ) -> Solutions:
     """Sample and verify. `adapted` is a stack of one adapter for each task, or one adapter for all."""
     k = config.samples
     prompts = [lm.solve_prompt(task.problem) for task in tasks for _ in range(k)]
     row_seeds = [derive(seed, "solution", j) for seed in seeds for j in range(k)]
     samples = lm.sample(prompts, config.sampling, row_seeds, adapted)
-    verdicts = [check(tasks[i // k], sample.text).correct for i, sample in enumerate(samples)]
+    verdicts = [v.correct for v in judge([(tasks[i // k], sample.text) for i, sample in enumerate(samples)])]
     rewards = torch.tensor([1.0 if v else 0.0 for v in verdicts]).view(-1, k)
     judged = torch.tensor([v is not None for v in verdicts]).view(-1, k)
     return Solutions(tuple(samples), rewards, judged)

@@ -6,8 +6,10 @@ for bit (on the same machine and number of threads).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,10 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 from mass import checkpoint, tasks, verify
 from mass.adapt import answer_all
 from mass.config import RunConfig, TasksConfig, at_test
-from mass.errors import ConfigError
+from mass.errors import ConfigError, DataError, RunError
 from mass.lm import LM, load_lm
 from mass.metastep import Gradients, Stack, grpo_gradients, mass_gradients
-from mass.runlog import RunFolder, open_run
+from mass.runlog import RunFolder, check_folder, open_run
 from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Params, Task
@@ -27,16 +29,25 @@ from mass.types import Params, Task
 Metrics = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Problems:
+    """What a run is trained and evaluated on."""
+
+    task_at: Callable[[int], Task]
+    """Task number n of training."""
+    validation: Sequence[Task]
+    skipped: Metrics = field(default_factory=Metrics)
+    """How many were left out because they do not fit the model's context; empty when all do."""
+
+
 class Trainer:
     """Holds what one run trains and how far it is."""
 
-    def __init__(self, lm: LM, config: RunConfig, run: RunFolder) -> None:
-        self.lm, self.config, self.run = lm, config, run
+    def __init__(self, lm: LM, config: RunConfig, problems: Problems, run: RunFolder) -> None:
+        self.lm, self.config, self.problems, self.run = lm, config, problems, run
         self.at_test = at_test(config)
         self.state = checkpoint.init_state(lm, config.adapt, config.train.seed)
         self.step = 0
-        self.task_at = task_stream(config.tasks, config.train.seed)
-        self.validation = load_tasks(config.validation, config.train.eval_size) if config.train.eval_every else []
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -61,14 +72,15 @@ class Trainer:
         self.step, folder = latest
         self.state, _ = checkpoint.load(folder, self.lm)
         self.optimizer = self._optimizer()
-        self.optimizer.load_state_dict(torch.load(folder / "trainer.pt", weights_only=True))
+        self.optimizer.load_state_dict(torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True))
         self.run.rewind(self.step)
 
     def fit(self, on_step: Callable[[Metrics], None]) -> None:
         """Run to `train.steps`, logging, evaluating and saving as configured."""
         train = self.config.train
-        if self.step == 0 and train.eval_every:
-            self._log({"step": 0, **self.evaluate()}, on_step)
+        before = {**self.problems.skipped, **(self.evaluate() if train.eval_every else {})} if self.step == 0 else {}
+        if before:
+            self._log({"step": 0, **before}, on_step)
         while self.step < train.steps:
             metrics = self.outer_step()
             last = self.step == train.steps
@@ -84,6 +96,14 @@ class Trainer:
         on_step(metrics)
 
     def save(self, evaluation: Metrics) -> None:
+        """Write this step's checkpoint, and the best one. Raises RunError instead of writing what is not finite."""
+        state = self.state
+        if not all(bool(t.isfinite().all()) for p in (state.theta, state.eta, state.log_rates) for t in p.values()):
+            raise RunError(
+                f"the parameters are not finite after step {self.step}; the last checkpoint is from before; "
+                "train anew with lower train.solver_lr, train.scorer_lr or train.rates_lr"
+            )
+
         def write(folder: Path) -> None:
             checkpoint.save(folder, self.lm, self.state, self.at_test, self.config.train.method, self.step)
             torch.save(self.optimizer.state_dict(), folder / "trainer.pt")
@@ -107,20 +127,25 @@ class Trainer:
         for start in range(0, len(numbers), train.stack):
             some = numbers[start : start + train.stack]
             seeds = [derive(train.seed, "train", number) for number in some]
-            parts.append(gradients_of(Stack(self.lm, self.state, self.config, [self.task_at(n) for n in some], seeds)))
+            parts.append(
+                gradients_of(Stack(self.lm, self.state, self.config, [self.problems.task_at(n) for n in some], seeds))
+            )
         norms = self._update(parts, len(numbers))
         self.step += 1
         return {**self._metrics(parts, len(numbers)), **norms}
 
     def _update(self, parts: Sequence[Gradients], count: int) -> Metrics:
-        """Average over problems, clip each group, take the optimiser's step. Returns the norms before clipping."""
+        """Average over problems, clip each group, take the optimiser's step. Returns the norms before clipping.
+
+        A group whose norm is not finite counts as zero in this step.
+        """
         train, state = self.config.train, self.state
         means = {name: _mean([getattr(part, name) for part in parts], count) for name in ("theta", "eta", "log_rates")}
-        norms = {f"gradient norm/{name}": _norm(gradient) for name, gradient in means.items()}
         if train.generator and train.method != "solver-grpo":
-            generator = _scaled_generator(parts, count, train.generator)
-            norms["gradient norm/generator"] = _norm(generator)
-            means["theta"] = {name: g + generator.get(name, 0.0) for name, g in means["theta"].items()}
+            means["generator"] = _scaled_generator(parts, count, train.generator)
+        norms = {name: _norm(gradient) for name, gradient in means.items()}
+        means = {name: gradient if math.isfinite(norms[name]) else {} for name, gradient in means.items()}
+        means["theta"] = _sum(means["theta"], means.pop("generator", {}))
         warm = min(1.0, (self.step + 1) / max(1, train.warmup))
         for (name, gradient), group in zip(means.items(), self.optimizer.param_groups, strict=True):
             params: Params = getattr(state, name)
@@ -130,12 +155,15 @@ class Trainer:
             group["lr"] = group["base_lr"] * warm
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return norms
+        skipped = sum(not math.isfinite(norm) for norm in norms.values())
+        return {**{f"gradient norm/{name}": norm for name, norm in norms.items()}, "skipped updates": skipped}
 
     def _metrics(self, parts: Sequence[Gradients], count: int) -> Metrics:
         sums, seconds = _total([p.measured for p in parts]), _total([p.clock.seconds for p in parts])
-        tokens = sums.pop("tokens", 0.0)
+        tokens, practice_loss, practised = (sums.pop(name, 0.0) for name in ("tokens", "practice_loss", "practised"))
         metrics = {name.replace("_", " "): value / count for name, value in sums.items()}
+        if practised:
+            metrics |= {"practice loss": practice_loss / practised}
         rates = torch.stack([t.exp() for t in self.state.log_rates.values()])
         if self.config.train.method != "solver-grpo":
             metrics |= {"inner rate": float(rates.mean())}
@@ -145,14 +173,15 @@ class Trainer:
     def evaluate(self) -> Metrics:
         """Accuracy on held-out problems, adapted and not, with the same checkpoint."""
         right = {"accuracy": 0, "unadapted accuracy": 0, "fallbacks": 0}
-        for start in range(0, len(self.validation), self.config.train.stack):
-            part = self.validation[start : start + self.config.train.stack]
+        validation = self.problems.validation
+        for start in range(0, len(validation), self.config.train.stack):
+            part = validation[start : start + self.config.train.stack]
             seeds = [derive(self.config.train.seed, "eval", start + i) for i in range(len(part))]
             for task, (text, plain, fallback) in zip(part, self._answers(part, seeds), strict=True):
                 right["accuracy"] += verify.check(task, text).correct is True
                 right["unadapted accuracy"] += verify.check(task, plain).correct is True
                 right["fallbacks"] += fallback
-        return {f"eval/{name}": count / len(self.validation) for name, count in right.items()}
+        return {f"eval/{name}": count / len(validation) for name, count in right.items()}
 
     def _answers(self, part: Sequence[Task], seeds: Sequence[int]) -> list[tuple[str, str, bool]]:
         """Adapted text, unadapted text, and whether the adaptation fell back; solver-grpo does not adapt."""
@@ -172,18 +201,70 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
     """
     if config.train.kl and config.train.method == "mass-gold":
         raise ConfigError("train.kl is set, but mass-gold samples no solutions to measure it on; set train.kl to 0")
+    check_folder(folder, config, resume=resume)
     lm = load_lm(config.model, config.lora)
-    trainer = Trainer(lm, config, open_run(folder, config, resume=resume))
+    problems = read_problems(lm, config)
+    trainer = Trainer(lm, config, problems, open_run(folder, config, resume=resume))
     if resume:
         trainer.resume()
     trainer.fit(on_step)
 
 
-def task_stream(config: TasksConfig, seed: int) -> Callable[[int], Task]:
-    """Task number n of training: of minimath's endless stream, or of a file read in a new random order each epoch."""
+def read_problems(lm: LM, config: RunConfig) -> Problems:
+    """The tasks of a run, without those that do not fit the model's context: one alone would stop it, again and again.
+
+    Raises DataError when a task has not the gold that the method needs, or when no task fits.
+    """
+    method, skipped = config.train.method, Metrics()
+
+    def usable(found: list[Task], kind: str, *, worked: bool) -> list[Task]:
+        """Those that fit. `worked`: the solution itself is learned, not only an answer compared with."""
+        _check_gold(found, kind, method, worked=worked)
+        fitting = [task for task in found if _fits(lm, task, practice=method != "solver-grpo", worked=worked)]
+        if not fitting:
+            raise DataError(
+                f"none of the {len(found)} {kind} fits the {lm.context} tokens that {lm.name!r} reads; shorten them "
+                "or use a model with a longer context"
+            )
+        if len(fitting) < len(found):
+            skipped[f"skipped {kind}"] = len(found) - len(fitting)
+        return fitting
+
+    gold = method == "mass-gold"
+    task_at = task_stream(config.tasks, config.train.seed, lambda found: usable(found, "tasks", worked=gold))
+    held_out = load_tasks(config.validation, config.train.eval_size) if config.train.eval_every else []
+    return Problems(task_at, usable(held_out, "validation tasks", worked=False) if held_out else [], skipped)
+
+
+def _check_gold(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
+    for task in found:
+        if not ((worked and task.solution) or task.answer).strip():
+            raise DataError(
+                f"{task.id!r} of the {kind} has no {'solution and no answer' if worked else 'answer'}, which {method} "
+                "needs; add it to the file, or map the file's own field to it with the option 'fields'"
+            )
+
+
+def _fits(lm: LM, task: Task, *, practice: bool, worked: bool) -> bool:
+    try:
+        lm.solve_prompt(task.problem)
+        if practice:
+            lm.synthesis_prompt(task.problem)
+    except DataError:
+        return False
+    return not worked or lm.example_tokens(task.problem, task.solution or task.answer) <= lm.context
+
+
+def task_stream(
+    config: TasksConfig, seed: int, usable: Callable[[list[Task]], list[Task]] = list
+) -> Callable[[int], Task]:
+    """Task number n of training: of minimath's endless stream, or of a file read in a new random order each epoch.
+
+    `usable` picks among the tasks of a list; those of an endless stream are what they are.
+    """
     if config.source == "minimath" and config.size is None:
         return lambda number: minimath.task_at(config.split, config.seed, number)
-    found = load_tasks(config)
+    found = usable(load_tasks(config))
 
     def at(number: int) -> Task:
         epoch, place = divmod(number, len(found))
@@ -221,6 +302,10 @@ def _scaled_generator(parts: Sequence[Gradients], count: int, weight: float) -> 
         return {}
     scale = weight / (squares / number) ** 0.5
     return {name: scale * g for name, g in _mean([part.generator for part in parts], count).items()}
+
+
+def _sum(one: Params, other: Params) -> Params:
+    return {**other, **{name: t + other[name] if name in other else t for name, t in one.items()}}
 
 
 def _norm(gradient: Params) -> float:

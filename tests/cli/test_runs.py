@@ -47,6 +47,21 @@ def test_train_reports_each_step_and_leaves_a_page(run: Callable, tiny_base: Pat
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_train_says_what_it_leaves_out(run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    short, long = {"problem": "What is 1?", "answer": "1"}, {"problem": "What is 1? " * 2000, "answer": "1"}
+    (tmp_path / "t.jsonl").write_text(f"{json.dumps(short)}\n{json.dumps(long)}\n")
+    files = ["--tasks.source", tmp_path / "t.jsonl", "--validation.source", tmp_path / "t.jsonl"]
+    ran = run(*small_run(tiny_base, tmp_path / "run", steps=1), *files)
+    assert ran.code == 0, ran.err
+    assert ran.err.splitlines()[:2] == [
+        "1 tasks left out: they do not fit the model's context",
+        "1 validation tasks left out: they do not fit the model's context",
+    ]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"problem": "What is 1?", "solution": "It is 1."}))
+    assert "'t-1' of the tasks has no answer" in fails(*small_run(tiny_base, tmp_path / "other"), *files)
+    assert not (tmp_path / "other").exists()
+
+
 def test_train_refuses_a_used_folder_and_resumes_when_told(
     run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +117,17 @@ def test_plain_line() -> None:
     assert line.startswith("step 2/10  outer loss 0.5000  reward 0.250  valid practice 75%")
     assert line.endswith("2.0 s  left 90 s")
     assert "outer loss 0.0000" in plain_line({"step": 1, "outer loss": -1e-9}, 10, None)
+
+
+def test_what_is_rare_is_shown_when_it_happens() -> None:
+    rare = ("generator KL", "no verdict", "not finite", "skipped updates")
+    quiet = plain_line({**METRICS, **dict.fromkeys(rare, 0.0)}, 10, None)
+    assert not any(key in quiet for key in rare)
+    loud = plain_line({**METRICS, "generator KL": 0.02, "no verdict": 0.5, "skipped updates": 2, "practice loss": 1.5},
+                      10, None)  # fmt: skip
+    for expected in ("practice loss 1.5000", "generator KL 0.0200", "no verdict 50.0%", "skipped updates 2"):
+        assert expected in loud
+    assert "not finite" not in loud
 
 
 def test_a_terminal_gets_a_live_table(capsys: pytest.CaptureFixture[str]) -> None:

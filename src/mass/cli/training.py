@@ -15,18 +15,25 @@ from mass.cli.console import Pace, duration
 
 SHOWN = (
     ("outer loss", "outer loss", "{:.4f}"),
+    ("practice loss", "practice loss", "{:.4f}"),
     ("reward", "reward", "{:.3f}"),
-    ("generator loss", "generator loss", "{:.4f}"),
     ("valid", "valid practice", "{:.0%}"),
     ("weight", "mean weight", "{:.3f}"),
     ("inner rate", "inner rate", "{:.4g}"),
     ("tokens", "tokens", "{:,.0f}"),
 )
+ABOVE_ZERO = (
+    ("generator KL", "generator KL", "{:.4f}"),
+    ("no verdict", "no verdict", "{:.1%}"),
+    ("not finite", "not finite", "{:.1%}"),
+    ("skipped updates", "skipped updates", "{:.0f}"),
+)
+"""Shown where there is something to see."""
 EVALUATED = (
     ("eval/accuracy", "held-out accuracy, adapted", "{:.1%}"),
     ("eval/unadapted accuracy", "held-out accuracy, unadapted", "{:.1%}"),
 )
-ALL = (*SHOWN, *EVALUATED)
+SKIPPED = ("skipped tasks", "skipped validation tasks")
 REFRESH_PER_SECOND = 2
 
 
@@ -55,6 +62,12 @@ class Monitor:
     def on_step(self, metrics: Mapping[str, float]) -> None:
         self.step = int(metrics["step"])
         left_s = self._pace.left_s(self.step)
+        for key in SKIPPED:
+            if key in metrics:
+                said = (
+                    f"{metrics[key]:.0f} {key.removeprefix('skipped ')} left out: they do not fit the model's context"
+                )
+                self._console.print(said, markup=False)
         self._evaluated |= {f"{key}@": metrics["step"] for key, _, _ in EVALUATED if key in metrics}
         self._evaluated |= {key: metrics[key] for key, _, _ in EVALUATED if key in metrics}
         if self._live is None:
@@ -66,9 +79,8 @@ class Monitor:
 def plain_line(metrics: Mapping[str, float], steps: int, left_s: float | None) -> str:
     """`step 3/100  outer loss 0.1234  reward 0.250 ...`."""
     parts = [f"step {int(metrics['step'])}/{steps}"]
-    parts += [
-        f"{label} {_written(shape, metrics[key])}" for key, label, shape in (*SHOWN, *EVALUATED) if key in metrics
-    ]
+    shown = [*_shown(metrics), *(row for row in EVALUATED if row[0] in metrics)]
+    parts += [f"{label} {_written(shape, metrics[key])}" for key, label, shape in shown]
     stages = _stages(metrics)
     if stages:
         parts.append(f"{sum(stages.values()):.1f} s")
@@ -87,9 +99,8 @@ def _panel(
     numbers = Table.grid(padding=(0, 2))
     numbers.add_column(no_wrap=True)
     numbers.add_column(justify="right")
-    for key, label, shape in SHOWN:
-        if key in metrics:
-            numbers.add_row(Text(label, style="dim"), _written(shape, metrics[key]))
+    for key, label, shape in _shown(metrics):
+        numbers.add_row(Text(label, style="dim"), _written(shape, metrics[key]))
     for key, label, shape in EVALUATED:
         if key in evaluated:
             at = Text(f" at step {evaluated[f'{key}@']:.0f}", style="dim")
@@ -102,6 +113,11 @@ def _panel(
     side = Table.grid(padding=(0, 6))
     side.add_row(numbers, times)
     return Group(bar, side)
+
+
+def _shown(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    always = [row for row in SHOWN if row[0] in metrics]
+    return [*always, *(row for row in ABOVE_ZERO if metrics.get(row[0], 0) > 0)]
 
 
 def _written(shape: str, value: float) -> str:
