@@ -14,10 +14,11 @@ from mass.errors import ConfigError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from mass.model import Mass
     from mass.types import Task
 
 EXAMPLES = ("mass demo", "mass demo --size 70 --seed 1", "mass demo --model ./my-model --checkpoint runs/mine")
-METHODS = ("base", "tt-ss", "mass")
+METHODS = ("base", "tt-ss", "mass", "mass-unadapted")
 SHOWN, SHOWN_STEP = 3, 8
 """Problems solved before the comparison: every eighth of the set, so that they differ in subject and in level."""
 
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--size is {given.size}; expected at least 1")
     folder = dated_folder("demo") if given.out is None else Path(given.out)
     from mass import tasks as task_sets
+    from mass import verify
     from mass.cli import show
     from mass.cli.comparing import compare, print_comparison
     from mass.model import load
@@ -38,11 +40,14 @@ def run(arguments: Sequence[str]) -> int:
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     out = console.stdout()
     shown = _shown(tasks)
-    out.print(f"{len(shown)} held-out problems, answered as the model is and after practice it writes itself.\n")
+    out.print(
+        f"{len(shown)} held-out problems, answered by the base, and by the meta-trained model before and after the "
+        "practice that it writes itself.\n"
+    )
     for task in shown:
         with console.working("practising"):
-            solution = model.solve(task, seed=given.seed)
-        out.print(show.solution(task, solution), "")
+            base, solution = _base_answer(model, task), model.solve(task, seed=given.seed)
+        out.print(show.solution(task, solution), show.base_answer(base, verify.check(task, base)), "")
     out.print(f"Now {', '.join(METHODS)} on {len(tasks)} held-out problems.\n")
     comparison = compare(
         model,
@@ -56,6 +61,13 @@ def run(arguments: Sequence[str]) -> int:
     )
     print_comparison(comparison, folder)
     return 0
+
+
+def _base_answer(model: Mass, task: Task) -> str:
+    """The greedy answer of the base alone, without the checkpoint."""
+    prompt = model.lm.solve_prompt(task.problem)
+    (sample,) = model.lm.sample([prompt], model.config.answer, [0])
+    return sample.text.strip()
 
 
 def _shown(tasks: Sequence[Task]) -> list[Task]:

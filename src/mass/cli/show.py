@@ -121,6 +121,11 @@ def _answer_heading(title: str, verdict: Verdict | None) -> Text:
     return Text.assemble((title, "bold"), " ", _mark(verdict))
 
 
+def base_answer(text: str, verdict: Verdict) -> Text:
+    """One line: what the base alone answers."""
+    return Text.assemble("  the base alone answers: ", _shortened(" ".join(text.split()), 60), " ", _mark(verdict))
+
+
 def _mark(verdict: Verdict | None) -> Text:
     if verdict is None:
         return Text("")
