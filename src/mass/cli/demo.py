@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = ("mass demo", "mass demo --size 70 --seed 1", "mass demo --model ./my-model --checkpoint runs/mine")
 METHODS = ("base", "tt-ss", "mass", "mass-unadapted")
-SHOWN, SHOWN_STEP = 3, 8
-"""Problems solved before the comparison: every eighth of the set, so that they differ in subject and in level."""
+SHOWN, FIRST_SHOWN, SHOWN_STEP = 3, 4, 9
+"""Problems solved before the comparison: in minimath's order a Geometry, a Precalculus and an Algebra problem, each a
+level above the one before."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,7 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     for task in shown:
         with console.working("practising"):
             base, solution = _base_answer(model, task), model.solve(task, seed=given.seed)
-        out.print(show.solution(task, solution), show.base_answer(base, verify.check(task, base)), "")
+        out.print(show.solution(task, solution))
+        out.print(show.base_answer(base, verify.check(task, base)), end="\n\n")
     out.print(f"Now {', '.join(METHODS)} on {len(tasks)} held-out problems.\n")
     comparison = compare(
         model,
@@ -71,7 +73,7 @@ def _base_answer(model: Mass, task: Task) -> str:
 
 
 def _shown(tasks: Sequence[Task]) -> list[Task]:
-    return [tasks[i * SHOWN_STEP % len(tasks)] for i in range(1, min(SHOWN, len(tasks)) + 1)]
+    return [tasks[(FIRST_SHOWN + i * SHOWN_STEP) % len(tasks)] for i in range(min(SHOWN, len(tasks)))]
 
 
 def _parser() -> ArgumentParser:
