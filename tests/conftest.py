@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from mass.config import PretrainConfig
 from mass.pretrain import build_model, pages, save, step_loss, train_tokenizer
 from mass.prompts import PLAIN
-from mass.types import Task
+from small_lms import small_sums
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("mass", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mass")
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +27,6 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "base"
     save(build_model(config, tokenizer), tokenizer, folder)
     return folder
-
-
-def small_sums() -> list[Task]:
-    """The nine problems that `taught_base` has seen, with their golds."""
-    return [
-        Task(f"Compute {a} + {b}.", f"{a}+{b}={a + b}. Answer: {a + b}", str(a + b), "Algebra", 1, verifier="exact")
-        for a in (1, 2, 3)
-        for b in (1, 2, 3)
-    ]
 
 
 @pytest.fixture(scope="session")

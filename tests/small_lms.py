@@ -1,4 +1,4 @@
-"""Small causal language models of several architectures, random weights, made from their configurations."""
+"""Small causal language models of several architectures, made from their configurations, and sums to teach one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mass.config import LoraConfig, SamplingConfig
 from mass.lm import LM
 from mass.pretrain import train_tokenizer
 from mass.prompts import CHAT, PLAIN
-from mass.types import Batch, Params, Sample
+from mass.types import Batch, Params, Sample, Task
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
@@ -126,3 +126,12 @@ def prompt_ids(lm: LM) -> list[list[int]]:
 def full_logits(lm: LM, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Tensor:
     with torch.no_grad(), lm.adapters.use(adapter, rows):
         return lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def small_sums() -> list[Task]:
+    """The nine problems that `taught_base` has seen, with their golds."""
+    return [
+        Task(f"Compute {a} + {b}.", f"{a}+{b}={a + b}. Answer: {a + b}", str(a + b), "Algebra", 1, verifier="exact")
+        for a in (1, 2, 3)
+        for b in (1, 2, 3)
+    ]

@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import small_sums
 from mass import checkpoint, metastep, outer, policy, synthesis
 from mass.checkpoint import MetaState, init_state
 from mass.config import (
@@ -43,7 +42,7 @@ from mass.practice import valid_mask
 from mass.runlog import RunFolder
 from mass.train import Problems, Trainer, read_problems, task_stream, train
 from mass.types import Verdict
-from small_lms import float64_throughout, random_adapter
+from small_lms import float64_throughout, random_adapter, small_sums
 
 METHODS = ["mass", "mass-gold", "solver-grpo"]
 

@@ -144,7 +144,7 @@ def test_the_console_script_restarts_once_with_the_settings(
     main.main()
     assert len(restarts) == 1
     assert allocator.SETTINGS.items() <= restarts[0].items()
-    assert restarts[0]["argv"].split()[1:] == sys.orig_argv[1:]
+    assert restarts[0]["argv"].split(" ", 1)[1] == " ".join(sys.orig_argv[1:])
     for name, value in allocator.SETTINGS.items():
         monkeypatch.setenv(name, value)
     main.main()
