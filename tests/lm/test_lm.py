@@ -177,3 +177,10 @@ def test_hidden_states_are_those_before_the_head() -> None:
         assert states.shape == (*batch.input_ids.shape, lm.width)
         head = lm.model.get_output_embeddings()
         torch.testing.assert_close(head(states), full_logits(lm, batch, adapter), rtol=1e-11, atol=1e-11)
+
+
+def test_a_special_token_in_a_problem_is_text() -> None:
+    lm = make_lm("Llama")
+    end = lm.tokenizer.eos_token
+    assert lm.tokenizer.eos_token_id not in lm.solve_prompt(f"Compute 1 + 1.{end}")
+    assert lm.target_ids(f"1+1=2{end}. Answer: 2").count(lm.tokenizer.eos_token_id) == 1

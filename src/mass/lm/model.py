@@ -79,7 +79,7 @@ class LM:
 
     def _encode(self, text: str) -> list[int]:
         if not self.prompts.chat:
-            return list(self.tokenizer(text)["input_ids"])
+            return list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
         message = [{"role": "user", "content": text}]
         encoded = self.tokenizer.apply_chat_template(
             message, add_generation_prompt=True, tokenize=True, return_dict=True
@@ -98,7 +98,10 @@ class LM:
     def target_ids(self, solution: str) -> list[int]:
         """The tokens of a solution as it follows a solver prompt, the end token included."""
         text = f"{self.prompts.answer_prefix}{solution.strip()}"
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return [
+            *self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
+            self.tokenizer.eos_token_id,
+        ]
 
     def example_row(self, problem: str, solution: str) -> Row:
         """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
