@@ -641,18 +641,6 @@ def test_the_practice_loss_is_that_before_the_first_step(wide: LM, taught_base: 
         assert found["practised"] == len(means)
 
 
-def test_only_math_is_judged_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    right = metastep.verify.check_all
-    monkeypatch.setattr(metastep.verify, "check_all", lambda pairs: asked.append(len(pairs)) or right(pairs))
-    exact = small_sums()[0]
-    assert [v.correct for v in metastep.judge([(exact, "Answer: 2"), (exact, "Answer: 3")])] == [True, False]
-    assert asked == []
-    math_task = dataclasses.replace(exact, verifier="math")
-    assert [v.correct for v in metastep.judge([(math_task, "Answer: 2"), (math_task, "Answer: 3")])] == [True, False]
-    assert asked == [2]
-
-
 def test_a_file_is_read_in_a_new_order_each_epoch(sums: Path) -> None:
     stream = task_stream(TasksConfig(source=str(sums)), 0)
     epochs = [[stream(9 * e + i).problem for i in range(9)] for e in range(3)]

@@ -108,14 +108,19 @@ def describe(folder: Path) -> Description:
     path = locate(folder) / DESCRIPTION
     try:
         data = json.loads(path.read_text())
-        lora = dict[str, Any]({**data["lora"], "targets": tuple(data["lora"]["targets"])})
-        data["lora"] = LoraConfig(**lora)
+        data["lora"] = lora_config(data["lora"])
         data["adapt"] = adapt_config(data["adapt"])
         return Description(**data)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{path} is no checkpoint description ({error}); expected a file that `mass train` wrote"
         ) from error
+
+
+def lora_config(data: dict[str, Any]) -> LoraConfig:
+    """A `LoraConfig` from its JSON form. Raises TypeError on unknown keys."""
+    values = dict[str, Any]({**data, "targets": tuple(data["targets"])})
+    return LoraConfig(**values)
 
 
 def adapt_config(data: dict[str, Any]) -> AdaptConfig:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mass.baselines import (
     ADAPTING,
@@ -32,7 +31,7 @@ from mass.baselines import (
 from mass.config import EvalConfig, SamplingConfig, config_hash, to_dict
 from mass.errors import DataError, RunError
 from mass.model import Mass
-from mass.runlog import replace_text
+from mass.runlog import json_values, replace_text
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
 from mass.tasks import content_hash
@@ -66,7 +65,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rows", "records")}
-        return _json_values({**fields, "rows": [dataclasses.asdict(row) for row in self.rows]})
+        return json_values({**fields, "rows": [dataclasses.asdict(row) for row in self.rows]})
 
 
 def evaluate(
@@ -338,17 +337,8 @@ def _record_writer(folder: str | Path | None) -> Generator[Callable[[Sequence[Re
         raise RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out") from error
 
     def write(records: Sequence[Record]) -> None:
-        file.writelines(json.dumps(_json_values(record.to_dict())) + "\n" for record in records)
+        file.writelines(json.dumps(json_values(record.to_dict())) + "\n" for record in records)
         file.flush()
 
     with file:
         yield write
-
-
-def _json_values(value: Any) -> Any:
-    """Plain JSON: no tuples, and null for a number that is not finite (the norm of a discarded update)."""
-    if isinstance(value, dict):
-        return {str(key): _json_values(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_json_values(item) for item in cast("Sequence[Any]", value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,7 +30,7 @@ from mass.config import RunConfig
 from mass.lm import LM, Row
 from mass.metagrad import MetaGradients, meta_gradients, outer_gradient
 from mass.practice import Practice, practice_of, valid_mask
-from mass.types import Params, Task, Verdict
+from mass.types import Params, Task
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,6 @@ def _through_the_inner_loop(
     return gradients
 
 
-def judge(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
-    """Verdicts, side by side where math-verify may be asked: the other verifiers take less time than a thread."""
-    if any(task.verifier == "math" for task, _ in pairs):
-        return verify.check_all(pairs)
-    return [verify.check(task, text) for task, text in pairs]
-
-
 class _FirstLosses:
     """The practice losses, which keeps the values of its first pass over them: those before the first inner step."""
 
@@ -198,7 +191,7 @@ def _outer_parts(stack: Stack, params: Params, clock: Clock, measured: _Measured
         yield from clock.each("outer", outer.gold_losses(lm, stack.tasks, config.outer, params))
         return
     with clock.stage("outer"):
-        solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), judge)
+        solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), verify.check_all)
     judged = solutions.judged.sum(1).clamp_min(1)
     measured.add(
         reward=float((solutions.rewards * solutions.judged).sum(1).div(judged).sum()),

@@ -197,8 +197,7 @@ def load_for(record: Adaptation, *, model: str | None = None, checkpoint: str | 
 
 def lora_of(record: Adaptation) -> LoraConfig:
     """Shape of the adapter. Raises TypeError on unknown keys."""
-    values = dict[str, Any]({**record.lora, "targets": tuple(record.lora["targets"])}) if record.lora else {}
-    return LoraConfig(**values)
+    return checkpoints.lora_config(record.lora) if record.lora else LoraConfig()
 
 
 def _folder_of(checkpoint: str | Path) -> Path:

@@ -10,10 +10,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mass.config import to_dict
 from mass.errors import RunError
@@ -31,9 +31,8 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line. Numbers that are not finite, which JSON does not have, become null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(plain, allow_nan=False) + "\n")
+            file.write(json.dumps(json_values(row), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         file = self.path / METRICS
@@ -171,3 +170,12 @@ def replace_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(text)
     os.replace(beside, path)
+
+
+def json_values(value: Any) -> Any:
+    """Plain JSON: no tuples, and null for a number that is not finite (a lost loss, a discarded update)."""
+    if isinstance(value, dict):
+        return {str(key): json_values(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

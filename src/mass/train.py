@@ -6,6 +6,7 @@ for bit (on the same machine and number of threads).
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -177,10 +178,11 @@ class Trainer:
         for start in range(0, len(validation), self.config.train.stack):
             part = validation[start : start + self.config.train.stack]
             seeds = [derive(self.config.train.seed, "eval", start + i) for i in range(len(part))]
-            for task, (text, plain, fallback) in zip(part, self._answers(part, seeds), strict=True):
-                right["accuracy"] += verify.check(task, text).correct is True
-                right["unadapted accuracy"] += verify.check(task, plain).correct is True
-                right["fallbacks"] += fallback
+            texts, plain, fallbacks = zip(*self._answers(part, seeds), strict=True)
+            for name, answers in (("accuracy", texts), ("unadapted accuracy", plain)):
+                verdicts = verify.check_all(list(zip(part, answers, strict=True)))
+                right[name] += sum(verdict.correct is True for verdict in verdicts)
+            right["fallbacks"] += sum(fallbacks)
         return {f"eval/{name}": count / len(validation) for name, count in right.items()}
 
     def _answers(self, part: Sequence[Task], seeds: Sequence[int]) -> list[tuple[str, str, bool]]:
@@ -266,11 +268,15 @@ def task_stream(
         return lambda number: minimath.task_at(config.split, config.seed, number)
     found = usable(load_tasks(config))
 
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> list[int]:
+        places = list(range(len(found)))
+        random.Random(derive(seed, "order", epoch)).shuffle(places)
+        return places
+
     def at(number: int) -> Task:
         epoch, place = divmod(number, len(found))
-        order = list(range(len(found)))
-        random.Random(derive(seed, "order", epoch)).shuffle(order)
-        return found[order[place]]
+        return found[order(epoch)[place]]
 
     return at
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mass import verify
 from mass.types import Task, Verdict
 from mass.verify import check, check_all
 from mass.verify.math import compare
@@ -143,3 +144,17 @@ def test_comparison_is_reflexive_and_never_raises(text: str) -> None:
     assert compare(text, text) is True
     compare(text, "5")
     compare("5", text)
+
+
+def test_only_math_is_judged_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[int] = []
+    right = verify.ThreadPoolExecutor
+    monkeypatch.setattr(
+        verify, "ThreadPoolExecutor", lambda max_workers: pools.append(max_workers) or right(max_workers)
+    )
+    exact = Task("Compute 1 + 1.", answer="2", verifier="exact")
+    assert [v.correct for v in check_all([(exact, "Answer: 2"), (exact, "Answer: 3")])] == [True, False]
+    assert pools == []
+    judged = Task("Compute 1 + 1.", answer="2", verifier="math")
+    assert [v.correct for v in check_all([(judged, "Answer: 2"), (judged, "Answer: 3")])] == [True, False]
+    assert len(pools) == 1

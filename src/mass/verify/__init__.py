@@ -40,6 +40,11 @@ def check(task: Task, text: str) -> Verdict:
 
 
 def check_all(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
-    """Verdicts of many (task, text) pairs in their order, with all math-verify workers busy."""
+    """Verdicts of many (task, text) pairs in their order.
+
+    Side by side, with all workers busy, where math-verify may be asked: the other verifiers take less than a thread.
+    """
+    if not any(task.verifier == "math" for task, _ in pairs):
+        return [check(task, text) for task, text in pairs]
     with ThreadPoolExecutor(max_workers=math.POOL.size) as threads:
-        return list(threads.map(check, *zip(*pairs, strict=True))) if pairs else []
+        return list(threads.map(check, *zip(*pairs, strict=True)))
