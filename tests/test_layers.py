@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds"),
-    ("config", "prompts", "optimizers"),
+    ("config", "prompts", "optimizers", "layerwise"),
     ("tasks", "verify", "adapter"),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy"),
     ("outer", "metagrad"),
     ("checkpoint", "runlog"),
-    ("adapt", "pretrain"),
+    ("adapt", "pretrain", "doctor"),
     ("model", "metastep"),
     ("train", "baselines"),
     ("statistics",),
