@@ -1,0 +1,246 @@
+"""A function and its tensors -> its outputs, twice differentiable, with one layer's graph alive at a time.
+
+`checkpoint` keeps the inputs alone. The first backward recomputes the function and takes its vector-Jacobian product
+(VJP). With `create_graph=True` that product is a node of its own, which keeps inputs and cotangents; its backward
+recomputes function and VJP of this one layer with a graph and differentiates them. `torch.utils.checkpoint` instead
+keeps the graphs of all layers once a gradient of a gradient is asked for.
+
+Reference: Chen et al. 2016, arXiv 1604.06174 (checkpointing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mass.errors import ConfigError
+
+_enabled: ContextVar[bool] = ContextVar("layer_checkpointing", default=False)
+
+
+@contextmanager
+def checkpointing(enabled: bool) -> Generator[None, None, None]:
+    """Within the block, layers that were wrapped for it are checkpointed, or are not."""
+    token = _enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def enabled() -> bool:
+    """Whether wrapped layers are to be checkpointed now."""
+    return _enabled.get()
+
+
+def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
+    """`function(*inputs)`, a tensor or a tuple, keeping only `inputs`; gradients flow to those that require grad.
+
+    Every tensor that the result is to be differentiated by must be among `inputs`; one that requires grad and is
+    captured instead raises ConfigError in the backward. Inputs may also be None, numbers, or tensors without gradient.
+    `function` is called again in each backward, perhaps in another thread, and must then be the same: deterministic,
+    and free of surroundings that may be gone (it restores the autocast state, nothing else). Differentiating three
+    times raises ConfigError.
+    """
+    plan = _Plan(function, _autocast_states(inputs))
+    if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):
+        return function(*inputs)
+    outputs = _apply(_Call, plan, *inputs)
+    return outputs if plan.several else outputs[0]
+
+
+@dataclass
+class _Plan:
+    function: Callable[..., Any]
+    autocast: Sequence[dict[str, Any]]
+    several: bool = False
+    """Whether the function returns a tuple; known after its first run."""
+
+    def run(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """All outputs, under the first call's autocast state; layers inside are not checkpointed once more."""
+        with _Autocast(self.autocast), checkpointing(False):
+            outputs = self.function(*inputs)
+        self.several = isinstance(outputs, tuple | list)
+        return tuple(outputs) if self.several else (outputs,)
+
+
+class _Call(torch.autograd.Function):
+    """inputs -> outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore
+        outputs = plan.run(inputs)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for x in outputs if isinstance(x, Tensor) and not _differentiable(x)))
+        _save(ctx, inputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        inputs, needs = _saved(ctx), tuple(ctx.needs_input_grad[1:])
+        if torch.is_grad_enabled():  # create_graph=True
+            return (None, *_apply(_Vjp, ctx.plan, needs, *inputs, *cotangents))
+        return (None, *_vjp(ctx.plan, inputs, needs, cotangents))
+
+
+class _Vjp(torch.autograd.Function):
+    """(inputs, cotangents of the outputs) -> cotangents of the inputs; None for one that does not matter."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, needs: tuple[bool, ...], *tensors: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        ctx.plan, ctx.needs = plan, needs
+        ctx.set_materialize_grads(False)
+        _save(ctx, tensors)
+        return _vjp(plan, tensors[: len(needs)], needs, tensors[len(needs) :])
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        grads = _double(ctx.plan, _saved(ctx), ctx.needs, tuple(ctx.needs_input_grad[2:]), bars)
+        if torch.is_grad_enabled():
+            grads = _Guard.guard(grads)
+        return (None, None, *grads)
+
+
+def _vjp(
+    plan: _Plan, inputs: Sequence[Any], needs: Sequence[bool], cotangents: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Recompute the function with a graph, pull `cotangents` back to the inputs that `needs` names, drop the graph."""
+    with torch.enable_grad():
+        leaves = _leaves(inputs, needs)
+        outputs = plan.run(leaves)
+        _check_captures(outputs, leaves)
+        return _pull(outputs, cotangents, leaves, needs, create_graph=False)
+
+
+def _double(
+    plan: _Plan, tensors: Sequence[Any], needs: Sequence[bool], wanted: Sequence[bool], bars: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Cotangents `bars` of the VJP's results -> those of its `tensors` (inputs, then cotangents), where `wanted`."""
+    with torch.enable_grad():
+        leaves = _leaves(tensors, (*needs, *wanted[len(needs) :]))
+        inputs, cotangents = leaves[: len(needs)], leaves[len(needs) :]
+        grads = _pull(plan.run(inputs), cotangents, inputs, needs, create_graph=True)
+        return _pull(grads, bars, leaves, wanted, create_graph=False)
+
+
+def _pull(
+    outputs: Sequence[Any],
+    cotangents: Sequence[Tensor | None],
+    leaves: Sequence[Any],
+    wanted: Sequence[bool],
+    *,
+    create_graph: bool,
+) -> tuple[Tensor | None, ...]:
+    """A VJP that passes over what is undefined; one result for each leaf, None where unwanted or independent."""
+    pairs = [
+        (y, bar)
+        for y, bar in zip(outputs, cotangents, strict=True)
+        if bar is not None and isinstance(y, Tensor) and y.requires_grad
+    ]
+    asked = [x for x, want in zip(leaves, wanted, strict=True) if want]
+    if not pairs or not asked:
+        return (None,) * len(leaves)
+    values, bars = zip(*pairs, strict=True)
+    grads = iter(torch.autograd.grad(values, asked, bars, create_graph=create_graph, allow_unused=True))
+    return tuple(next(grads) if want else None for want in wanted)
+
+
+def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
+    """Raises ConfigError when outputs depend on a tensor that requires grad and is none of `leaves`.
+
+    Such a tensor would get no gradient, without a word.
+    """
+    known = {id(x) for x in leaves if isinstance(x, Tensor)}
+    stack = [y.grad_fn for y in outputs if isinstance(y, Tensor) and y.grad_fn is not None]
+    seen = set[Any](stack)
+    while stack:
+        node: Any = stack.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor) and id(variable) not in known:
+            raise ConfigError(
+                f"a checkpointed function uses a tensor of shape {list(variable.shape)} that requires grad and is not "
+                "among its arguments, so it would get no gradient; pass it as an argument, or detach it"
+            )
+        fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+
+
+class _Guard(torch.autograd.Function):
+    """Identity whose backward refuses."""
+
+    @staticmethod
+    def guard(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        anchor, kept = torch.zeros((), requires_grad=True), [g for g in grads if g is not None]
+        stream = iter(_apply(_Guard, anchor, *kept))
+        return tuple(None if g is None else next(stream) for g in grads)
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
+        return tuple(t.clone() for t in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:  # noqa: ARG004  # pyright: ignore
+        raise ConfigError(
+            "a checkpointed layer was differentiated three times, expected at most twice; "
+            "turn layer checkpointing off (checkpoint=False) for a third derivative"
+        )
+
+
+class _Autocast:
+    """The autocast states of a moment, entered together. No cache: it would keep casts made without a graph."""
+
+    def __init__(self, states: Sequence[dict[str, Any]]) -> None:
+        self.contexts = [torch.autocast(**state, cache_enabled=False) for state in states]
+
+    def __enter__(self) -> None:
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self.contexts):
+            context.__exit__(*error)
+
+
+def _autocast_states(inputs: Sequence[Any]) -> list[dict[str, Any]]:
+    """Arguments of `torch.autocast` for each kind of device among the inputs, as they are now."""
+    kinds = {x.device.type for x in inputs if isinstance(x, Tensor)}
+    return [
+        {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+        for kind in sorted(kinds)
+    ]
+
+
+def _save(ctx: Any, values: Sequence[Any]) -> None:
+    """Tensors through autograd, which frees them and notices changes in place; the rest as it is."""
+    ctx.rest = [None if isinstance(x, Tensor) else x for x in values]
+    ctx.places = [i for i, x in enumerate(values) if isinstance(x, Tensor)]
+    ctx.save_for_backward(*(values[i] for i in ctx.places))
+
+
+def _saved(ctx: Any) -> list[Any]:
+    values = list(ctx.rest)
+    for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+        values[place] = tensor
+    return values
+
+
+def _leaves(values: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
+    return [
+        x.detach().requires_grad_(need) if isinstance(x, Tensor) else x for x, need in zip(values, needs, strict=True)
+    ]
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _apply(function: Any, *inputs: Any) -> tuple[Any, ...]:
+    return function.apply(*inputs)  # `apply` is untyped
