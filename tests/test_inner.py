@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 
-from mass import inner
 from mass.errors import ConfigError, MassError, ShapeError
-from mass.inner import SGD, AdamW, Optimizer, SecondDerivativeError, adapt
+from mass.inner import SGD, AdamW, Optimizer, SecondDerivativeError, adapt, adaptation, memory, recursion
+from mass.inner.recursion import Plan
 from unroll import Rule, adamw, sgd, unroll
 
 ADAMW = {"betas": (0.9, 0.99), "eps": 1e-8, "eps_root": 1e-6, "weight_decay": 0.1}
@@ -210,48 +210,46 @@ def test_one_input_alone_gets_the_same_gradient(wanted: str) -> None:
 
 
 def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._second_order_pass
+    right = recursion.second_order_pass
 
     def wrong(*args, **kwargs):
         products, bar_weights = right(*args, **kwargs)
         return {name: torch.zeros_like(p) for name, p in products.items()}, bar_weights
 
-    monkeypatch.setattr(inner, "_second_order_pass", wrong)
+    monkeypatch.setattr(recursion, "second_order_pass", wrong)
 
 
 def weights_of_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._recursion
-    monkeypatch.setattr(inner, "_recursion", lambda plan, weights, *rest: right(plan, weights.roll(1, 0), *rest))
-    monkeypatch.setattr(inner, "_check_same_gradient", lambda *_: None)
+    right = adaptation.pull_back
+    monkeypatch.setattr(adaptation, "pull_back", lambda plan, weights, *rest: right(plan, weights.roll(1, 0), *rest))
+    monkeypatch.setattr(recursion, "_check_same_gradient", lambda *_: None)
 
 
 def forgotten_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._pull_through_update
+    right = recursion.pull_through_update
 
     def wrong(*args):
         params, u, state, rates = right(*args)
         return params, u, {name: torch.zeros_like(s) for name, s in state.items()}, rates
 
-    monkeypatch.setattr(inner, "_pull_through_update", wrong)
+    monkeypatch.setattr(recursion, "pull_through_update", wrong)
 
 
 def bias_correction_of_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._pull_through_update
+    right = recursion.pull_through_update
     monkeypatch.setattr(
-        inner, "_pull_through_update", lambda o, at, rates, step, *bars: right(o, at, rates, step + 1, *bars)
+        recursion, "pull_through_update", lambda plan, at, rates, step, *bars: right(plan, at, rates, step + 1, *bars)
     )
 
 
 def last_step_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._recursion
-    monkeypatch.setattr(
-        inner, "_recursion", lambda plan, weights, rates, tape, *rest: right(plan, weights, rates, tape[:-1], *rest)
-    )
+    right = Plan.differentiated
+    monkeypatch.setattr(Plan, "differentiated", lambda plan, steps: right(plan, steps)[:-1])
 
 
 def micro_batch_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._chunks
-    monkeypatch.setattr(inner, "_chunks", lambda *args: right(*args)[:-1])
+    right = memory._chunks
+    monkeypatch.setattr(memory, "_chunks", lambda *args: right(*args)[:-1])
 
 
 FAULTS = [

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from mass import inner, outer, scoring
+from mass import outer, scoring
 from mass.adapter import repeat
 from mass.checkpoint import MetaState, init_state, optimizer_of
 from mass.config import AdaptConfig, InnerConfig, OuterConfig, ScoringConfig
-from mass.inner import SGD
+from mass.inner import SGD, recursion
 from mass.lm import LM
 from mass.metagrad import MetaGradients, meta_gradients
 from mass.practice import practice_of, valid_mask
@@ -195,13 +195,13 @@ def test_from_a_fresh_adapter(lm: LM, name: str) -> None:
 
 
 def first_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inner._second_order_pass
+    right = recursion.second_order_pass
 
     def wrong(*args, **kwargs):
         products, weights = right(*args, **kwargs)
         return {name: torch.zeros_like(p) for name, p in products.items()}, weights
 
-    monkeypatch.setattr(inner, "_second_order_pass", wrong)
+    monkeypatch.setattr(recursion, "second_order_pass", wrong)
 
 
 def neighbour_s_adapter(monkeypatch: pytest.MonkeyPatch) -> None:

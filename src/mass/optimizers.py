@@ -31,6 +31,11 @@ class Optimizer(Protocol):
     @property
     def lr(self) -> Rate: ...
 
+    @property
+    def clip_norm(self) -> float | None:
+        """Gradients are scaled down to this norm before `update`, by whoever calls it (`clip_by_norm`)."""
+        ...
+
     def init(self, params: Params) -> State:
         """The state before step 0."""
         ...
@@ -49,9 +54,12 @@ class SGD:
 
     lr: Rate
     momentum: float = 0.0
+    clip_norm: float | None = None
+    """Largest norm of a gradient over all tensors; None: any."""
 
     def __post_init__(self) -> None:
         _check_range("momentum", self.momentum, 0.0, 1.0)
+        _check_clip(self.clip_norm)
 
     def init(self, params: Params) -> State:
         return {} if self.momentum == 0 else {name: _zeros(p) for name, p in params.items()}
@@ -78,8 +86,11 @@ class AdamW:
     eps: float = 1e-8
     eps_root: float = 1e-8
     weight_decay: float = 0.0
+    clip_norm: float | None = None
+    """Largest norm of a gradient over all tensors; None: any."""
 
     def __post_init__(self) -> None:
+        _check_clip(self.clip_norm)
         for beta in self.betas:
             _check_range("betas", beta, 0.0, 1.0)
         for name in ("eps", "eps_root", "weight_decay"):
@@ -103,6 +114,23 @@ class AdamW:
         return new_params, new_state
 
 
+def clip_by_norm(grads: Params, norm: float, stacked: bool = False) -> Params:
+    """Gradients times min(1, norm / ‖g‖), ‖g‖ over all tensors, as `torch.nn.utils.clip_grad_norm_`; differentiable.
+
+    With `stacked` the tensors have a leading axis of adapters [B, ...], and each adapter has a norm of its own.
+    """
+    first = next(iter(grads.values()))
+    count = len(first) if stacked else 1
+    norms_B = [
+        torch.linalg.vector_norm(g.to(wide(g)).reshape(count, -1), dim=1).to(first.device) for g in grads.values()
+    ]
+    factor_B = (norm / (torch.linalg.vector_norm(torch.stack(norms_B), dim=0) + 1e-6)).clamp_max(1.0)
+    return {
+        name: (g.reshape(count, -1) * factor_B[:, None].to(g.device)).reshape(g.shape).to(g.dtype)
+        for name, g in grads.items()
+    }
+
+
 def wide(p: Tensor) -> torch.dtype:
     """The type updates are computed in: float32, or the parameter's own when wider."""
     return torch.promote_types(p.dtype, torch.float32)
@@ -116,6 +144,11 @@ def _descend(p: Tensor, rate: Tensor, direction: Tensor) -> Tensor:
     # + 0.0 turns -0.0 into 0.0: subtracting that is the identity for p = -0.0 too.
     dtype = wide(p)
     return (p.to(dtype) - (rate.to(dtype) * direction.to(dtype) + 0.0)).to(p.dtype)
+
+
+def _check_clip(norm: float | None) -> None:
+    if norm is not None and not norm > 0:
+        raise ConfigError(f"clip_norm = {norm}, expected a number above 0; None does not clip")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

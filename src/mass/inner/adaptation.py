@@ -1,0 +1,143 @@
+"""`adapt`: the inner loop as one node of the autograd graph.
+
+Legend: K steps, m examples, B adapters of a stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mass.errors import ConfigError
+from mass.inner import memory
+from mass.inner.arguments import Mode, check, ordinary, rates_per_step, weights_per_step
+from mass.inner.objective import Losses, Objective, autocast_state
+from mass.inner.recursion import Plan, Step, Tape, pull_back, run
+from mass.optimizers import Optimizer
+from mass.types import Params
+
+
+class SecondDerivativeError(ConfigError, RuntimeError):
+    """The gradient of an adaptation was itself differentiated."""
+
+
+def adapt(
+    losses: Losses,
+    params: Params,
+    weights: Float[Tensor, " m"] | Float[Tensor, "K m"],
+    optimizer: Optimizer,
+    steps: int = 1,
+    micro_batch: int | None = None,
+    *,
+    mode: str = "exact",
+    stacked: bool = False,
+    memory_gb: float | None = None,
+    checkpoint: bool | None = None,
+) -> Params:
+    """Parameters after `steps` steps of `optimizer` on Σ_i w_i ℓ_i, as one autograd node; 0 steps are the identity.
+
+    Gradients flow to `weights`, to `params` and to rate tensors; NOT to other tensors that `losses` captures. Where
+    none of the three requires grad this costs K plain gradient passes and keeps nothing.
+
+    The forward keeps K copies of (θ, g, state) and no graph, unless `memory_gb` has room for graphs. The backward calls
+    `losses` again, so it must be the same function then: no dropout, and captured tensors unchanged. The autocast state
+    of the forward is restored; any other context it needs belongs inside `losses`. Losses must be finite where the
+    weight is 0 too: the gradient of that weight depends on them.
+
+    Args:
+        losses: (params, index) -> losses of the examples `index`, of all m when it is None.
+        params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
+        weights: of the examples, the same at each step or one row a step.
+        optimizer: SGD or AdamW of `mass.optimizers`, or an update rule of your own.
+        steps: K.
+        micro_batch: examples that pass at a time, in forward and backward; the memory is that of their graphs. None:
+            all at once, or what `memory_gb` allows.
+        mode: what the backward computes. "exact"; "truncated(n)": through the last n steps only, the earlier count as
+            θ + constant (n = 0: only the start gets a gradient, as in first-order MAML); "first_order": H u left out;
+            "finite_difference": H u and J u as central differences, for losses without a second derivative.
+        stacked: the B adapters do not interact. A stack is B·m examples to the rest of the engine, as the gradient of
+            the sum separates; clipping by norm needs to know.
+        memory_gb: what one adaptation may hold beside its inputs, in units of 10^9 bytes. From it the engine chooses
+            `micro_batch` unless given, layer checkpointing, and how many graphs the forward keeps for the backward
+            (all of them: nothing is computed twice). The first and the last example are measured for it: the largest
+            should be one of them.
+        checkpoint: layer checkpointing in layers that `mass.layerwise` wrapped; None: where `memory_gb` needs it.
+
+    Raises ConfigError or ShapeError on what cannot be used; SecondDerivativeError (from the second backward) when the
+    meta-gradient itself is differentiated.
+    """
+    check(params, weights, steps, micro_batch, stacked=stacked, memory_gb=memory_gb)
+    how, graph = Mode.parse(mode), torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(graph):
+        params = {name: ordinary(p) for name, p in params.items()}
+        weights_Km = weights_per_step(ordinary(weights), steps)
+        rates_KP = rates_per_step(optimizer.lr, params, steps)
+        tensors = (weights_Km, rates_KP, *params.values())
+        graph = graph and any(t.requires_grad for t in tensors)
+        objective = Objective(losses, autocast_state(weights.device.type))
+        request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph)
+        schedule = memory.choose(objective, params, weights_Km.detach(), optimizer, how, request)
+        plan = Plan(objective, optimizer, tuple(params), how, stacked, schedule)
+        if graph:
+            return dict(zip(params, _apply(_Adaptation, plan, *tensors), strict=True))
+        with torch.no_grad():
+            return run(plan, weights_Km, rates_KP, params)
+
+
+class _Adaptation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, weights_Km: Tensor, rates_KP: Tensor, *params: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore
+        tape = Tape()
+        adapted = run(plan, weights_Km, rates_KP, dict(zip(plan.names, params, strict=True)), tape)
+        ctx.plan, ctx.graphs = plan, tape.graphs
+        ctx.keys = [tuple(part) for part in tape.steps[0]] if tape.steps else []
+        flat = [tensor for step in tape.steps for part in step for tensor in part.values()]
+        ctx.save_for_backward(weights_Km, rates_KP, *params, *flat)
+        return tuple(adapted.values())
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        plan: Plan = ctx.plan
+        weights_Km, rates_KP, *rest = ctx.saved_tensors
+        tape = Tape(_unpack(rest[len(plan.names) :], ctx.keys), ctx.graphs)
+        with torch.no_grad():
+            grads = pull_back(plan, weights_Km, rates_KP, tape, cotangents, ctx.needs_input_grad[1:])
+        if torch.is_grad_enabled():  # create_graph=True
+            return (None, *_Guard.guard(grads))
+        return (None, *grads)
+
+
+def _unpack(flat: Sequence[Tensor], keys: Sequence[tuple[str, ...]]) -> list[Step]:
+    stream, steps = iter(flat), list[Step]()
+    for _ in range(len(flat) // max(1, sum(map(len, keys)))):
+        steps.append(Step(*({key: next(stream) for key in part} for part in keys)))
+    return steps
+
+
+class _Guard(torch.autograd.Function):
+    """Identity whose backward refuses."""
+
+    @staticmethod
+    def guard(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        anchor, kept = torch.zeros((), requires_grad=True), [g for g in grads if g is not None]
+        stream = iter(_apply(_Guard, anchor, *kept))
+        return [None if g is None else next(stream) for g in grads]
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
+        return tuple(t.clone() for t in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:  # noqa: ARG004  # pyright: ignore
+        raise SecondDerivativeError(
+            "the gradient of mass.inner.adapt was differentiated again, expected one backward only; "
+            "detach it, or unroll the inner loop by hand with create_graph=True"
+        )
+
+
+def _apply(function: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    return function.apply(*inputs)  # `apply` is untyped

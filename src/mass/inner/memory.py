@@ -1,0 +1,201 @@
+"""A memory budget -> how the passes are cut: micro-batches, layer checkpointing, graphs kept from forward to backward.
+
+The bytes of a graph are measured, not estimated from a model: one example's second-order pass is run at the start, and
+autograd's saved tensors are counted. They depend on shapes alone, so the same inputs give the same schedule, and
+results that repeat bit for bit.
+
+Legend: K steps, m examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from mass.errors import ConfigError
+from mass.inner.arguments import Mode
+from mass.inner.objective import Objective, leaves
+from mass.optimizers import Optimizer
+from mass.types import Params
+
+Chunks = tuple[Tensor | None, ...]
+"""Micro-batches: indices of examples, or one None for all."""
+
+GIGABYTE = 1e9
+TRANSIENT = 1.3
+"""Peak memory of a pass over the bytes its graph saves: temporaries and cotangents. Measured: docs/engine.md."""
+ADAPTER_COPIES = 6
+"""Cotangents, products and sums of a step, in adapters."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asks for."""
+
+    micro_batch: int | None
+    memory_gb: float | None
+    checkpoint: bool
+    may_checkpoint: bool
+    """Whether layer checkpointing may be switched on where the budget needs it."""
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the passes are cut. Results are the same but for rounding."""
+
+    gradient_chunks: Chunks
+    """Of first-order passes."""
+    chunks: Chunks
+    """Of second-order passes."""
+    checkpoint_gradient: bool = False
+    checkpoint: bool = False
+    """Layer checkpointing in first-order and in second-order passes."""
+    kept: int = 0
+    """Graphs that the forward keeps: those of the last `kept` pairs of step and micro-batch."""
+
+
+def choose(
+    objective: Objective, params: Params, weights_Km: Tensor, optimizer: Optimizer, mode: Mode, request: Request
+) -> Schedule:
+    """Raises ConfigError when the budget does not hold a single example."""
+    steps, count = weights_Km.shape
+    device = weights_Km.device
+    if request.memory_gb is None or steps == 0:
+        chunks = _chunks(count, request.micro_batch, device)
+        return Schedule(chunks, chunks, request.checkpoint, request.checkpoint)
+    second_order = request.differentiable and mode.hessian != "difference"
+    tape = _tape_bytes(params, optimizer, mode, steps) if request.differentiable else 0.0
+    probe = _Probe(objective, params, weights_Km[0])
+    budget = _Budget(request.memory_gb, request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params))
+
+    plain, checkpoint_gradient = budget.fit(probe.first_order, request)
+    fits, checkpoint = budget.fit(probe.second_order, request) if second_order else (plain, checkpoint_gradient)
+    sizes = [min(request.micro_batch or size, size, count) for size in (plain, fits)]
+    differentiated = steps if mode.last is None else min(mode.last, steps)
+    kept = 0
+    if second_order and not checkpoint:
+        each, everything = probe.second_order(False), differentiated * count
+        if request.micro_batch is None and budget.free >= everything * each:
+            sizes[1], kept = count, differentiated
+        else:
+            sizes[1] = sizes[1] if request.micro_batch else max(1, min(sizes[1], int(budget.free / each / 2)))
+            kept = int(budget.free / each - sizes[1]) // sizes[1]
+    chunks = _chunks(count, sizes[1], device)
+    kept = max(0, min(kept, differentiated * len(chunks)))
+    return Schedule(_chunks(count, sizes[0], device), chunks, checkpoint_gradient, checkpoint, kept)
+
+
+@dataclass(frozen=True)
+class _Budget:
+    memory_gb: float
+    free: float
+    """Bytes left for graphs."""
+
+    def fit(self, bytes_of: Callable[[bool], float], request: Request) -> tuple[int, bool]:
+        """How many examples fit, and whether with layer checkpointing: only where one does not fit without."""
+        if not request.checkpoint and (size := int(self.free / bytes_of(False))):
+            return size, False
+        if (request.checkpoint or request.may_checkpoint) and (size := int(self.free / bytes_of(True))):
+            return size, True
+        least = min(bytes_of(request.checkpoint), bytes_of(request.checkpoint or request.may_checkpoint))
+        needed = self.memory_gb + (least - self.free) / GIGABYTE
+        raise ConfigError(
+            f"memory_gb = {self.memory_gb:g}, but one example and the tape need {needed:.3g}; "
+            "give at least that, or shorten the examples"
+        )
+
+
+class _Probe:
+    """Bytes of one example's passes, each measured once: of the larger of the first and the last example."""
+
+    def __init__(self, objective: Objective, params: Params, weights_m: Tensor) -> None:
+        self._objective, self._params, self._weights_m = objective, leaves(params), weights_m
+        ends = sorted({0, len(weights_m) - 1})
+        self._known: dict[tuple[bool, bool], float] = {}
+        sizes = {i: self._measure(i, second_order=False, checkpoint=False) for i in ends}
+        self._largest = max(sizes, key=lambda i: sizes[i])
+        self._known[False, False] = sizes[self._largest]
+
+    def first_order(self, checkpoint: bool) -> float:
+        return self._bytes(False, checkpoint)
+
+    def second_order(self, checkpoint: bool) -> float:
+        return self._bytes(True, checkpoint)
+
+    def _bytes(self, second_order: bool, checkpoint: bool) -> float:
+        if (second_order, checkpoint) not in self._known:
+            self._known[second_order, checkpoint] = self._measure(
+                self._largest, second_order=second_order, checkpoint=checkpoint
+            )
+        return self._known[second_order, checkpoint]
+
+    def _measure(self, example: int, *, second_order: bool, checkpoint: bool) -> float:
+        index = torch.tensor([example], device=self._weights_m.device)
+        weights = self._weights_m.detach().requires_grad_(second_order)
+
+        def one_pass() -> None:
+            grads, _ = self._objective.gradient(
+                self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
+            )
+            # A checkpointed graph unfolds a layer at a time while it is differentiated; the others are at their peak.
+            if second_order and checkpoint and (outputs := [g for g in grads.values() if g.requires_grad]):
+                torch.autograd.grad(outputs, list(self._params.values()), outputs, allow_unused=True)
+
+        return TRANSIENT * peak_saved_bytes(one_pass)
+
+
+def peak_saved_bytes(run: Callable[[], None]) -> float:
+    """Largest number of bytes that autograd graphs made in `run` held at one time, tensors that outlive it left out."""
+    events: list[tuple[int, int]] = []  # +1 or -1, and the storage
+    storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    class Held:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            self.key = reference.cdata
+            storages.setdefault(self.key, (reference, storage.nbytes()))
+            events.append((1, self.key))
+
+        def __del__(self) -> None:
+            events.append((-1, self.key))
+
+    def unpack(held: Any) -> Tensor:
+        return held.tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, unpack):
+        run()
+    own = {key: size for key, (reference, size) in storages.items() if reference.expired()}
+    holders, total, peak = dict.fromkeys(own, 0), 0, 0
+    for sign, key in events:
+        if key not in own:
+            continue
+        before = holders[key]
+        holders[key] = before + sign
+        total += own[key] * ((holders[key] > 0) - (before > 0))
+        peak = max(peak, total)
+    return float(max(peak, 1))
+
+
+def _tape_bytes(params: Params, optimizer: Optimizer, mode: Mode, steps: int) -> float:
+    state = optimizer.init({name: p.detach() for name, p in params.items()})
+    return (steps if mode.last is None else min(mode.last, steps)) * (2 * _bytes(params) + _bytes(state))
+
+
+def _bytes(params: Params) -> float:
+    return float(sum(p.numel() * p.element_size() for p in params.values()))
+
+
+def _chunks(count: int, size: int | None, device: torch.device) -> Chunks:
+    """Micro-batches of at most `size` examples, as equal as can be."""
+    if size is None or size >= count:
+        return (None,)
+    parts = -(-count // size)
+    return torch.tensor_split(torch.arange(count, device=device), parts)

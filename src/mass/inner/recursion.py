@@ -1,0 +1,278 @@
+"""weights, rates, start -> θ_K and its tape; a cotangent of θ_K and the tape -> those of weights, rates and start.
+
+Forward: g_j = ∇_θ Σ_i w_{j,i} ℓ_i(θ_j),  (θ_{j+1}, s_{j+1}) = U(θ_j, clip(g_j), s_j, r_j),  j = 0..K-1.
+Backward, from the last step to the first (docs/engine.md): through U alone, then the second-order pass in direction u.
+
+Legend: K steps, m examples, P parameter tensors.
+
+References: arXiv 2603.03524 (the method); Franceschi et al. 2017, arXiv 1703.01785 (reverse hyper-gradients);
+Pearlmutter 1994 (Hessian-vector products); Shaban et al. 2019, arXiv 1810.10667 (truncation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mass.errors import ConfigError
+from mass.inner.arguments import Mode
+from mass.inner.memory import Schedule
+from mass.inner.objective import Objective, leaves
+from mass.optimizers import Optimizer, State, clip_by_norm, wide
+from mass.types import Params
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an adaptation needs beside tensors."""
+
+    objective: Objective
+    optimizer: Optimizer
+    names: tuple[str, ...]
+    mode: Mode
+    stacked: bool
+    schedule: Schedule
+
+    def update(self, params: Params, grads: Params, state: State, rates_P: Tensor, step: int) -> tuple[Params, State]:
+        if self.optimizer.clip_norm is not None:
+            grads = clip_by_norm(grads, self.optimizer.clip_norm, self.stacked)
+        rates = {name: r.to(p.device) for (name, p), r in zip(params.items(), rates_P.unbind(), strict=True)}
+        return self.optimizer.update(params, grads, state, rates, step)
+
+    def differentiated(self, steps: int) -> range:
+        """The steps that the backward goes through."""
+        return range(max(0, steps - self.mode.last) if self.mode.last is not None else 0, steps)
+
+
+class Step(NamedTuple):
+    """One entry of the tape: where step j started, and the gradient it took."""
+
+    params: Params
+    grads: Params
+    state: State
+
+
+class Graph(NamedTuple):
+    """A gradient with its graph: of the examples of one micro-batch, at the leaves `params` and `weights_m`."""
+
+    params: Params
+    weights_m: Tensor
+    grads: Params
+
+
+@dataclass
+class Tape:
+    """What the forward leaves for the backward."""
+
+    steps: list[Step] = field(default_factory=list[Step])
+    """Adapter-sized, one for each step that is differentiated."""
+    graphs: dict[tuple[int, int], Graph] = field(default_factory=dict[tuple[int, int], Graph])
+    """By step and micro-batch: those that the memory budget let the forward keep."""
+
+
+def run(plan: Plan, weights_Km: Tensor, rates_KP: Tensor, params: Params, tape: Tape | None = None) -> Params:
+    """θ_K; writes the tape when there is one."""
+    if len(weights_Km) == 0:
+        return {name: p.detach().clone() for name, p in params.items()}
+    differentiated = plan.differentiated(len(weights_Km))
+    params = {name: p.detach() for name, p in params.items()}
+    state = plan.optimizer.init(params)
+    for j, weights_m in enumerate(weights_Km.detach()):
+        grads, graphs = _gradient(plan, params, weights_m, _kept(plan, j, len(weights_Km), tape))
+        if tape is not None and j in differentiated:
+            tape.steps.append(Step(params, grads, state))
+            tape.graphs |= {(j, c): graph for c, graph in graphs.items()}
+        params, state = plan.update(params, grads, state, rates_KP[j].detach(), j)
+    return params
+
+
+def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
+    """The micro-batches of step j whose graphs stay: the last of all come first, as they are used and freed first."""
+    if tape is None:
+        return frozenset()
+    chunks = len(plan.schedule.chunks)
+    kept = plan.schedule.kept - chunks * (steps - 1 - j)
+    return frozenset(range(max(0, chunks - kept), chunks)) if j in plan.differentiated(steps) else frozenset()
+
+
+def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Graph]]:
+    """g = ∇_θ Σ_i w_i ℓ_i(θ), a micro-batch at a time, and the graphs of the micro-batches `keep`."""
+    leaf, leaf_weights = leaves(params), weights_m.detach().requires_grad_()
+    schedule, total, graphs = plan.schedule, _Sum(), dict[int, Graph]()
+    for c, index in enumerate(schedule.chunks if keep else schedule.gradient_chunks):
+        if c in keep:
+            part, _ = plan.objective.gradient(
+                leaf, leaf_weights, index, checkpoint=schedule.checkpoint, create_graph=True
+            )
+            graphs[c] = Graph(leaf, leaf_weights, part)
+        else:
+            part, _ = plan.objective.gradient(leaf, weights_m, index, checkpoint=schedule.checkpoint_gradient)
+        total.add(part)
+    return total.like(params), graphs
+
+
+def pull_back(
+    plan: Plan,
+    weights_Km: Tensor,
+    rates_KP: Tensor,
+    tape: Tape,
+    cotangents: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Cotangents of θ_K -> those of (weights, rates, *θ_0) that are needed."""
+    needs_weights, needs_params = needs[0], any(needs[2:])
+    differentiated = plan.differentiated(len(weights_Km))
+    bar_weights, bar_rates = torch.zeros_like(weights_Km), torch.zeros_like(rates_KP)
+    bar_params = dict(zip(plan.names, cotangents, strict=True))
+    bar_state = {name: torch.zeros_like(s) for name, s in tape.steps[-1].state.items()} if tape.steps else {}
+    for j in reversed(differentiated):
+        at = tape.steps[j - differentiated.start]
+        bar_params, u, bar_state, bar_rates[j] = pull_through_update(plan, at, rates_KP[j], j, bar_params, bar_state)
+        # Below the first differentiated step the update counts as θ_{j+1} = θ_j + constant.
+        wants_params = plan.mode.hessian != "dropped" and (j > differentiated.start or needs_params)
+        if wants_params or needs_weights:
+            graphs = {c: tape.graphs.pop((j, c)) for c in range(len(plan.schedule.chunks)) if (j, c) in tape.graphs}
+            products, bar_weights[j] = second_order_pass(
+                plan, at, weights_Km[j], u, graphs, wants_params=wants_params, wants_weights=needs_weights
+            )
+            if wants_params:
+                bar_params = {name: bar + products[name] for name, bar in bar_params.items()}
+    grads = (bar_weights, bar_rates, *(bar_params[name] for name in plan.names))
+    return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
+
+
+def pull_through_update(
+    plan: Plan, at: Step, rates_P: Tensor, step: int, bar_params: Params, bar_state: State
+) -> tuple[Params, Params, State, Tensor]:
+    """Cotangents of (θ_{j+1}, s_{j+1}) -> those of θ_j, g_j (`u`), s_j and the rates, through U alone."""
+    params, grads, state = (leaves(part) for part in at)
+    rates_P = rates_P.detach().requires_grad_()
+    with torch.enable_grad():
+        new_params, new_state = plan.update(params, grads, state, rates_P, step)
+    pairs = [(new_params[k], bar) for k, bar in bar_params.items()] + [(new_state[k], b) for k, b in bar_state.items()]
+    pulled = iter(
+        torch.autograd.grad(
+            [value for value, _ in pairs],
+            [*params.values(), *grads.values(), *state.values(), rates_P],
+            [bar for _, bar in pairs],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    bars = [{name: next(pulled) for name in part} for part in (params, grads, state)]
+    return bars[0], bars[1], bars[2], next(pulled)
+
+
+def second_order_pass(
+    plan: Plan,
+    at: Step,
+    weights_m: Tensor,
+    u: Params,
+    graphs: dict[int, Graph],
+    *,
+    wants_params: bool,
+    wants_weights: bool,
+) -> tuple[Params, Tensor]:
+    """H_j u (empty unless wanted) and J_j u [m] (zeros unless wanted), a micro-batch at a time.
+
+    `graphs` are micro-batches that the forward kept; they are used up. The others are computed again.
+    """
+    if plan.mode.hessian == "difference":
+        return _differences(plan, at, weights_m, u)
+    params, weights_m = leaves(at.params), weights_m.detach().requires_grad_(wants_weights)
+    products, bar_weights, again = _Sum(), torch.zeros_like(weights_m), _Sum()
+    for c, index in enumerate(plan.schedule.chunks):
+        graph = graphs.pop(c, None)
+        if graph is None:
+            grads, _ = plan.objective.gradient(
+                params, weights_m, index, checkpoint=plan.schedule.checkpoint, create_graph=True
+            )
+            graph = Graph(params, weights_m, grads)
+            del grads
+        again.add(graph.grads)
+        chunk_products, chunk_weights = _products(graph, u, wants_params=wants_params, wants_weights=wants_weights)
+        products.add(chunk_products)
+        bar_weights = bar_weights + chunk_weights
+        del graph
+    _check_same_gradient(again.like(at.grads), at.grads)
+    return products.like(at.params) if wants_params else {}, bar_weights
+
+
+def _products(graph: Graph, u: Params, *, wants_params: bool, wants_weights: bool) -> tuple[Params, Tensor]:
+    """H u and J u of one micro-batch: the gradient of ⟨∇_θ Σ_i w_i ℓ_i, u⟩ for θ and for w, frees the graph.
+
+    Without the former autograd walks only the path from the inner gradient to the weights, not the one through the
+    activations.
+    """
+    params = graph.params if wants_params else {}
+    inputs = [*params.values(), *([graph.weights_m] if wants_weights else [])]
+    outputs = {name: g for name, g in graph.grads.items() if g.requires_grad}  # none of losses linear in θ and w
+    found: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
+    if outputs:
+        directions = [u[name] for name in outputs]
+        found = torch.autograd.grad(
+            list(outputs.values()), inputs, directions, allow_unused=True, materialize_grads=True
+        )
+    bar_weights = found[-1] if wants_weights else torch.zeros_like(graph.weights_m)
+    return dict(zip(params, found, strict=False)), bar_weights.detach()
+
+
+def _differences(plan: Plan, at: Step, weights_m: Tensor, u: Params) -> tuple[Params, Tensor]:
+    """H_j u and J_j u by central differences of gradients and losses at θ_j ± ε u; needs no second derivative.
+
+    ‖ε u‖ is ∛(machine epsilon) of ‖θ‖, where rounding and curvature err about alike.
+    """
+    size = norm(u)
+    if not size > 0:
+        return {name: torch.zeros_like(p) for name, p in at.params.items()}, torch.zeros_like(weights_m)
+    epsilon = torch.finfo(_widest(at.params)).eps ** (1 / 3) * max(norm(at.params), 1e-3) / size
+    products, bar_weights = _Sum(), torch.zeros_like(weights_m)
+    for sign in (1.0, -1.0):
+        moved = leaves({name: (p + sign * epsilon * u[name].to(wide(p))).to(p.dtype) for name, p in at.params.items()})
+        for index in plan.schedule.gradient_chunks:
+            grads, values = plan.objective.gradient(
+                moved, weights_m.detach(), index, checkpoint=plan.schedule.checkpoint_gradient
+            )
+            products.add(grads, sign / (2 * epsilon))
+            part = values.to(bar_weights) * (sign / (2 * epsilon))
+            bar_weights = bar_weights + part if index is None else bar_weights.index_add(0, index, part)
+    return products.like(at.params), bar_weights
+
+
+def _widest(params: Params) -> torch.dtype:
+    return max((p.dtype for p in params.values()), key=lambda dtype: -torch.finfo(dtype).eps)
+
+
+class _Sum:
+    """A sum of parameter-like tensors over micro-batches, in float32 or wider."""
+
+    def __init__(self) -> None:
+        self._total: Params = {}
+
+    def add(self, part: Params, factor: float = 1.0) -> None:
+        for name, tensor in part.items():
+            value = tensor.detach().to(wide(tensor))
+            value = value if factor == 1.0 else value * factor
+            self._total[name] = self._total[name] + value if name in self._total else value
+
+    def like(self, params: Params) -> Params:
+        return {name: self._total[name].to(p.dtype) for name, p in params.items()}
+
+
+def _check_same_gradient(again: Params, taken: Params) -> None:
+    """Losses that changed since the forward (dropout, base weights updated in place) would give wrong gradients."""
+    size, error = norm(taken), norm({name: g - taken[name] for name, g in again.items()})
+    if error > 0.05 * size:
+        raise ConfigError(
+            f"losses gave a gradient in backward that is {error / size if size else error:.0%} off the forward's, "
+            "expected the same; turn dropout off, and leave the tensors they capture unchanged until backward"
+        )
+
+
+def norm(params: Params) -> float:
+    squares = [p.to(wide(p)).square().sum() for p in params.values()]
+    return float(torch.stack([square.to(squares[0]) for square in squares]).sum().sqrt())
