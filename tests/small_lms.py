@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, SamplingConfig
@@ -24,19 +27,32 @@ WORDS = ["Problem: Compute 3 + 4 * 12.\nSolution: 4*12=48. 3+48=51. Answer: 51",
 
 _COMMON = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 _GROUPED = {**_COMMON, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 256}
+_ALTERNATING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+_EXPERTS = {"experts_implementation": "eager", "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Llama": {**_GROUPED, "tie_word_embeddings": True},
     "Qwen2": _GROUPED,
+    "Qwen3": _GROUPED,
     "Mistral": {**_GROUPED, "sliding_window": 6},
     "Gemma2": {
         **_GROUPED,
-        "sliding_window": 6,
+        **_ALTERNATING,
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 3.0,
         "query_pre_attn_scalar": 8,
     },
+    "Gemma3": {**_GROUPED, **_ALTERNATING, "query_pre_attn_scalar": 8},
+    "Phi3": {**_GROUPED, "sliding_window": 6},
     "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "Mixtral": {**_GROUPED, "experts_implementation": "eager", "num_local_experts": 3, "num_experts_per_tok": 2},
+    "Qwen2Moe": {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 12},
+    "Qwen3Moe": {**_GROUPED, **_EXPERTS, "mlp_only_layers": [0]},
 }
+"""Two layers each, one of each kind where kinds alternate."""
+MIXTURES = ("Mixtral", "Qwen2Moe", "Qwen3Moe")
+"""Routed experts are fused tensors in transformers 5. Qwen2Moe also has an expert of plain linear layers that every
+token visits; Qwen3Moe a layer without experts."""
+_CLASSES = {"GPT2": ("GPT2Config", "GPT2LMHeadModel"), "Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM")}
 
 
 @functools.cache
@@ -49,7 +65,8 @@ def tokenizer(context: int = 256, chat: bool = False) -> Any:
 def make_model(kind: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> Any:
     """Weights far from zero, so that what is computed depends on all of them."""
     words = tokenizer()
-    config = getattr(transformers, f"{kind}Config")(
+    config_class, model_class = _CLASSES.get(kind, (f"{kind}Config", f"{kind}ForCausalLM"))
+    config = getattr(transformers, config_class)(
         vocab_size=len(words),
         pad_token_id=words.pad_token_id,
         bos_token_id=words.bos_token_id,
@@ -57,8 +74,7 @@ def make_model(kind: str = "Llama", dtype: torch.dtype = torch.float64, seed: in
         **{"initializer_range": 0.3, **ARCHITECTURES[kind], **changes},
     )
     torch.manual_seed(seed)
-    names = {"GPT2": "GPT2LMHeadModel"}
-    model = getattr(transformers, names.get(kind, f"{kind}ForCausalLM"))(config)
+    model = getattr(transformers, model_class)(config)
     return model.to(dtype).eval().requires_grad_(False)
 
 
@@ -77,24 +93,47 @@ def make_lm(
     return LM(model, tokenizer(chat=chat), f"small {kind}", CHAT if chat else PLAIN, lora)
 
 
-class WideNorm(torch.nn.Module):
-    """RMSNorm in the precision of its input; that of transformers goes through float32, also in a float64 model."""
+class _NoFloat32(TorchFunctionMode):
+    """Each conversion to float32 becomes one to float64."""
 
-    def __init__(self, like: Any) -> None:
-        super().__init__()
-        self.weight, self.eps = like.weight, like.variance_epsilon
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wide(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        if func is Tensor.float:
+            func = Tensor.double
+        return func(*map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()})
 
 
 def float64_throughout(lm: LM) -> LM:
-    """A Llama without float32 inside, so that two ways to the same number agree to float64's rounding."""
-    for name, module in list(lm.model.named_modules()):
-        if type(module).__name__ == "LlamaRMSNorm":
-            parent, _, child = name.rpartition(".")
-            setattr(lm.model.get_submodule(parent), child, WideNorm(module))
+    """A float64 model without float32 inside, so that two ways to the same number agree to float64's rounding.
+
+    What transformers computes in float32 there: RMSNorm and the angles of rotary embeddings in every family that has
+    them, the softmax of eager attention in all but GPT2, the router's softmax in mixtures of experts. Each module's
+    forward runs under a mode that widens these conversions, also when a layer is recomputed alone.
+    """
+    assert next(lm.model.parameters()).dtype == torch.float64
+    for module in lm.model.modules():
+        module.forward = _without_float32(module.forward)
     return lm
+
+
+_widened = threading.local()
+
+
+def _without_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_widened, "on", False):
+            return forward(*args, **kwargs)
+        _widened.on = True
+        try:
+            with _NoFloat32():
+                return forward(*args, **kwargs)
+        finally:
+            _widened.on = False
+
+    return run
 
 
 def random_adapter(lm: LM, seed: int = 0, count: int | None = None, scale: float = 0.3) -> Params:
