@@ -104,7 +104,7 @@ class _Vjp(torch.autograd.Function):
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
         grads = _double(ctx.plan, _saved(ctx), ctx.needs, tuple(ctx.needs_input_grad[2:]), bars)
         if torch.is_grad_enabled():
-            grads = _Guard.guard(grads)
+            grads = at_most_twice(grads, "turn layer checkpointing off (checkpoint=False)")
         return (None, None, *grads)
 
 
@@ -173,25 +173,24 @@ def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
         stack.extend(fresh)
 
 
+def at_most_twice(grads: Sequence[Tensor | None], way_out: str) -> tuple[Tensor | None, ...]:
+    """The same tensors, whose own derivative raises ConfigError with `way_out` as its advice."""
+    anchor, kept = torch.zeros((), requires_grad=True), [g for g in grads if g is not None]
+    stream = iter(_apply(_Guard, way_out, anchor, *kept))
+    return tuple(None if g is None else next(stream) for g in grads)
+
+
 class _Guard(torch.autograd.Function):
     """Identity whose backward refuses."""
 
     @staticmethod
-    def guard(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        anchor, kept = torch.zeros((), requires_grad=True), [g for g in grads if g is not None]
-        stream = iter(_apply(_Guard, anchor, *kept))
-        return tuple(None if g is None else next(stream) for g in grads)
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
+    def forward(ctx: Any, way_out: str, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
+        ctx.way_out = way_out
         return tuple(t.clone() for t in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:  # noqa: ARG004  # pyright: ignore
-        raise ConfigError(
-            "a checkpointed layer was differentiated three times, expected at most twice; "
-            "turn layer checkpointing off (checkpoint=False) for a third derivative"
-        )
+    def backward(ctx: Any, *_: Tensor) -> Any:  # pyright: ignore
+        raise ConfigError(f"a layer was differentiated three times, expected at most twice; {ctx.way_out}")
 
 
 class _Autocast:

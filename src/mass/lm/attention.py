@@ -1,0 +1,353 @@
+"""Queries, keys, values -> attention by a fused kernel, twice differentiable, without T x T matrices in the graph.
+
+Fused kernels have a first derivative only. Here output and first derivative come from the fused kernel; the derivative
+of the derivative is a closed form in plain matrix products, a block of heads and query rows at a time.
+
+With P = softmax(S), S = s Q Kᵀ + mask, O = P V, and the cotangent G of O, the first derivative is
+
+    D = G Vᵀ - rowsum(P ∘ G Vᵀ),   dQ = s (P ∘ D) K,   dK = s (P ∘ D)ᵀ Q,   dV = Pᵀ G,
+
+and, with cotangents A, B, C of dQ, dK, dV and M = s (A Kᵀ + Q Bᵀ), the second
+
+    Z = P ∘ (M - rowsum(P ∘ M)),   R = Z ∘ D + P ∘ G Cᵀ,   Y = R - P ∘ rowsum(R),
+    Ḡ = Z V + P C,   V̄ = Zᵀ G,   Q̄ = s (Y K + (P ∘ D) B),   K̄ = s (Yᵀ Q + (P ∘ D)ᵀ A).
+
+Legend: N rows of a batch, H heads of keys and values, g query heads to each of them, T tokens, R query rows of a block,
+d width of a head.
+
+Reference: Dao 2023, arXiv 2307.08691 (the fused kernel and its first derivative).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from mass.errors import ConfigError, ModelError, ShapeError
+from mass.layerwise import at_most_twice
+
+NAME = "mass_exact_sdpa"
+"""How transformers knows `attend`; it stands in a model's configuration in memory, never in a saved one."""
+
+BLOCK = 1 << 22
+"""Largest number of entries of one of the about six T x T blocks that the second derivative holds at a time."""
+
+
+def use_exact_attention(model: Any) -> None:
+    """Make a transformers model with 'sdpa' attention twice differentiable; 'eager' is so already.
+
+    Raises ModelError for any other attention: its second derivative is missing, or silently zero.
+    """
+    name = getattr(model.config.get_text_config(), "_attn_implementation", None)
+    if name in (None, "eager", NAME):
+        return
+    if name != "sdpa":
+        raise ModelError(
+            f"the model was loaded with attn_implementation={name!r}, which has no exact second derivative; expected "
+            "'sdpa' (fused kernels, made exact here) or 'eager'; load it with one of these"
+        )
+    model.set_attn_implementation(NAME)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`exact_attention` as transformers calls it; its own `sdpa`, unchanged, where no gradient is asked for."""
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))):
+        return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
+        )
+    if odd := [name for name in ("softcap", "position_bias", "cache") if options.get(name) is not None]:
+        raise ModelError(
+            f"this model's attention has {odd[0]}, which 'sdpa' does not differentiate; "
+            "load it with attn_implementation='eager'"
+        )
+    length = query.shape[2]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = bool(causal) and length > 1 and attention_mask is None
+    if causal:  # keys beyond the queries are a cache's empty places
+        key, value = key[:, :, :length], value[:, :, :length]
+    grouped = query.shape[1] != key.shape[1]
+    mixed = exact_attention(query, key, value, attention_mask, dropout, causal, scaling, grouped)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    causal: bool
+    scale: float
+
+
+def exact_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` [N, gH, T, d] that can be differentiated twice.
+
+    The graph holds q, k, v, the output and a number per query. A mask that requires grad is left to plain mathematics,
+    with its T x T matrices. Query rows whose keys are all masked give 0 and no gradient.
+
+    Raises:
+        ConfigError: dropout with a gradient (it would differ between passes); or a third derivative.
+        ShapeError: q, k, v that do not go together.
+    """
+    wants_grad = any(t.requires_grad for t in (q, k, v) if torch.is_grad_enabled())
+    if dropout_p > 0 and torch.is_grad_enabled():
+        raise ConfigError(
+            f"attention dropout is {dropout_p}, expected 0 where a gradient is taken; use model.eval() or set it to 0"
+        )
+    mask_wants_grad = attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled()
+    if mask_wants_grad:
+        return plain_attention(q, k, v, attn_mask, is_causal, scale, enable_gqa)
+    if not wants_grad:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    _check_shapes(q, k, v, grouped=enable_gqa)
+    q, k, v = _as_autocast(q, k, v)
+    mask = None if attn_mask is None else additive(attn_mask, q.dtype)
+    settings = _Settings(is_causal, q.shape[-1] ** -0.5 if scale is None else scale)
+    return _apply(_Attention, settings, q, k, v, mask)
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The same by matrix products and a softmax, which autograd differentiates any number of times."""
+    mask = None if mask is None else additive(mask, q.dtype)  # which this kernel does not do itself
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as the number that is added to scores: 0 or -inf. Made once for all layers that share the mask.
+
+    The kernels would otherwise make their own in each layer, and keep it for the backward. Rows are laid out in
+    multiples of 16, as they want them on a GPU.
+    """
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    state = (dtype, None if mask.is_inference() else mask._version)
+    known: tuple[Any, Tensor] | None = getattr(mask, "_additive", None)
+    if known is None or known[0] != state:
+        width = mask.shape[-1]
+        made = torch.zeros((*mask.shape[:-1], -(-width // 16) * 16), dtype=dtype, device=mask.device)[..., :width]
+        known = state, made.masked_fill_(~mask, float("-inf"))
+        mask._additive = known  # pyright: ignore[reportAttributeAccessIssue]
+    return known[1]
+
+
+class _Attention(torch.autograd.Function):
+    """(q, k, v) -> output, by the fused kernel, whose own graph serves the first backward."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: _Settings, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:  # pyright: ignore
+        ctx.settings, ctx.needs = settings, tuple(ctx.needs_input_grad[1:4])
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.graph = _fused(settings, (q, k, v), mask, ctx.needs)
+        return ctx.graph[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        q, k, v, mask = ctx.saved_tensors
+        graph, ctx.graph = ctx.graph, None  # freed with the first backward, as autograd's own are; made anew for others
+        graph = graph or _fused(ctx.settings, (q, k, v), mask, ctx.needs)
+        if torch.is_grad_enabled():  # create_graph=True
+            return (None, *_apply(_Vjp, ctx.settings, graph, q, k, v, mask, cotangent), None)
+        return (None, *_pull(graph, cotangent), None)
+
+
+class _Vjp(torch.autograd.Function):
+    """(q, k, v, cotangent of the output) -> cotangents of q, k, v; None for one that is not needed."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, settings: _Settings, graph: _Graph, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, g: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, mask, g)
+        return _pull(graph, g)
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        q, k, v, mask, g = ctx.saved_tensors
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            grads: tuple[Tensor | None, ...] = _second_derivative(ctx.settings, (q, k, v, g), mask, bars)
+        if torch.is_grad_enabled():
+            grads = at_most_twice(grads, "load the model with attn_implementation='eager'")
+        return (None, None, *grads[:3], None, grads[3])
+
+
+_Graph = tuple[Tensor, tuple[Tensor, ...]]
+"""The output of a fused kernel with its graph, and the leaves q, k, v of that graph."""
+
+
+def _fused(settings: _Settings, qkv: Sequence[Tensor], mask: Tensor | None, needs: Sequence[bool]) -> _Graph:
+    with torch.enable_grad(), torch.autocast(qkv[0].device.type, enabled=False):
+        leaves = tuple(t.detach().requires_grad_(need) for t, need in zip(qkv, needs, strict=True))
+        q, k, v = leaves
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1 and mask is not None and q.device.type != "cpu":  # the fused kernels take one or the other
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        output = F.scaled_dot_product_attention(
+            q, k, v, mask, 0.0, settings.causal, scale=settings.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    return output, leaves
+
+
+def _pull(graph: _Graph, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    output, leaves = graph
+    asked = [leaf for leaf in leaves if leaf.requires_grad]
+    grads = iter(torch.autograd.grad(output, asked, cotangent, retain_graph=True))
+    return tuple(next(grads) if leaf.requires_grad else None for leaf in leaves)
+
+
+def _second_derivative(
+    settings: _Settings, tensors: Sequence[Tensor], mask: Tensor | None, bars: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Cotangents `bars` of (dQ, dK, dV) -> those of (q, k, v, g), in float32 or wider inside."""
+    if all(bar is None for bar in bars):
+        return None, None, None, None
+    q, k, v, g = tensors
+    wide = torch.promote_types(q.dtype, torch.float32)
+    results = tuple(torch.zeros(t.shape, dtype=wide, device=t.device) for t in tensors)
+    batch, heads, length = q.shape[0], k.shape[1], q.shape[2]
+    by_queries = [_grouped(t, heads) for t in (q, g, bars[0], results[0], results[3])]
+    full = None if mask is None else _grouped(mask.expand(batch, q.shape[1], length, k.shape[2]), heads)
+    for at, rows in _blocks(batch, heads, q.shape[1] // heads, length, k.shape[2]):
+        end = min(rows.stop, k.shape[2]) if settings.causal else k.shape[2]
+        q_, g_, a_, q_bar, g_bar = (None if t is None else t[:, at, :, rows] for t in by_queries)
+        k_, v_, b_, c_, k_bar, v_bar = (
+            None if t is None else t[:, at, :end] for t in (k, v, bars[1], bars[2], results[1], results[2])
+        )
+        added = None if full is None else full[:, at, :, rows, :end]
+        if settings.causal:
+            added = _triangle(rows, end, wide, q.device)
+        _block(
+            settings.scale, [_wide(t, wide) for t in (q_, k_, v_, g_, a_, b_, c_)], added, (q_bar, k_bar, v_bar, g_bar)
+        )
+    return tuple(result.to(t.dtype) for result, t in zip(results, tensors, strict=True))
+
+
+def _block(scale: float, tensors: Sequence[Any], added: Tensor | None, results: Sequence[Any]) -> None:
+    """The formulas above for some heads and query rows; adds to `results`, the cotangents of q, k, v and g.
+
+    Queries are [N, h, g, R, d], keys [N, h, T, d]; the groups of queries to a key are rows of one matrix.
+    """
+    shape = tensors[0].shape
+    q, g = tensors[0].flatten(2, 3), tensors[3].flatten(2, 3)
+    a = None if tensors[4] is None else tensors[4].flatten(2, 3)
+    k, v, b, c = (tensors[i] for i in (1, 2, 5, 6))
+    p = _softmax(q @ (scale * k).mT, added, shape)
+    d = g @ v.mT
+    d -= (p * d).sum(-1, keepdim=True)
+    m = torch.zeros_like(p) if a is None else a @ (scale * k).mT
+    if b is not None:
+        m += q @ (scale * b).mT
+    z = m.sub_((p * m).sum(-1, keepdim=True)).mul_(p)
+    r = z * d
+    ds = d.mul_(p)
+    q_bar, k_bar, g_bar = q.new_zeros(()), torch.zeros_like(k), z @ v
+    if b is not None:
+        q_bar = ds @ b
+    if a is not None:
+        k_bar += ds.mT @ a
+    if c is not None:
+        r += (g @ c.mT).mul_(p)
+        g_bar += p @ c
+    y = r.sub_(p.mul_(r.sum(-1, keepdim=True)))
+    results[0].add_((scale * (q_bar + y @ k)).view(shape))
+    results[1].add_(scale * (k_bar + y.mT @ q))
+    results[2].add_(z.mT @ g)
+    results[3].add_(g_bar.view(*shape[:-1], -1))
+
+
+def _softmax(scores: Tensor, added: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Of scores [N, h, gR, T], in place; a row of -inf alone gives zeros."""
+    if added is not None:
+        scores.view(*shape[:-1], -1).add_(added)
+    scores -= scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
+    scores.exp_()
+    scores /= scores.sum(-1, keepdim=True).clamp_min_(1)  # the largest term of a sum is 1
+    return scores
+
+
+def _blocks(batch: int, heads: int, groups: int, length: int, keys: int) -> Iterator[tuple[slice, slice]]:
+    """(heads, query rows) whose scores have at most BLOCK entries; at least one row of one head."""
+    row = batch * groups * keys
+    some_rows = max(1, min(length, BLOCK // row))
+    some_heads = max(1, BLOCK // (row * length))
+    for head in range(0, heads, some_heads):
+        for start in range(0, length, some_rows):
+            yield slice(head, head + some_heads), slice(start, min(start + some_rows, length))
+
+
+def _grouped(tensor: Tensor | None, heads: int) -> Any:
+    """[N, gH, ..] -> [N, H, g, ..], a view."""
+    return None if tensor is None else tensor.unflatten(1, (heads, -1))
+
+
+def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _triangle(rows: slice, end: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Scores of causal attention for a block of rows: -inf where the key comes after the query."""
+    later = torch.arange(end, device=device) > torch.arange(rows.start, rows.stop, device=device).unsqueeze(-1)
+    return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill_(later, float("-inf"))
+
+
+def _as_autocast(*tensors: Tensor) -> Iterator[Tensor]:
+    """What autocast does to the arguments of the fused kernel, which here runs out of its sight."""
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return (t if dtype is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, *, grouped: bool) -> None:
+    fits = q.dim() == k.dim() == v.dim() == 4 and q.shape[0] == k.shape[0] and q.shape[-1] == k.shape[-1]
+    fits = fits and k.shape[:3] == v.shape[:3]
+    fits = fits and (q.shape[1] % k.shape[1] == 0 if grouped else q.shape[1] == k.shape[1])
+    if not fits:
+        raise ShapeError(
+            f"attention of q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; expected [N, heads, T, d], with "
+            "as many heads of keys and values, or with enable_gqa a divisor of them"
+        )
+
+
+def _apply(function: Any, *inputs: Any) -> Any:
+    return function.apply(*inputs)  # `apply` is untyped
