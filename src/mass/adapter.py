@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,10 +47,16 @@ class Site:
 
 
 @dataclass(frozen=True)
-class _Active:
+class InUse:
+    """An adapter while it is in use."""
+
     params: Params
     scaling: float
     rows: Tensor | None
+
+    def map(self, change: Callable[[Any], Any]) -> InUse:
+        """The same with each parameter exchanged."""
+        return InUse({name: change(tensor) for name, tensor in self.params.items()}, self.scaling, self.rows)
 
 
 class LoraSites:
@@ -63,7 +69,7 @@ class LoraSites:
     def __init__(self, model: nn.Module, config: LoraConfig) -> None:
         self.config = config
         self.sites = find_sites(model, config.targets)
-        self._active: ContextVar[_Active | None] = ContextVar("adapter_in_use", default=None)
+        self._active: ContextVar[InUse | None] = ContextVar("adapter_in_use", default=None)
         for site in self.sites:
             model.get_submodule(site.name).register_forward_hook(self._hook(site.name))
 
@@ -97,7 +103,26 @@ class LoraSites:
         """
         if params is not None:
             self.check(params)
-        active = None if params is None else _Active(params, self.config.alpha / self.config.rank, rows)
+        with self.resume(None if params is None else InUse(params, self.config.alpha / self.config.rank, rows)):
+            yield
+
+    def under(self, path: str) -> Callable[[], InUse | None]:
+        """A function that tells what is in use at the sites under the module `path`; None: the plain base.
+
+        Who recomputes that module later, perhaps in another thread, enters it again with `resume`.
+        """
+        sites = (site.name for site in self.sites if f"{site.name}.".startswith(f"{path}."))
+        names = [f"{name}.{half}" for name in sites for half in ("lora_A", "lora_B")]
+
+        def in_use() -> InUse | None:
+            active = self._active.get()
+            return active and InUse({name: active.params[name] for name in names}, active.scaling, active.rows)
+
+        return in_use
+
+    @contextmanager
+    def resume(self, active: InUse | None) -> Generator[None, None, None]:
+        """Within the block, what a function of `under` once gave is in use, whatever was before."""
         token = self._active.set(active)
         try:
             yield

@@ -230,9 +230,10 @@ def _fused(settings: _Settings, qkv: Sequence[Tensor], mask: Tensor | None, need
 
 
 def _pull(graph: _Graph, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    """The first derivative; what the graph holds is freed."""
     output, leaves = graph
     asked = [leaf for leaf in leaves if leaf.requires_grad]
-    grads = iter(torch.autograd.grad(output, asked, cotangent, retain_graph=True))
+    grads = iter(torch.autograd.grad(output, asked, cotangent))
     return tuple(next(grads) if leaf.requires_grad else None for leaf in leaves)
 
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mass.adapter import LoraSites
 from mass.config import SamplingConfig
 from mass.errors import DataError
+from mass.lm.attention import use_exact_attention
+from mass.lm.layers import checkpoint_layers
 from mass.lm.sampling import StopStrings, sample_rows
 from mass.prompts import Prompts
 from mass.types import Batch, Params, Sample
@@ -27,11 +27,17 @@ Row = tuple[list[int], list[int]]
 
 
 class LM:
-    """A frozen causal language model. Nothing here changes its weights."""
+    """A frozen causal language model. Nothing here changes its weights.
+
+    Its attention becomes twice differentiable (`mass.lm.attention`), and its layers honour
+    `mass.layerwise.checkpointing`. Raises ModelError for an attention that has no exact second derivative.
+    """
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str, prompts: Prompts, adapters: LoraSites, decode_rows: int = 128
     ) -> None:
+        use_exact_attention(model)
+        checkpoint_layers(model, adapters)
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -140,7 +146,7 @@ class LM:
         length = batch.input_ids.shape[1]
         if self.keeps_logits:
             kwargs["logits_to_keep"] = length - first + 1
-        with self.adapters.use(adapter, rows), _attention():
+        with self.adapters.use(adapter, rows):
             logits = self.model(**kwargs, use_cache=False).logits
         mask = batch.target_mask[:, first:]
         logprobs = _logprobs(logits[:, -(length - first + 1) : -1][mask], batch.input_ids[:, first:][mask])
@@ -153,9 +159,10 @@ class LM:
 
     def hidden_states(self, batch: Batch, adapter: Params | None = None) -> Float[Tensor, "N L d"]:
         """Last hidden states."""
-        with self.adapters.use(adapter), _attention():
+        with self.adapters.use(adapter):
             decoder = self.model.base_model
-            return decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            states = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            return states.last_hidden_state
 
     # --- sampling
 
@@ -174,11 +181,6 @@ class LM:
         keeps the log-probability of each token, at the cost of a softmax over the vocabulary for each.
         """
         return sample_rows(self, prompts, config, seeds, adapter, self._stop, with_logprobs=with_logprobs)
-
-
-def _attention() -> AbstractContextManager[Any]:
-    """Attention in its plain form, the only one with a second derivative, where there may be one; else the fastest."""
-    return sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext()
 
 
 def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
