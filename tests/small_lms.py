@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, SamplingConfig
+from mass.doctor.wide import widen
 from mass.lm import LM
 from mass.pretrain import train_tokenizer
 from mass.prompts import CHAT, PLAIN
@@ -93,47 +91,15 @@ def make_lm(
     return LM(model, tokenizer(chat=chat), f"small {kind}", CHAT if chat else PLAIN, lora)
 
 
-class _NoFloat32(TorchFunctionMode):
-    """Each conversion to float32 becomes one to float64."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def wide(value: Any) -> Any:
-            return torch.float64 if value is torch.float32 else value
-
-        if func is Tensor.float:
-            func = Tensor.double
-        return func(*map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()})
-
-
 def float64_throughout(lm: LM) -> LM:
     """A float64 model without float32 inside, so that two ways to the same number agree to float64's rounding.
 
     What transformers computes in float32 there: RMSNorm and the angles of rotary embeddings in every family that has
-    them, the softmax of eager attention in all but GPT2, the router's softmax in mixtures of experts. Each module's
-    forward runs under a mode that widens these conversions, also when a layer is recomputed alone.
+    them, the softmax of eager attention in all but GPT2, the router's softmax in mixtures of experts.
     """
     assert next(lm.model.parameters()).dtype == torch.float64
-    for module in lm.model.modules():
-        module.forward = _without_float32(module.forward)
+    widen(lm.model)
     return lm
-
-
-_widened = threading.local()
-
-
-def _without_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_widened, "on", False):
-            return forward(*args, **kwargs)
-        _widened.on = True
-        try:
-            with _NoFloat32():
-                return forward(*args, **kwargs)
-        finally:
-            _widened.on = False
-
-    return run
 
 
 def random_adapter(lm: LM, seed: int = 0, count: int | None = None, scale: float = 0.3) -> Params:

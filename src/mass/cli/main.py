@@ -16,6 +16,7 @@ VERBS = {
     "solve": "practise on a problem, then answer it",
     "train": "meta-train a checkpoint: how to practise, how to weigh practice",
     "eval": "compare methods on a task set",
+    "doctor": "measure whether meta-gradients are exact on a model of yours",
     "pretrain": "make the tiny base model from minimath",
     "report": "write the HTML page of a run or comparison folder anew",
     "demo": "watch the shipped model practise, then compare it with its baselines",
