@@ -103,7 +103,7 @@ def adapt_stack(
             practice.pick(weights),
             optimizer=optimizer,
             steps=config.inner.steps,
-            micro_batch=config.inner.micro_batch,
+            micro_batch=practice.rows_per_pass(config.inner.micro_batch),
         )
         norms = _update_norms(stack, start)
         fallbacks = [
@@ -112,7 +112,7 @@ def adapt_stack(
         keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
         stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
     with clock.stage("practice losses"):
-        size = config.inner.micro_batch
+        size = practice.rows_per_pass(config.inner.micro_batch)
         before, after = practice.measured(start, size), practice.measured(stack, size)
     groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
     return Adapted(stack, groups, tuple(fallbacks), tuple(norms))

@@ -145,7 +145,8 @@ class InnerConfig:
     steps: int = 1
     """K."""
     micro_batch: int | None = None
-    """Examples per pass of the inner loss; None: all at once. Results are the same; smaller needs less memory."""
+    """Rows (examples of all problems adapted side by side) per pass of the inner loss. None: chosen by their length and
+    the kind of device, see mass.practice. Results are the same but for rounding; smaller needs less memory."""
     max_update_norm: float = 10.0
     """An adapted adapter whose change has a larger norm than this multiple of the starting adapter's is discarded."""
 

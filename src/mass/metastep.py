@@ -142,7 +142,7 @@ def _through_the_inner_loop(
             lambda rates: optimizer_of(config.adapt.inner, rates),
             config.adapt.inner.steps,
             lambda adapted: _outer_parts(stack, adapted, clock, measured),
-            config.adapt.inner.micro_batch,
+            practice.rows_per_pass(config.adapt.inner.micro_batch),
         )
     weights = scoring.normalise(scores, valid, kind)
     count = valid.sum(1).clamp_min(1)

@@ -20,6 +20,23 @@ if TYPE_CHECKING:
     from mass.lm import LM
 
 
+TOKENS_PER_PASS = {"cpu": 2048}
+"""Tokens of one pass of the inner loop, by kind of device; those not named pass everything at once."""
+
+
+def rows_per_pass(device_type: str, tokens_per_row: int) -> int | None:
+    """How many rows of a stack pass at once where the user names no number; None: all of them.
+
+    A CPU is bound by the overhead of each operation while a pass holds few tokens and by arithmetic from about a
+    thousand on, where more rows only cost memory: about 2048 tokens is at the flat bottom for rows of any length
+    (benchmarks/stack.py). A GPU is still bound by overhead there, so it takes all; `memory_gb` says what fits.
+    The same rows give the same number on any machine of the kind, never one found by timing: a resumed run repeats
+    itself bit for bit.
+    """
+    tokens = TOKENS_PER_PASS.get(device_type)
+    return None if tokens is None else max(1, tokens // max(1, tokens_per_row))
+
+
 @dataclass(frozen=True)
 class Practice:
     """The valid examples of a stack of B tasks as one batch of N rows."""
@@ -33,6 +50,12 @@ class Practice:
 
     def __len__(self) -> int:
         return len(self.owners)
+
+    def rows_per_pass(self, micro_batch: int | None) -> int | None:
+        """`micro_batch` where it is a number, else what `rows_per_pass` says of rows as long as the longest."""
+        if micro_batch is not None:
+            return micro_batch
+        return rows_per_pass(self.lm.device.type, self.batch.input_ids.shape[1])
 
     def losses(self, params: Params, index: Tensor | None = None) -> Float[Tensor, " n"]:
         """Per-example losses under a stack of B adapters: `losses` of `mass.inner.adapt`."""

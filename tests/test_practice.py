@@ -1,0 +1,41 @@
+"""How many rows pass at once, and that the number changes nothing but rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mass.practice import TOKENS_PER_PASS, practice_of, rows_per_pass
+from mass.types import Example
+from small_lms import float64_throughout, make_lm, random_adapter
+
+
+def test_a_cpu_takes_about_as_many_tokens_at_any_length() -> None:
+    most = TOKENS_PER_PASS["cpu"]
+    for tokens in (1, 7, 64, 500, most):
+        rows = rows_per_pass("cpu", tokens)
+        assert rows is not None
+        assert rows * tokens <= most < (rows + 1) * tokens
+
+
+@pytest.mark.parametrize("tokens", [TOKENS_PER_PASS["cpu"] + 1, 10**9])
+def test_a_long_row_passes_alone(tokens: int) -> None:
+    assert rows_per_pass("cpu", tokens) == 1
+
+
+def test_a_gpu_takes_all() -> None:
+    assert rows_per_pass("cuda", 10_000) is None
+
+
+def test_a_number_of_the_user_is_kept_and_none_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = float64_throughout(make_lm())
+    groups = [tuple(Example(f"{a} + {b}", f"{a}+{b}={a + b}") for a in range(3)) for b in range(2)]
+    practice = practice_of(lm, groups)
+    assert practice is not None
+    assert practice.rows_per_pass(5) == 5
+    length = practice.batch.input_ids.shape[1]
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 2 * length + 1)
+    chosen = practice.rows_per_pass(None)
+    assert chosen == 2
+    stack = random_adapter(lm, count=2)
+    torch.testing.assert_close(practice.measured(stack, chosen), practice.measured(stack), rtol=1e-12, atol=0)
