@@ -65,11 +65,10 @@ def make_model(kind: str = "Llama", dtype: torch.dtype = torch.float64, seed: in
     words = tokenizer()
     config_class, model_class = _CLASSES.get(kind, (f"{kind}Config", f"{kind}ForCausalLM"))
     config = getattr(transformers, config_class)(
-        vocab_size=len(words),
         pad_token_id=words.pad_token_id,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
-        **{"initializer_range": 0.3, **ARCHITECTURES[kind], **changes},
+        **{"vocab_size": len(words), "initializer_range": 0.3, **ARCHITECTURES[kind], **changes},
     )
     torch.manual_seed(seed)
     model = getattr(transformers, model_class)(config)

@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     report = _examine(given, attentions)
     if given.json:
-        print(json.dumps(report.to_dict(), allow_nan=True), flush=True)
+        from mass.runlog import json_values
+
+        print(json.dumps(json_values(report.to_dict()), allow_nan=False), flush=True)
     else:
         _print(report)
     return 0 if report.usable else NOTHING_SAFE

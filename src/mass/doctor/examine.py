@@ -18,9 +18,12 @@ from mass.doctor.loading import Base, load
 from mass.doctor.problem import Point, Problem, make_point, make_problem, relative_error
 from mass.doctor.report import CHECKPOINTING, MICRO_BATCHES, Check, Report
 from mass.doctor.wide import widen
+from mass.errors import ModelError
 from mass.lm import LM
 from mass.prompts import PLAIN
 
+EXACT_ATTENTIONS = ("eager", "sdpa")
+"""Those that `mass.lm` differentiates twice."""
 EXACT, SAME = 1e-6, 1e-9
 """Bounds: against central differences; between two ways to the same number in float64."""
 OTHER_ATTENTION = "try another --attention; where the model has kernels of its own, replace them by plain PyTorch"
@@ -94,6 +97,8 @@ def examine_attention(
 
 def _language_model(base: Base, attention: str, dtype: torch.dtype) -> LM:
     """A copy of the model. In float64 its experts are plain: grouped kernels have no float64."""
+    if attention not in EXACT_ATTENTIONS:  # before transformers looks for its kernels on the hub
+        raise ModelError(f"attention {attention!r} has no exact second derivative; expected eager or sdpa")
     model = copy.deepcopy(base.model).to(dtype)
     model.set_attn_implementation(attention)
     if dtype == torch.float64 and getattr(model.config, "_experts_implementation", None) not in (None, "eager"):
@@ -181,7 +186,7 @@ def _economies(rows: _Rows, problem: Problem, at: Point, exact: Point) -> Genera
         )
     else:
         yield rows.error(
-            CHECKPOINTING, SAME, f"none; its graph has {sizes[1] / sizes[0]:.2f} of the size",
+            CHECKPOINTING, SAME, f"none; its graph is {sizes[1] / sizes[0]:.2f} as large",
             "leave checkpoint unset", lambda: _difference(problem.meta_gradients(at, checkpoint=True), exact),
             needed=False,
         )  # fmt: skip
