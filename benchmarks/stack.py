@@ -258,7 +258,7 @@ def table(points: Sequence[dict[str, Any]]) -> str:
     """One line for each point: the loop, the whole stack, the fastest number of rows."""
     lines = [
         "| model | B | m | L | K | loop, ms per task | all rows at once / loop "
-        "| fastest: rows (tokens) | / loop | error |",
+        "| fastest: rows (tokens) | / loop | error, worst tensor |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for p in points:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from mass.practice import TOKENS_PER_PASS, practice_of, rows_per_pass
-from mass.types import Example
+from mass import synthesis
+from mass.adapt import Clock, adapt_stack
+from mass.checkpoint import init_state
+from mass.config import PracticeConfig, RunConfig, SynthesisConfig, TrainConfig, at_test
+from mass.metastep import Stack, mass_gradients
+from mass.practice import TOKENS_PER_PASS, Practice, practice_of, rows_per_pass
+from mass.types import Example, Params, Task
 from small_lms import float64_throughout, make_lm, random_adapter
 
 
@@ -39,3 +45,28 @@ def test_a_number_of_the_user_is_kept_and_none_is_chosen(monkeypatch: pytest.Mon
     assert chosen == 2
     stack = random_adapter(lm, count=2)
     torch.testing.assert_close(practice.measured(stack, chosen), practice.measured(stack), rtol=1e-12, atol=0)
+
+
+def test_the_inner_loop_at_test_and_in_training_passes_the_chosen_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lm(dtype=torch.float32)
+    tasks = [Task(f"Compute {a}.", "1. Answer: 1", "1") for a in range(2)]
+    groups = [tuple(Example("1 + 1", f"{a}", "x", (5, 6)) for a in range(3)) for _ in tasks]
+    config = RunConfig(adapt=PracticeConfig(SynthesisConfig(examples=3)), train=TrainConfig(method="mass-gold"))
+    state = init_state(lm, at_test(config), 0)
+    passed: list[int | None] = []
+    losses = Practice.losses
+
+    def watched(self: Practice, params: Params, index: Tensor | None = None) -> Tensor:
+        passed.append(None if index is None else len(index))
+        return losses(self, params, index)
+
+    monkeypatch.setattr(Practice, "losses", watched)
+    monkeypatch.setattr(synthesis, "synthesise", lambda *_: groups)
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 1)
+    adapt_stack(lm, state, [task.problem for task in tasks], groups, at_test(config), Clock())
+    assert passed
+    assert set(passed) == {1}
+    passed.clear()
+    mass_gradients(Stack(lm, state, config, tasks, [0, 1]))
+    assert passed
+    assert set(passed) == {1}
