@@ -17,6 +17,12 @@ from mass.lm.attention import exact_attention, plain_attention
 N, H, T, D = 2, 4, 7, 3
 
 
+@pytest.fixture(autouse=True)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the short sequences here."""
+    monkeypatch.setattr(attention, "FUSED_FROM", {})
+
+
 def doubles(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
@@ -174,6 +180,14 @@ def test_no_matrix_of_tokens_by_tokens_is_kept_or_saved() -> None:
         torch.autograd.grad(sum(g.square().sum() for g in first), (q, k, v))
     wide = [n for n in sizes.values() if n >= length * length]
     assert len(wide) == 1, "the mask itself, once for both calls"
+
+
+def test_short_sequences_are_left_to_plain_mathematics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "FUSED_FROM", {"cpu": T + 1})
+    ours = exact_attention(*qkv(2), CASES["boolean mask"]["attn_mask"], enable_gqa=True)
+    assert torch.equal(ours, plain_attention(*qkv(2), CASES["boolean mask"]["attn_mask"], enable_gqa=True))
+    monkeypatch.setattr(attention, "FUSED_FROM", {"cpu": T})
+    assert "_Attention" in type(exact_attention(*qkv()).grad_fn).__name__
 
 
 # ------------------------------------------------------------------------------- what cannot be done

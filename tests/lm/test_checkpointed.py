@@ -18,7 +18,7 @@ from mass.config import LoraConfig
 from mass.errors import ConfigError, ModelError
 from mass.inner import SGD, adapt
 from mass.layerwise import checkpointing
-from mass.lm import LM, layers
+from mass.lm import LM, attention, layers
 from mass.lm.attention import NAME
 from mass.lm.layers import checkpoint_layers
 from mass.types import Batch, Params
@@ -27,14 +27,20 @@ from small_lms import ARCHITECTURES, float64_throughout, make_lm, make_model, pr
 ROWS = [("Compute 3 + 4.", "3+4=7."), ("x", "5"), ("A longer problem of 12 words", "Answer: 12 34")]
 
 
+@pytest.fixture(autouse=True)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the short sequences here."""
+    monkeypatch.setattr(attention, "FUSED_FROM", {})
+
+
 def batch_of(lm: LM) -> Batch:
     return lm.batch([lm.example_row(*pair) for pair in ROWS])
 
 
-def lm_of(kind: str, attention: str = "sdpa", **changes: Any) -> LM:
+def lm_of(kind: str, kernel: str = "sdpa", **changes: Any) -> LM:
     if kind == "Gemma2":  # its scores are capped, which fused kernels do not do
-        attention = "eager"
-    return float64_throughout(make_lm(kind, attn_implementation=attention, **changes))
+        kernel = "eager"
+    return float64_throughout(make_lm(kind, attn_implementation=kernel, **changes))
 
 
 def meta_gradient(lm: LM, *, checkpointed: bool) -> list[Tensor]:
@@ -64,8 +70,8 @@ def assert_equal(ours: list[Tensor], plain: list[Tensor], error: float = 1e-9) -
 def test_meta_gradients_are_those_of_the_plain_model(kind: str) -> None:
     plain = meta_gradient(lm_of(kind, "eager"), checkpointed=False)
     assert any(bool(g.any()) for g in plain[2:])
-    for attention, checkpointed in product(("sdpa", "eager"), (False, True)):
-        assert_equal(meta_gradient(lm_of(kind, attention), checkpointed=checkpointed), plain)
+    for kernel, checkpointed in product(("sdpa", "eager"), (False, True)):
+        assert_equal(meta_gradient(lm_of(kind, kernel), checkpointed=checkpointed), plain)
 
 
 def test_every_layer_of_every_family_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +88,9 @@ def test_every_layer_of_every_family_is_checkpointed(monkeypatch: pytest.MonkeyP
         calls.clear()
 
 
-def functional_gradient(kind: str, attention: str, *, wrapped: bool) -> list[Tensor]:
+def functional_gradient(kind: str, kernel: str, *, wrapped: bool) -> list[Tensor]:
     """All weights of a model are learned in the inner loop, through `functional_call`; no LoRA of ours."""
-    attention = "eager" if kind == "Gemma2" else attention
-    lm = float64_throughout(make_lm(kind, attn_implementation=attention, initializer_range=0.1))
+    lm = float64_throughout(make_lm(kind, attn_implementation=kernel, initializer_range=0.1))
     model, batch = lm.model, batch_of(lm)
     start = {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.is_floating_point()}
     weights = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
