@@ -166,6 +166,7 @@ def test_an_attention_whose_backward_is_one_percent_off(llama: Path, monkeypatch
     report = examined(llama, "eager", "sdpa")
     found = failed(report)
     assert ("eager", "first derivative") in found
+    assert '"attn_implementation"' not in report.verdict, "sdpa is what transformers chooses"
     assert ("sdpa", "same as others") in found, "they differ, whichever is wrong"
     assert {attention for attention, name in found if name != "same as others"} == {"eager"}
     assert report.safe == ("sdpa",)

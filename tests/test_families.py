@@ -60,11 +60,10 @@ def practice_losses(lm: LM) -> Callable[[Params, Tensor | None], Tensor]:
     return lambda params, index=None: lm.losses(batch if index is None else batch.select(index), params)
 
 
-def ours(lm: LM, name: str, steps: int, micro_batch: int | None) -> Adapt:
+def ours(lm: LM, name: str, steps: int, micro_batch: int | None, *, checkpoint: bool = False) -> Adapt:
     make = SGD if name == "sgd" else functools.partial(AdamW, **ADAMW)
-    return lambda params, weights, rates: adapt(
-        practice_losses(lm), params, weights, make(lr=rates), steps, micro_batch
-    )
+    options = {"micro_batch": micro_batch, "checkpoint": checkpoint}
+    return lambda params, weights, rates: adapt(practice_losses(lm), params, weights, make(lr=rates), steps, **options)
 
 
 def reference(lm: LM, name: str, steps: int) -> Adapt:
@@ -102,6 +101,13 @@ def test_equals_the_plain_unroll_one_example_at_a_time(kind: str, attention: str
     lm = family(kind, attention)
     expected = meta_gradients(lm, reference(lm, name, 2), RATES[name])
     assert worst_error(meta_gradients(lm, ours(lm, name, 2, micro_batch=1), RATES[name]), expected) < BOUND
+
+
+@pytest.mark.parametrize(("kind", "attention"), FAMILIES)
+def test_equals_the_plain_unroll_with_layers_checkpointed(kind: str, attention: str) -> None:
+    lm = family(kind, attention)
+    expected = meta_gradients(lm, reference(lm, "sgd", 2), RATES["sgd"])
+    assert worst_error(meta_gradients(lm, ours(lm, "sgd", 2, 2, checkpoint=True), RATES["sgd"]), expected) < BOUND
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

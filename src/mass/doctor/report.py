@@ -85,7 +85,7 @@ class Report:
         options = [_option(self.checks, self.safe[0], *each) for each in _OPTIONS]
         good = [f"attention {' or '.join(self.safe)}", *(name for name, ok, _ in options if ok)]
         settings = [f"--dtype {self.loaded.dtype}", *(flag for _, ok, flag in options if ok and flag)]
-        loading = "" if "sdpa" in self.safe else f" and attn_implementation={self.safe[0]!r} in config.json"
+        loading = "" if "sdpa" in self.safe else f' and "attn_implementation": "{self.safe[0]}" in config.json'
         return f"Safe in {self.loaded.dtype}: {', '.join(good)}. Pass {' '.join(settings)}{loading}."
 
     @property
