@@ -313,7 +313,7 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(*zip(*routes, strict=True), color=colour, alpha=0.55, linewidth=1, marker=".", markersize=4)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel="tokens in a pass", title=model)
-        axis.set_yticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
+        axis.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("time of a meta-gradient, relative to the loop over tasks")
