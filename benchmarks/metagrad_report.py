@@ -91,7 +91,7 @@ def _row(point: Mapping[str, Any], group: Mapping[str, Mapping[str, Any]]) -> Ro
     if point["status"] != "measured":
         return Row(point["route"], point["setting"], point["status"], point["reason"])
     base, times = group.get(BASELINE, {}), tuple(point["seconds"])
-    ratios = [a / b for a, b in zip(times, base.get("seconds", ()), strict=False)]
+    ratios = [a / b for a, b in zip(times, point["baseline_seconds"], strict=False)]
     live, unroll_live = point.get("live_bytes"), base.get("live_bytes")
     forward = point.get("forward_flops")
     resident = point.get("resident_bytes")
@@ -153,9 +153,16 @@ def cells(row: Row) -> list[str]:
         _number(row.time_ratio, ".2f"),
         f"{row.time_range[0]:.2f}-{row.time_range[1]:.2f}" if row.time_range else "-",
         _number(row.forwards, ".1f"),
-        _number(row.error_w, ".0e"),
+        _error(row),
         _number(row.error_theta, ".0e"),
     ]
+
+
+def _error(row: Row) -> str:
+    """With the cosine where the gradient is another one: its direction may be right and its length not."""
+    if row.error_w is None or row.error_w < 0.01 or row.cosine_w is None:
+        return _number(row.error_w, ".0e")
+    return f"{row.error_w:.2f} (cos {row.cosine_w:.2f})"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,8 +1,9 @@
 """Entries of a plan -> points in a run folder, each measured in a process of its own.
 
 The processes of one setting live side by side and idle; a round asks each in turn for one repeat, so that whatever
-disturbs the machine disturbs all routes alike, and ratios within a round are fair. A point is a JSON file, written
-beside and renamed once the setting is through; what is there already is not measured again.
+disturbs the machine disturbs all routes alike, and ratios within a round are fair. Where they are too many, or need too
+much memory together, they go in groups, the plain unroll in each. A point is a JSON file, written beside and renamed
+once its group is through; what is there already is not measured again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ SCRIPT = Path(__file__).with_name("metagrad.py")
 GIB = 2**30
 IDLE_BYTES = 0.4 * GIB
 """What a process holds beside its tensors: libraries and the model."""
+GROUP = 7
+"""Processes side by side, beside that of the unroll: so many points are lost when a run is broken off."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +120,47 @@ def run(entries: Sequence[Entry], options: Options) -> None:
 
 
 def _measure(entry: Entry, options: Options) -> None:
-    setting, results = entry.setting, dict[str, dict[str, Any]]()
+    """What is missing of an entry, a few routes at a time, the plain unroll with each of them."""
+    setting = entry.setting
     reference, unroll_bytes = _reference(setting, options)
-    expected = {name: estimated_bytes(ROUTES[name], setting.steps, unroll_bytes) for name in entry.routes}
-    together = sum(expected.values()) + IDLE_BYTES * len(entry.routes)
-    crowded = setting.device == "cpu" and together > 0.8 * available_bytes()
-    budget = estimated_bytes(ROUTES[BASELINE], setting.steps, unroll_bytes)
+    missing = [name for name in entry.routes if not _point_file(options, setting, name).exists()]
+    expected = {name: estimated_bytes(ROUTES[name], setting.steps, unroll_bytes) for name in {BASELINE, *missing}}
+    for name in [name for name in missing if expected[name] > options.max_bytes]:
+        reason = f"needs about {expected[name] / GIB:.1f} GiB, the limit is {options.max_bytes / GIB:.1f}"
+        _write(options, setting, name, {"status": "skipped", "reason": reason})
+        missing.remove(name)
+    for names in _groups(missing, expected):
+        together = sum(expected[name] + IDLE_BYTES for name in names)
+        crowded = setting.device == "cpu" and together > 0.8 * available_bytes()
+        with_baseline = [*([BASELINE] if expected[BASELINE] <= options.max_bytes else []), *names]
+        workers = _side_by_side(with_baseline, setting, options, reference, expected[BASELINE], crowded)
+        same_rounds = next((worker.seconds for worker in workers if worker.route == BASELINE), [])
+        for worker in workers:
+            if not _point_file(options, setting, worker.route).exists():
+                _write(options, setting, worker.route, {**worker.result, "baseline_seconds": same_rounds})
+
+
+def _groups(names: Sequence[str], expected: Mapping[str, float]) -> list[list[str]]:
+    """Routes whose processes fit the machine together, beside that of the baseline. The baseline comes first."""
+    room = 0.6 * available_bytes() - expected[BASELINE]
+    groups: list[list[str]] = [[]]
+    for name in names:
+        if name == BASELINE:
+            continue
+        taken = sum(expected[other] + IDLE_BYTES for other in groups[-1])
+        if groups[-1] and (len(groups[-1]) == GROUP or taken + expected[name] + IDLE_BYTES > room):
+            groups.append([])
+        groups[-1].append(name)
+    return groups if groups[0] or BASELINE in names else []
+
+
+def _side_by_side(
+    names: Sequence[str], setting: Setting, options: Options, reference: Path, budget: float, crowded: bool
+) -> list[Worker]:
+    """A process for each route, and their repeats in turn. The unroll's measured memory is the others' budget."""
     workers: list[Worker] = []
     try:
-        for name in entry.routes:
-            if expected[name] > options.max_bytes:
-                reason = f"needs about {expected[name] / GIB:.1f} GiB, the limit is {options.max_bytes / GIB:.1f}"
-                results[name] = {"status": "skipped", "reason": reason}
-                continue
+        for name in names:
             worker = Worker(options, setting, name, reference, budget)
             workers.append(worker)
             if name == BASELINE and "live_bytes" in worker.found:
@@ -144,10 +175,7 @@ def _measure(entry: Entry, options: Options) -> None:
     finally:
         for worker in workers:
             worker.close()
-    results |= {worker.route: worker.result for worker in workers}
-    for name, result in results.items():
-        about = {"route": name, "setting": setting.to_json(), "key": setting.key, "commit": commit()}
-        _write(_point_file(options, setting, name), {**about, "threads": options.threads, **result})
+    return workers
 
 
 def _said(worker: Worker) -> str:
@@ -206,9 +234,11 @@ def _complete(options: Options, entry: Entry) -> bool:
     return all(_point_file(options, entry.setting, name).exists() for name in entry.routes)
 
 
-def _write(file: Path, value: Mapping[str, Any]) -> None:
+def _write(options: Options, setting: Setting, name: str, found: Mapping[str, Any]) -> None:
+    about = {"route": name, "setting": setting.to_json(), "key": setting.key, "commit": commit()}
+    file = _point_file(options, setting, name)
     file.parent.mkdir(exist_ok=True)
-    replace_text(file, json.dumps(value, indent=1) + "\n")
+    replace_text(file, json.dumps({**about, "threads": options.threads, **found}, indent=1) + "\n")
 
 
 def points(folder: Path) -> Iterator[dict[str, Any]]:
