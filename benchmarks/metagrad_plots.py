@@ -12,15 +12,19 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from metagrad_plan import EVERY, LONG
+from metagrad_routes import BASELINE
 
 if TYPE_CHECKING:
     from metagrad_report import Row
 
 STUDY = {"steps": 8, "examples": 6, "length": 128, "width": 256, "layers": 4}
+SHOWN = {*LONG, "jax unroll", "mass, first_order", "mass, budget of 1/40"}
+"""Routes of the sweeps' plots; the scatter and the tables have all."""
 TIME = "time (s), median, bars from least to greatest"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
-_MARKERS = "osD^vP*X"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B")
+_MARKERS = "osD^vP*"  # fewer than colours, so that pairs do not repeat
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def _along(axis: Axis, rows: Sequence[Row]) -> list[Row]:
     if not best or values(best) < 2:
         return []
     points = {name: len({axis.value(r.setting) for r in best if r.route == name}) for name in _names(best)}
-    return [row for row in best if points[row.route] >= 2]
+    return [row for row in best if points[row.route] >= 2 and row.route in SHOWN]
 
 
 def _at_one_k(rows: Sequence[Row]) -> list[Row]:
@@ -97,22 +101,26 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.route for row in rows))
 
 
-def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Ours solid and filled, peers dashed and hollow; colour and marker go round."""
+def _style(name: str) -> dict[str, Any]:
+    """Ours solid and filled, peers dashed and hollow, the unroll black; the same in every plot."""
+    if name == BASELINE:
+        return {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": "--"}
     ours = name.startswith("mass")
-    place = [n for n in names if n.startswith("mass") == ours].index(name)
+    place = [n for n in EVERY if n.startswith("mass") == ours and n != BASELINE].index(name)
     colour = _COLOURS[place % len(_COLOURS)]
-    face = colour if ours else "white"
-    marker = _MARKERS[place % len(_MARKERS)]
-    return {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": "-" if ours else "--"}
+    return {
+        "color": colour,
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "markerfacecolor": colour if ours else "white",
+        "linestyle": "-" if ours else "--",
+    }
 
 
 def _sweep(axis: Axis, rows: Sequence[Row], file: Path) -> str:
     figure, (memory, time) = plt.subplots(1, 2, figsize=(13, 5.2))
-    names = _names(rows)
-    for name in names:
+    for name in _names(rows):
         mine = sorted((r for r in rows if r.route == name), key=lambda r: axis.value(r.setting))
-        style = _style(name, names)
+        style = _style(name)
         held = [(axis.value(r.setting), r.memory_mib) for r in mine if r.memory_mib]
         memory.plot([x for x, _ in held], [y for _, y in held], markersize=5, linewidth=1.4, label=name, **style)
         timed = [(axis.value(r.setting), r.time_s, r.times_s) for r in mine if r.time_s]
@@ -129,7 +137,7 @@ def _sweep(axis: Axis, rows: Sequence[Row], file: Path) -> str:
 def _frame(axes: Axes, axis: Axis, ticks: Sequence[float], label: str, title: str) -> None:
     axes.set(xscale=axis.scale, yscale="log", xlabel=axis.label, ylabel=label, title=title)
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(axes.yaxis)
     axes.grid(True, which="major", alpha=0.35)
 
@@ -138,7 +146,7 @@ def _plain_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     low, high = axis.get_view_interval()
     minor = FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
-    axis.set_minor_formatter(minor if high / max(low, 1e-12) < 30 else NullFormatter())
+    axis.set_minor_formatter(minor if high / max(low, 1e-12) < 500 else NullFormatter())
 
 
 def _short(value: float) -> str:
@@ -152,11 +160,10 @@ def _rest(axis: Axis, rows: Sequence[Row]) -> str:
 
 def _scatter(rows: Sequence[Row], file: Path) -> str:
     figure, axes = plt.subplots(figsize=(10.5, 6))
-    names = _names(rows)
     for row in rows:
         if not (row.memory_mib and row.time_s):
             continue
-        style = {**_style(row.route, names), "linestyle": "none"}
+        style = {**_style(row.route), "linestyle": "none"}
         spread = [[row.time_s - min(row.times_s)], [max(row.times_s) - row.time_s]]
         wrong = row.error_w is not None and row.error_w > 1e-2
         label = f"{row.route} (error {row.error_w:.1g})" if wrong else row.route
