@@ -12,10 +12,10 @@ from torch import Tensor
 from mass.adapter import (
     LoraSites,
     adapter_hash,
+    add_delta,
     detach,
     find_sites,
     load_peft,
-    lora_delta,
     pick,
     repeat,
     save_peft,
@@ -170,14 +170,14 @@ def test_threads_do_not_see_each_other_s_adapters() -> None:
 
 
 def test_delta_of_a_flat_batch_and_of_a_single_stack() -> None:
-    x = torch.randn(6, 4, dtype=torch.float64)
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
     a, b = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 3).double()
-    torch.testing.assert_close(lora_delta(x, a[0], b[0]), x @ (b[0] @ a[0]).T)
-    torch.testing.assert_close(lora_delta(x, a[:1], b[:1]), x @ (b[0] @ a[0]).T)
+    torch.testing.assert_close(add_delta(y, x, a[0], b[0], 0.5), y + 0.5 * x @ (b[0] @ a[0]).T)
+    torch.testing.assert_close(add_delta(y, x, a[:1], b[:1]), y + x @ (b[0] @ a[0]).T)
     expected = torch.cat([x[:3] @ (b[0] @ a[0]).T, x[3:] @ (b[1] @ a[1]).T])
-    torch.testing.assert_close(lora_delta(x, a, b), expected)
+    torch.testing.assert_close(add_delta(y, x, a, b, 2.0), y + 2.0 * expected)
     with pytest.raises(ShapeError, match="5 rows for a stack of 2"):
-        lora_delta(x[:5], a, b)
+        add_delta(y[:5], x[:5], a, b)
 
 
 # ------------------------------------------------------------------------------- where it goes

@@ -534,7 +534,7 @@ def test_micro_batches_hold_the_graphs_of_their_examples_only() -> None:
 
     weights = make_weights().requires_grad_()
     sum(p.sum() for p in adapt(losses, lora_start(), weights, SGD(lr=0.1), 2, micro_batch=2).values()).backward()
-    assert sizes == [2, 2, 1] * 4
+    assert sizes == [2, 2, 1] * 2 + [1, 2, 2] * 2  # the backward goes from the last to the first
 
 
 # ------------------------------------------------------------------------------- traps

@@ -149,30 +149,34 @@ class LoraSites:
             active = self._active.get()
             if active is None:
                 return None
-            return (
-                output + lora_delta(args[0], active.params[a_name], active.params[b_name], active.rows) * active.scaling
-            )
+            a, b = active.params[a_name], active.params[b_name]
+            return add_delta(output, args[0], a, b, active.scaling, active.rows)
 
         return add_lora
 
 
-def lora_delta(x: Tensor, a: Tensor, b: Tensor, rows: Tensor | None = None) -> Tensor:
-    """`B A x` for x [N, T, in] (or [N T, in]): [.., out], in the precision of x.
+def add_delta(
+    output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0, rows: Tensor | None = None
+) -> Tensor:
+    """`output + scaling B A x` for x [N, T, in] (or [N T, in]), in the precision of the output.
 
     a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] whose adapters go to G equal consecutive blocks of
-    rows, or to the rows that `rows` [N] assigns them.
+    rows, or to the rows that `rows` [N] assigns them. Scaling and sum are part of the second product: nothing else is
+    computed, or kept for a derivative, that is as large as the output.
     """
-    a, b = a.to(x.dtype), b.to(x.dtype)
+    a, b = a.to(x.dtype), b.to(output.dtype)
     if a.dim() == 3 and a.shape[0] == 1:
         a, b = a[0], b[0]
     if a.dim() == 2:
-        return (x @ a.mT) @ b.mT
+        low = (x.reshape(-1, x.shape[-1]) @ a.mT).to(output.dtype)
+        return torch.addmm(output.reshape(-1, output.shape[-1]), low, b.mT, alpha=scaling).view(output.shape)
     if rows is not None:
-        return (x @ a[rows].mT) @ b[rows].mT
+        a, b = a[rows], b[rows]
     if x.shape[0] % a.shape[0]:
         raise ShapeError(f"a batch of {x.shape[0]} rows for a stack of {a.shape[0]} adapters; expected a multiple")
-    blocks = x.reshape(a.shape[0], -1, x.shape[-1])
-    return ((blocks @ a.mT) @ b.mT).reshape(*x.shape[:-1], b.shape[-2])
+    low = (x.reshape(a.shape[0], -1, x.shape[-1]) @ a.mT).to(output.dtype)
+    blocks = output.reshape(a.shape[0], -1, output.shape[-1])
+    return torch.baddbmm(blocks, low, b.mT, alpha=scaling).view(output.shape)
 
 
 def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:

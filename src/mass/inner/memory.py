@@ -9,7 +9,7 @@ Legend: K steps, m examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,12 @@ Chunks = tuple[Tensor | None, ...]
 """Micro-batches: indices of examples, or one None for all."""
 
 GIGABYTE = 1e9
-TRANSIENT = 1.3
-"""Peak memory of a pass over the bytes its graph saves: temporaries and cotangents. Measured: docs/engine.md."""
-ADAPTER_COPIES = 6
-"""Cotangents, products and sums of a step, in adapters."""
+ADAPTER_COPIES = 2
+"""Cotangents and sums of a step, in adapters, at the peak of its first micro-batch."""
+PASS_OVERHEAD = 0.3
+"""A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
+KEPT_SAVES = 1 / 3
+"""Share of a step's time that a kept graph saves: 2 of 6 forwards' worth of arithmetic (docs/engine.md)."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,33 @@ def choose(
     budget = _Budget(request.memory_gb, request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params))
 
     plain, checkpoint_gradient = budget.fit(probe.first_order, request)
-    fits, checkpoint = budget.fit(probe.second_order, request) if second_order else (plain, checkpoint_gradient)
-    sizes = [min(request.micro_batch or size, size, count) for size in (plain, fits)]
-    differentiated = steps if mode.last is None else min(mode.last, steps)
-    kept = 0
-    if second_order and not checkpoint:
-        each, everything = probe.second_order(False), differentiated * count
-        if request.micro_batch is None and budget.free >= everything * each:
-            sizes[1], kept = count, differentiated
-        else:
-            sizes[1] = sizes[1] if request.micro_batch else max(1, min(sizes[1], int(budget.free / each / 2)))
-            kept = int(budget.free / each - sizes[1]) // sizes[1]
-    chunks = _chunks(count, sizes[1], device)
-    kept = max(0, min(kept, differentiated * len(chunks)))
-    return Schedule(_chunks(count, sizes[0], device), chunks, checkpoint_gradient, checkpoint, kept)
+    size, kept, checkpoint = plain, 0, checkpoint_gradient
+    if second_order:
+        fits, checkpoint = budget.fit(probe.second_order, request)
+        graphs = 0 if checkpoint else (steps if mode.last is None else min(mode.last, steps))
+        sizes = [request.micro_batch] if request.micro_batch else range(1, min(fits, count) + 1)
+        size, kept = _cheapest(sizes, count, graphs, budget.free / probe.second_order(checkpoint))
+    chunks = _chunks(count, request.micro_batch or size, device)
+    return Schedule(_chunks(count, request.micro_batch or plain, device), chunks, checkpoint_gradient, checkpoint, kept)
+
+
+def _cheapest(sizes: Iterable[int], count: int, steps: int, room: float) -> tuple[int, int]:
+    """Size of a micro-batch, and how many graphs of such to keep, that take the least time.
+
+    Graphs are kept in the last micro-batches of the last of `steps` steps and used up first, so kept graphs and one
+    that is computed again are never alive together: `room` examples' graphs serve both.
+    """
+
+    def kept(size: int) -> int:
+        return min(steps * -(-count // size), int(room / min(size, count)))
+
+    def time(size: int) -> float:
+        parts = -(-count // size)
+        share = kept(size) / (steps * parts) if steps else 0.0
+        return (1 + PASS_OVERHEAD / min(size, count)) * (1 - KEPT_SAVES * share)
+
+    best = min(sizes, key=time)
+    return best, kept(best)
 
 
 @dataclass(frozen=True)
@@ -140,14 +155,17 @@ class _Probe:
         weights = self._weights_m.detach().requires_grad_(second_order)
 
         def one_pass() -> None:
+            if not second_order and not checkpoint:  # at its peak before the backward
+                self._objective.terms(self._params, weights, index, checkpoint)
+                return
             grads, _ = self._objective.gradient(
                 self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
             )
-            # A checkpointed graph unfolds a layer at a time while it is differentiated; the others are at their peak.
+            # A checkpointed graph unfolds a layer at a time while it is differentiated.
             if second_order and checkpoint and (outputs := [g for g in grads.values() if g.requires_grad]):
                 torch.autograd.grad(outputs, list(self._params.values()), outputs, allow_unused=True)
 
-        return TRANSIENT * peak_saved_bytes(one_pass)
+        return peak_saved_bytes(one_pass)
 
 
 def peak_saved_bytes(run: Callable[[], None]) -> float:
@@ -157,7 +175,7 @@ def peak_saved_bytes(run: Callable[[], None]) -> float:
 
     class Held:
         def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # with its history it would hold the graph that holds it
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)
             self.key = reference.cdata

@@ -185,7 +185,7 @@ def second_order_pass(
         return _differences(plan, at, weights_m, u)
     params, weights_m = leaves(at.params), weights_m.detach().requires_grad_(wants_weights)
     products, bar_weights, again = _Sum(), torch.zeros_like(weights_m), _Sum()
-    for c, index in enumerate(plan.schedule.chunks):
+    for c, index in reversed(list(enumerate(plan.schedule.chunks))):  # those that were kept come last, and go first
         graph = graphs.pop(c, None)
         if graph is None:
             grads, _ = plan.objective.gradient(
@@ -256,8 +256,10 @@ class _Sum:
     def add(self, part: Params, factor: float = 1.0) -> None:
         for name, tensor in part.items():
             value = tensor.detach().to(wide(tensor))
-            value = value if factor == 1.0 else value * factor
-            self._total[name] = self._total[name] + value if name in self._total else value
+            if name in self._total:
+                self._total[name].add_(value, alpha=factor)
+            else:
+                self._total[name] = value * factor
 
     def like(self, params: Params) -> Params:
         return {name: self._total[name].to(p.dtype) for name, p in params.items()}
