@@ -14,7 +14,6 @@ SWEEP_STEPS = 4
 """K of the sweeps over m, T and size."""
 
 EVERY = tuple(ROUTES)
-ALONG_STEPS = tuple(name for name in EVERY if name not in {"betty, iterative", "one forward", "one gradient"})
 MAIN = (
     BASELINE,
     "mass",
@@ -28,6 +27,8 @@ MAIN = (
 )
 LONG = (*MAIN, "mass, micro_batch 2", "torchopt MetaSGD")
 """Where a repeat takes long."""
+SHOWN = (*LONG, "mass, budget of 1/40", "mass, first_order", "jax unroll")
+"""Along K where it does not; the routes that the plots of the sweeps show."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Entry:
 
 
 def full(base: Setting) -> list[Entry]:
-    entries = [Entry(replace(base, steps=k), EVERY if k == 8 else LONG if k > 8 else ALONG_STEPS) for k in STEPS]
+    entries = [Entry(replace(base, steps=k), EVERY if k == 8 else LONG if k > 8 else SHOWN) for k in STEPS]
     short = replace(base, steps=SWEEP_STEPS)
     others = [
         *(replace(short, examples=m) for m in EXAMPLES),

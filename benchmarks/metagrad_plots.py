@@ -13,15 +13,13 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-from metagrad_plan import EVERY, LONG
+from metagrad_plan import EVERY, SHOWN
 from metagrad_routes import BASELINE
 
 if TYPE_CHECKING:
     from metagrad_report import Row
 
 STUDY = {"steps": 8, "examples": 6, "length": 128, "width": 256, "layers": 4}
-SHOWN = {*LONG, "jax unroll", "mass, first_order", "mass, budget of 1/40"}
-"""Routes of the sweeps' plots; the scatter and the tables have all."""
 TIME = "time (s), median, bars from least to greatest"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B")
 _MARKERS = "osD^vP*"  # fewer than colours, so that pairs do not repeat

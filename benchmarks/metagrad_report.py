@@ -180,8 +180,15 @@ def _bound(rows: Sequence[Row]) -> str:
         f"Passes: mass {counted['mass']:.1f} forwards' worth, the unroll {counted[BASELINE]:.1f}. A step is a forward "
         "and a backward, and both once more in the second-order pass: with the outer loss "
         f"4 K + 2/m = {bound:.1f} if each product had one factor that needs no gradient. Those of attention have none, "
-        "which is the rest of the unroll's count. What is above that is recomputed."
+        "which is the rest of the unroll's count. What is above that is recomputed." + _in_gradients(by_name)
     )
+
+
+def _in_gradients(by_name: Mapping[str, Row]) -> str:
+    gradient, ours = by_name.get("one gradient"), by_name.get("mass")
+    if not (gradient and gradient.time_s and ours and ours.time_s):
+        return ""
+    return f" In time mass takes as long as {ours.time_s / gradient.time_s:.1f} gradients of the m examples."
 
 
 def _show(key: str, rows: Sequence[Row]) -> None:

@@ -130,10 +130,10 @@ def _measure(entry: Entry, options: Options) -> None:
         _write(options, setting, name, {"status": "skipped", "reason": reason})
         missing.remove(name)
     for names in _groups(missing, expected):
-        together = sum(expected[name] + IDLE_BYTES for name in names)
-        crowded = setting.device == "cpu" and together > 0.8 * available_bytes()
-        with_baseline = [*([BASELINE] if expected[BASELINE] <= options.max_bytes else []), *names]
-        workers = _side_by_side(with_baseline, setting, options, reference, expected[BASELINE], crowded)
+        together = [*([BASELINE] if expected[BASELINE] <= options.max_bytes else []), *names]
+        held = sum(expected[name] + IDLE_BYTES for name in together)
+        crowded = setting.device == "cpu" and held > 0.8 * available_bytes()
+        workers = _side_by_side(together, setting, options, reference, expected[BASELINE], crowded)
         same_rounds = next((worker.seconds for worker in workers if worker.route == BASELINE), [])
         for worker in workers:
             if not _point_file(options, setting, worker.route).exists():
