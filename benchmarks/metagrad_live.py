@@ -1,4 +1,4 @@
-"""A computation in torch -> the peak of the bytes that its tensors hold, above those that were held before it.
+"""A computation in torch -> the peak of the bytes that its tensors hold above those held before, and its operations.
 
 Every operation is seen as it is dispatched; a storage counts from the operation that made it until it is freed.
 Temporaries inside one kernel are not seen. Works wherever tensors live, but in the calling thread alone, which is where
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 
 def live_bytes(run: Callable[[], Any]) -> int:
@@ -52,3 +53,23 @@ class LiveBytes(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.held -= self._sizes.pop(key)
+
+
+def flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products and the attention of `run`, by the formulas of torch's
+    FlopCounterMode, without its module hooks: they fail on gradients taken of a leaf inside of a backward."""
+    with _Flops() as counter:
+        run()
+    return counter.total
+
+
+class _Flops(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out

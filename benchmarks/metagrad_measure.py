@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from metagrad_live import live_bytes
+from metagrad_live import flops, live_bytes
 from metagrad_problem import Gradients, MetaGradient, Problem, Setting, Unavailable, errors, make_problem
 from metagrad_routes import ROUTES, Route
-from torch.utils.flop_counter import FlopCounterMode
 
 MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """Every allocation of 64 KiB or more is a mapping of its own."""
@@ -60,7 +59,7 @@ def serve(point: Point, commands: TextIO, replies: TextIO) -> None:
         return
     _keep_memory()
     if ROUTES[point.route].torch:
-        measured["flops"] = _flops(run)  # which warms up as well
+        measured["flops"] = flops(run)  # which warms up as well
     else:
         run()
     _reply(replies, measured)
@@ -79,7 +78,7 @@ def measure(point: Point) -> tuple[dict[str, Any], MetaGradient]:
     problem = make_problem(point.setting, fused=route.fused)
     run = _prepared(route, problem, point.budget_bytes)
     found, memory = _peak_memory(run, point.setting)
-    measured: dict[str, Any] = {**memory, "forward_flops": _flops(ROUTES["one forward"].prepare(problem, None))}
+    measured: dict[str, Any] = {**memory, "forward_flops": flops(ROUTES["one forward"].prepare(problem, None))}
     if route.torch and point.setting.device == "cpu":
         measured["live_bytes"] = live_bytes(run)
     elif not route.torch:
@@ -127,18 +126,6 @@ def _peak_memory(run: MetaGradient, setting: Setting) -> tuple[Gradients, dict[s
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     found = run()
     return found, {"resident_bytes": _status("VmHWM") - before}
-
-
-def _flops(run: MetaGradient) -> int | None:
-    """Floating-point operations of matrix products and attention; None where the counter cannot follow."""
-    counter = FlopCounterMode(display=False)
-    try:
-        with counter:
-            run()
-    except RuntimeError:  # its hooks do not know a gradient taken of a leaf, as betty does
-        run()
-        return None
-    return counter.get_total_flops()
 
 
 def _timed(run: MetaGradient, setting: Setting) -> float:

@@ -94,6 +94,18 @@ def test_live_bytes_are_those_of_the_tensors_alive_at_the_peak() -> None:
     assert metagrad_live.live_bytes(lambda: before.view(-1)) == 0
 
 
+def test_flops_are_those_of_torch_and_counted_inside_checkpointed_layers() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        prepared("unroll")()
+    unroll = counter.get_total_flops()
+    assert metagrad_live.flops(prepared("unroll")) == unroll
+    assert metagrad_live.flops(prepared("mass")) > unroll
+    assert metagrad_live.flops(prepared("mass, checkpoint")) > metagrad_live.flops(prepared("mass"))
+
+
 def test_the_unroll_grows_with_k_by_the_same_bytes_each_step() -> None:
     sizes = [
         metagrad_live.live_bytes(plain.prepare(make_problem(Setting(**{**SMALL.to_json(), "steps": k}))))
