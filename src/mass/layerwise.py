@@ -104,7 +104,7 @@ class _Vjp(torch.autograd.Function):
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
         grads = _double(ctx.plan, _saved(ctx), ctx.needs, tuple(ctx.needs_input_grad[2:]), bars)
         if torch.is_grad_enabled():
-            grads = at_most_twice(grads, "turn layer checkpointing off (checkpoint=False)")
+            grads = refuse_derivative(grads, third_derivative("turn layer checkpointing off (checkpoint=False)"))
         return (None, None, *grads)
 
 
@@ -173,24 +173,28 @@ def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
         stack.extend(fresh)
 
 
-def at_most_twice(grads: Sequence[Tensor | None], way_out: str) -> tuple[Tensor | None, ...]:
-    """The same tensors, whose own derivative raises ConfigError with `way_out` as its advice."""
-    anchor, kept = torch.zeros((), requires_grad=True), [g for g in grads if g is not None]
-    stream = iter(_apply(_Guard, way_out, anchor, *kept))
-    return tuple(None if g is None else next(stream) for g in grads)
+def refuse_derivative(tensors: Sequence[Tensor | None], error: Exception) -> tuple[Tensor | None, ...]:
+    """The same tensors, whose own derivative raises `error`."""
+    anchor, kept = torch.zeros((), requires_grad=True), [t for t in tensors if t is not None]
+    stream = iter(_apply(_Refusal, error, anchor, *kept))
+    return tuple(None if t is None else next(stream) for t in tensors)
 
 
-class _Guard(torch.autograd.Function):
+class _Refusal(torch.autograd.Function):
     """Identity whose backward refuses."""
 
     @staticmethod
-    def forward(ctx: Any, way_out: str, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
-        ctx.way_out = way_out
+    def forward(ctx: Any, error: Exception, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
+        ctx.error = error
         return tuple(t.clone() for t in tensors)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:  # pyright: ignore
-        raise ConfigError(f"a layer was differentiated three times, expected at most twice; {ctx.way_out}")
+        raise ctx.error
+
+
+def third_derivative(way_out: str) -> ConfigError:
+    return ConfigError(f"a layer was differentiated three times, expected at most twice; {way_out}")
 
 
 class _Autocast:

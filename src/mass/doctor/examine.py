@@ -15,10 +15,11 @@ from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.doctor import derivatives, precision
 from mass.doctor.loading import Base, load
-from mass.doctor.problem import Point, Problem, make_point, make_problem, relative_error
+from mass.doctor.problem import Point, Problem, make_point, make_problem
 from mass.doctor.report import CHECKPOINTING, MICRO_BATCHES, Check, Report
 from mass.doctor.wide import widen
 from mass.errors import ModelError
+from mass.inner.verification import relative_error
 from mass.lm import LM
 from mass.prompts import PLAIN
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mass.doctor.problem import Point, Problem, relative_error
+from mass.doctor.problem import Point, Problem
+from mass.inner.verification import relative_error
 
 ALLOWANCE = 8.0
 COARSEST = 0.3

@@ -7,8 +7,7 @@ Legend: P tensors of the adapter.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,9 @@ from torch import Tensor
 
 from mass import layerwise
 from mass.inner import SGD, adapt
+from mass.inner.memory import peak_saved_bytes
+from mass.inner.objective import leaves
+from mass.inner.verification import gradient, norm
 from mass.lm import LM
 from mass.types import Batch, Params
 
@@ -71,17 +73,12 @@ class Problem:
 
     def saved_bytes(self, start: Params, checkpoint: bool) -> int:
         """What the graph of one pass holds, with layers checkpointed or not."""
-        sizes: dict[int, int] = {}
 
-        def pack(tensor: Tensor) -> Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+        def one_pass() -> None:
+            with layerwise.checkpointing(checkpoint):
+                self.practice_loss(leaves(start))
 
-        weights = {p.untyped_storage().data_ptr() for p in self.lm.model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), layerwise.checkpointing(checkpoint):
-            loss = self.practice_loss(leaves(start))
-        del loss
-        return sum(size for place, size in sizes.items() if place not in weights)
+        return int(peak_saved_bytes(one_pass))
 
 
 def make_problem(lm: LM, rows: Sequence[tuple[Sequence[int], int]]) -> Problem:
@@ -111,44 +108,3 @@ def make_point(problem: Problem, seed: int) -> Point:
     rate = MOVE * float(norm(start) / norm(grads))
     spread = 0.5 + torch.rand(len(start), generator=generator, dtype=torch.float64)
     return Point(torch.tensor([0.4, 0.6], dtype=torch.float64), start, rate * spread)
-
-
-def random_direction(like: Params, seed: int) -> Params:
-    """As long as `like`, spread over each tensor in proportion to its size."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.norm() / p.numel() ** 0.5
-        for name, p in like.items()
-    }
-
-
-def gradient(function: Callable[[Params], Tensor], at: Params) -> Params:
-    params = leaves(at)
-    grads = torch.autograd.grad(function(params), list(params.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(params, grads, strict=True))
-
-
-def hessian_product(function: Callable[[Params], Tensor], at: Params, u: Params) -> Params:
-    """H u by a double backward, as the engine takes it."""
-    params = leaves(at)
-    grads = torch.autograd.grad(function(params), list(params.values()), create_graph=True)
-    along = torch.stack([(g * u[name]).sum() for name, g in zip(params, grads, strict=True)]).sum()
-    products = torch.autograd.grad(along, list(params.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(params, products, strict=True))
-
-
-def leaves(params: Params) -> Params:
-    return {name: p.detach().requires_grad_() for name, p in params.items()}
-
-
-def dot(a: Params, b: Params) -> Tensor:
-    return functools.reduce(torch.add, [(a[name] * b[name]).sum() for name in a])
-
-
-def norm(params: Params) -> Tensor:
-    return dot(params, params).sqrt()
-
-
-def relative_error(got: Params, expected: Params) -> float:
-    difference = {name: got[name].double() - value.double() for name, value in expected.items()}
-    return float(norm(difference) / norm({name: value.double() for name, value in expected.items()}))

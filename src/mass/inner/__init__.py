@@ -7,6 +7,18 @@
 
 from mass.inner.adaptation import SecondDerivativeError, adapt
 from mass.inner.objective import Losses
+from mass.inner.verification import check_losses
 from mass.optimizers import SGD, AdamW, Optimizer, Rate, Rates, State
 
-__all__ = ["SGD", "AdamW", "Losses", "Optimizer", "Rate", "Rates", "SecondDerivativeError", "State", "adapt"]
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Losses",
+    "Optimizer",
+    "Rate",
+    "Rates",
+    "SecondDerivativeError",
+    "State",
+    "adapt",
+    "check_losses",
+]

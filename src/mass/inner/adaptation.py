@@ -17,8 +17,14 @@ from mass.inner import memory
 from mass.inner.arguments import Mode, check, ordinary, rates_per_step, weights_per_step
 from mass.inner.objective import Losses, Objective, autocast_state
 from mass.inner.recursion import Plan, Step, Tape, pull_back, run
+from mass.layerwise import refuse_derivative
 from mass.optimizers import Optimizer
 from mass.types import Params
+
+_TWICE = (
+    "the gradient of mass.inner.adapt was differentiated again, expected one backward only; "
+    "detach it, or unroll the inner loop by hand with create_graph=True"
+)
 
 
 class SecondDerivativeError(ConfigError, RuntimeError):
@@ -107,7 +113,7 @@ class _Adaptation(torch.autograd.Function):
         with torch.no_grad():
             grads = pull_back(plan, weights_Km, rates_KP, tape, cotangents, ctx.needs_input_grad[1:])
         if torch.is_grad_enabled():  # create_graph=True
-            return (None, *_Guard.guard(grads))
+            return (None, *refuse_derivative(grads, SecondDerivativeError(_TWICE)))
         return (None, *grads)
 
 
@@ -116,27 +122,6 @@ def _unpack(flat: Sequence[Tensor], keys: Sequence[tuple[str, ...]]) -> list[Ste
     for _ in range(len(flat) // max(1, sum(map(len, keys)))):
         steps.append(Step(*({key: next(stream) for key in part} for part in keys)))
     return steps
-
-
-class _Guard(torch.autograd.Function):
-    """Identity whose backward refuses."""
-
-    @staticmethod
-    def guard(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        anchor, kept = torch.zeros((), requires_grad=True), [g for g in grads if g is not None]
-        stream = iter(_apply(_Guard, anchor, *kept))
-        return [None if g is None else next(stream) for g in grads]
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
-        return tuple(t.clone() for t in tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:  # noqa: ARG004  # pyright: ignore
-        raise SecondDerivativeError(
-            "the gradient of mass.inner.adapt was differentiated again, expected one backward only; "
-            "detach it, or unroll the inner loop by hand with create_graph=True"
-        )
 
 
 def _apply(function: Any, *inputs: Any) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from mass.errors import ConfigError, ShapeError, nearest
 from mass.optimizers import Rate, wide
 from mass.types import Params
 
-MODES = ("exact", "truncated(n)", "first_order", "finite_difference")
+MODES = ("exact", "truncated(n)", "first_order", "finite_difference", "finite_difference(step)")
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,16 @@ class Mode:
     """H_j u: exact, left out, or a central difference of gradients."""
     last: int | None = None
     """Only the last `last` steps are differentiated; None: all."""
+    step: float | None = None
+    """Of the differences, relative to the norm of the parameters; None: the cube root of their machine epsilon."""
 
     @staticmethod
     def parse(text: str) -> Mode:
         """Raises ConfigError for anything but one of `MODES`."""
         if truncated := re.fullmatch(r"truncated\((\d+)\)", text):
             return Mode(last=int(truncated[1]))
+        if (stepped := re.fullmatch(r"finite_difference\(([\d.eE+-]+)\)", text)) and _positive(stepped[1]):
+            return Mode("difference", step=float(stepped[1]))
         kinds: dict[str, Mode] = {
             "exact": Mode(),
             "first_order": Mode("dropped"),
@@ -43,6 +47,13 @@ class Mode:
         if text not in kinds:
             raise ConfigError(f"mode = {text!r}, expected one of {', '.join(MODES)}{nearest(text, MODES)}")
         return kinds[text]
+
+
+def _positive(number: str) -> bool:
+    try:
+        return 0 < float(number) < 1
+    except ValueError:
+        return False
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from mass.errors import ConfigError
 from mass.inner.arguments import Mode
 from mass.inner.objective import Objective, leaves
-from mass.optimizers import Optimizer
+from mass.optimizers import Optimizer, wide
 from mass.types import Params
 
 Chunks = tuple[Tensor | None, ...]
@@ -114,9 +114,9 @@ class _Budget:
 
     def fit(self, bytes_of: Callable[[bool], float], request: Request) -> tuple[int, bool]:
         """How many examples fit, and whether with layer checkpointing: only where one does not fit without."""
-        if not request.checkpoint and (size := int(self.free / bytes_of(False))):
+        if not request.checkpoint and (size := int(self.free / bytes_of(False))) > 0:
             return size, False
-        if (request.checkpoint or request.may_checkpoint) and (size := int(self.free / bytes_of(True))):
+        if (request.checkpoint or request.may_checkpoint) and (size := int(self.free / bytes_of(True))) > 0:
             return size, True
         least = min(bytes_of(request.checkpoint), bytes_of(request.checkpoint or request.may_checkpoint))
         needed = self.memory_gb + (least - self.free) / GIGABYTE
@@ -204,7 +204,9 @@ def peak_saved_bytes(run: Callable[[], None]) -> float:
 
 def _tape_bytes(params: Params, optimizer: Optimizer, mode: Mode, steps: int) -> float:
     state = optimizer.init({name: p.detach() for name, p in params.items()})
-    return (steps if mode.last is None else min(mode.last, steps)) * (2 * _bytes(params) + _bytes(state))
+    grads = {name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()}
+    each = _bytes(params) + _bytes(grads) + _bytes(state)
+    return (steps if mode.last is None else min(mode.last, steps)) * each
 
 
 def _bytes(params: Params) -> float:

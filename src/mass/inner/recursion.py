@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int
         else:
             part, _ = plan.objective.gradient(leaf, weights_m, index, checkpoint=schedule.checkpoint_gradient)
         total.add(part)
-    return total.like(params), graphs
+    return total.value, graphs
 
 
 def pull_back(
@@ -127,7 +127,7 @@ def pull_back(
     needs_weights, needs_params = needs[0], any(needs[2:])
     differentiated = plan.differentiated(len(weights_Km))
     bar_weights, bar_rates = torch.zeros_like(weights_Km), torch.zeros_like(rates_KP)
-    bar_params = dict(zip(plan.names, cotangents, strict=True))
+    bar_params = {name: bar.to(wide(bar)) for name, bar in zip(plan.names, cotangents, strict=True)}
     bar_state = {name: torch.zeros_like(s) for name, s in tape.steps[-1].state.items()} if tape.steps else {}
     for j in reversed(differentiated):
         at = tape.steps[j - differentiated.start]
@@ -137,19 +137,24 @@ def pull_back(
         if wants_params or needs_weights:
             graphs = {c: tape.graphs.pop((j, c)) for c in range(len(plan.schedule.chunks)) if (j, c) in tape.graphs}
             products, bar_weights[j] = second_order_pass(
-                plan, at, weights_Km[j], u, graphs, wants_params=wants_params, wants_weights=needs_weights
-            )
+                plan, at, weights_Km[j], u, graphs,
+                wants_params=wants_params, wants_weights=needs_weights, first=j == differentiated[-1],
+            )  # fmt: skip
             if wants_params:
                 bar_params = {name: bar + products[name] for name, bar in bar_params.items()}
-    grads = (bar_weights, bar_rates, *(bar_params[name] for name in plan.names))
+    starts = (bar_params[name].to(bar.dtype) for name, bar in zip(plan.names, cotangents, strict=True))
+    grads = (bar_weights, bar_rates, *starts)
     return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
 
 
 def pull_through_update(
     plan: Plan, at: Step, rates_P: Tensor, step: int, bar_params: Params, bar_state: State
 ) -> tuple[Params, Params, State, Tensor]:
-    """Cotangents of (θ_{j+1}, s_{j+1}) -> those of θ_j, g_j (`u`), s_j and the rates, through U alone."""
-    params, grads, state = (leaves(part) for part in at)
+    """Cotangents of (θ_{j+1}, s_{j+1}) -> those of θ_j, g_j (`u`), s_j and the rates, through U alone.
+
+    All in float32 or wider: rounding θ_{j+1} to a narrow type counts as the identity.
+    """
+    params, grads, state = (leaves({name: p.to(wide(p)) for name, p in part.items()}) for part in at)
     rates_P = rates_P.detach().requires_grad_()
     with torch.enable_grad():
         new_params, new_state = plan.update(params, grads, state, rates_P, step)
@@ -176,8 +181,11 @@ def second_order_pass(
     *,
     wants_params: bool,
     wants_weights: bool,
+    first: bool = False,
 ) -> tuple[Params, Tensor]:
     """H_j u (empty unless wanted) and J_j u [m] (zeros unless wanted), a micro-batch at a time.
+
+    The `first` pass of a backward looks through its graphs for what has no second derivative.
 
     `graphs` are micro-batches that the forward kept; they are used up. The others are computed again.
     """
@@ -193,13 +201,15 @@ def second_order_pass(
             )
             graph = Graph(params, weights_m, grads)
             del grads
+        if first:
+            _check_twice_differentiable(graph)
         again.add(graph.grads)
         chunk_products, chunk_weights = _products(graph, u, wants_params=wants_params, wants_weights=wants_weights)
         products.add(chunk_products)
         bar_weights = bar_weights + chunk_weights
         del graph
-    _check_same_gradient(again.like(at.grads), at.grads)
-    return products.like(at.params) if wants_params else {}, bar_weights
+    _check_same_gradient(again.value, at.grads)
+    return products.value, bar_weights
 
 
 def _products(graph: Graph, u: Params, *, wants_params: bool, wants_weights: bool) -> tuple[Params, Tensor]:
@@ -213,7 +223,7 @@ def _products(graph: Graph, u: Params, *, wants_params: bool, wants_weights: boo
     outputs = {name: g for name, g in graph.grads.items() if g.requires_grad}  # none of losses linear in θ and w
     found: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
     if outputs:
-        directions = [u[name] for name in outputs]
+        directions = [u[name].to(g.dtype) for name, g in outputs.items()]
         found = torch.autograd.grad(
             list(outputs.values()), inputs, directions, allow_unused=True, materialize_grads=True
         )
@@ -224,12 +234,13 @@ def _products(graph: Graph, u: Params, *, wants_params: bool, wants_weights: boo
 def _differences(plan: Plan, at: Step, weights_m: Tensor, u: Params) -> tuple[Params, Tensor]:
     """H_j u and J_j u by central differences of gradients and losses at θ_j ± ε u; needs no second derivative.
 
-    ‖ε u‖ is ∛(machine epsilon) of ‖θ‖, where rounding and curvature err about alike.
+    ‖ε u‖ is ∛(machine epsilon) of ‖θ‖ unless the mode says otherwise: there rounding and curvature err about alike.
     """
     size = norm(u)
     if not size > 0:
-        return {name: torch.zeros_like(p) for name, p in at.params.items()}, torch.zeros_like(weights_m)
-    epsilon = torch.finfo(_widest(at.params)).eps ** (1 / 3) * max(norm(at.params), 1e-3) / size
+        return {name: torch.zeros_like(g) for name, g in u.items()}, torch.zeros_like(weights_m)
+    relative = plan.mode.step or max(torch.finfo(p.dtype).eps for p in at.params.values()) ** (1 / 3)
+    epsilon = relative * max(norm(at.params), 1e-3) / size
     products, bar_weights = _Sum(), torch.zeros_like(weights_m)
     for sign in (1.0, -1.0):
         moved = leaves({name: (p + sign * epsilon * u[name].to(wide(p))).to(p.dtype) for name, p in at.params.items()})
@@ -240,29 +251,39 @@ def _differences(plan: Plan, at: Step, weights_m: Tensor, u: Params) -> tuple[Pa
             products.add(grads, sign / (2 * epsilon))
             part = values.to(bar_weights) * (sign / (2 * epsilon))
             bar_weights = bar_weights + part if index is None else bar_weights.index_add(0, index, part)
-    return products.like(at.params), bar_weights
-
-
-def _widest(params: Params) -> torch.dtype:
-    return max((p.dtype for p in params.values()), key=lambda dtype: -torch.finfo(dtype).eps)
+    return products.value, bar_weights
 
 
 class _Sum:
     """A sum of parameter-like tensors over micro-batches, in float32 or wider."""
 
     def __init__(self) -> None:
-        self._total: Params = {}
+        self.value: Params = {}
 
     def add(self, part: Params, factor: float = 1.0) -> None:
         for name, tensor in part.items():
             value = tensor.detach().to(wide(tensor))
-            if name in self._total:
-                self._total[name].add_(value, alpha=factor)
+            if name in self.value:
+                self.value[name].add_(value, alpha=factor)
             else:
-                self._total[name] = value * factor
+                self.value[name] = value * factor
 
-    def like(self, params: Params) -> Params:
-        return {name: self._total[name].to(p.dtype) for name, p in params.items()}
+
+def _check_twice_differentiable(graph: Graph) -> None:
+    """A kernel marked once-differentiable leaves a node that raises when it is reached; autograd, asked for given
+    inputs, does not reach it, and the second derivative would be silently without it."""
+    stack: list[Any] = [g.grad_fn for g in graph.grads.values() if g.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if type(node).__name__ == "Error":
+            raise ConfigError(
+                "losses use a kernel whose backward has no derivative of its own (once_differentiable), expected one "
+                'that can be differentiated twice; use a plain PyTorch one, or mode="finite_difference"'
+            )
+        fresh = [parent for parent, _ in node.next_functions if parent is not None and parent not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
 
 
 def _check_same_gradient(again: Params, taken: Params) -> None:

@@ -32,7 +32,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mass.errors import ConfigError, ModelError, ShapeError
-from mass.layerwise import at_most_twice
+from mass.layerwise import refuse_derivative, third_derivative
 
 NAME = "mass_exact_sdpa"
 """How transformers knows `attend`; it stands in a model's configuration in memory, never in a saved one."""
@@ -213,7 +213,7 @@ class _Vjp(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             grads: tuple[Tensor | None, ...] = _second_derivative(ctx.settings, (q, k, v, g), mask, bars)
         if torch.is_grad_enabled():
-            grads = at_most_twice(grads, "load the model with attn_implementation='eager'")
+            grads = refuse_derivative(grads, third_derivative("load the model with attn_implementation='eager'"))
         return (None, None, *grads[:3], None, grads[3])
 
 
