@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,148 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
-from torch.nn.functional import cross_entropy
 
+from inner_problem import (
+    CASES,
+    Adapt,
+    M,
+    Params,
+    lora_start,
+    make_rates,
+    make_weights,
+    meta_gradients,
+    ours,
+    outer,
+    practice,
+    reference,
+    toy_losses,
+    toy_start,
+    worst_error,
+)
 from mass.errors import ConfigError, MassError, ShapeError
 from mass.inner import SGD, AdamW, Optimizer, SecondDerivativeError, adapt, adaptation, memory, recursion
 from mass.inner.recursion import Plan
-from unroll import Rule, adamw, sgd, unroll
-
-ADAMW = {"betas": (0.9, 0.99), "eps": 1e-8, "eps_root": 1e-6, "weight_decay": 0.1}
-M = 5
-Params = dict[str, Tensor]
-
-
-# ------------------------------------------------------------------------------- a small real model with LoRA
-
-
-@functools.cache
-def llama() -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attn_implementation="eager",
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).double().eval().requires_grad_(False)
-
-
-TARGETS = [f"model.layers.{i}.{name}" for i in range(2) for name in ("self_attn.q_proj", "mlp.down_proj")]
-
-
-def lora_start(zero_b: bool = False) -> Params:
-    generator = torch.Generator().manual_seed(1)
-    params: Params = {}
-    for name in TARGETS:
-        out, into = llama().get_parameter(f"{name}.weight").shape
-        params[f"{name}.A"] = 0.3 * torch.randn(3, into, generator=generator, dtype=torch.float64)
-        params[f"{name}.B"] = 0.3 * torch.randn(out, 3, generator=generator, dtype=torch.float64)
-        if zero_b:
-            params[f"{name}.B"] = torch.zeros_like(params[f"{name}.B"])
-    return params
-
-
-def sequence_losses(params: Params, tokens: Tensor) -> Tensor:
-    model = llama()
-    merged = {
-        f"{name}.weight": model.get_parameter(f"{name}.weight") + params[f"{name}.B"] @ params[f"{name}.A"]
-        for name in TARGETS
-    }
-    logits = torch.func.functional_call(model, merged, kwargs={"input_ids": tokens, "use_cache": False}).logits
-    return cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
-
-
-@functools.cache
-def tokens() -> Tensor:
-    return torch.randint(0, 32, (M + 1, 7), generator=torch.Generator().manual_seed(2))
-
-
-def practice(params: Params, index: Tensor | None = None) -> Tensor:
-    rows = tokens()[:M]
-    return sequence_losses(params, rows if index is None else rows[index])
-
-
-def outer(params: Params) -> Tensor:
-    return sequence_losses(params, tokens()[M:]).sum()
-
-
-def make_weights(steps: int | None = None) -> Tensor:
-    shape = (M,) if steps is None else (steps, M)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / M + 0.05
-
-
-# ------------------------------------------------------------------------------- meta-gradients, ours and the reference
-
-
-@dataclass(frozen=True)
-class Case:
-    optimizer: Callable[..., Optimizer]
-    rule: Rule
-    rate: float
-
-
-CASES = {
-    "sgd": Case(SGD, sgd(), 0.2),
-    "momentum": Case(functools.partial(SGD, momentum=0.8), sgd(0.8), 0.2),
-    "adamw": Case(functools.partial(AdamW, **ADAMW), adamw(**ADAMW), 0.03),
-}
-
-
-def make_rates(kind: str, rate: float, names: list[str], steps: int) -> dict[str, Tensor] | Tensor:
-    values = torch.linspace(0.5, 1.5, len(names), dtype=torch.float64) * rate
-    per_step = torch.linspace(1.2, 0.7, steps, dtype=torch.float64)
-    if kind == "scalar":
-        return torch.tensor(rate, dtype=torch.float64)
-    if kind == "per step":
-        return rate * per_step
-    if kind == "per tensor":
-        return dict(zip(names, values.unbind(), strict=True))
-    return {name: value * per_step for name, value in zip(names, values, strict=True)}
-
-
-Adapt = Callable[[Params, Tensor, Tensor | dict[str, Tensor]], Params]
-
-
-def ours(case: Case, steps: int, micro_batch: int | None = None) -> Adapt:
-    return lambda params, weights, lr: adapt(practice, params, weights, case.optimizer(lr=lr), steps, micro_batch)
-
-
-def reference(case: Case, steps: int) -> Adapt:
-    def run(params: Params, weights: Tensor, lr: Tensor | dict[str, Tensor]) -> Params:
-        rates = lr if isinstance(lr, dict) else dict.fromkeys(params, lr)
-        return unroll(practice, params, weights, case.rule, rates, steps)
-
-    return run
-
-
-def meta_gradients(
-    run: Adapt,
-    params: Params,
-    weights: Tensor,
-    lr: Tensor | dict[str, Tensor],
-    loss: Callable[[Params], Tensor] = outer,
-) -> Params:
-    """The adapted values and the gradients of `loss` at them for everything that goes in, by name."""
-    params = {name: p.clone().requires_grad_() for name, p in params.items()}
-    weights = weights.clone().requires_grad_()
-    named = lr if isinstance(lr, dict) else {"all": lr}
-    named = {name: r.clone().requires_grad_() for name, r in named.items()}
-    adapted = run(params, weights, named if isinstance(lr, dict) else named["all"])
-    inputs = {"w": weights, **params, **{f"rate {name}": r for name, r in named.items()}}
-    grads = torch.autograd.grad(loss(adapted), list(inputs.values()))
-    return {**dict(zip(inputs, grads, strict=True)), **{f"adapted {n}": p.detach() for n, p in adapted.items()}}
-
-
-def worst_error(got: Params, expected: Params) -> float:
-    assert got.keys() == expected.keys()
-    return max(float((got[n] - expected[n]).norm() / expected[n].norm()) for n in expected)
 
 
 @pytest.mark.parametrize("kind", ["scalar", "per tensor", "per step", "both"])
@@ -291,18 +169,6 @@ def test_the_first_order_gradient_differs() -> None:
 
 
 # ------------------------------------------------------------------------------- other proofs of the numbers
-
-
-def toy_losses(params: Params, index: Tensor | None = None) -> Tensor:
-    """Three smooth losses that couple both parameters."""
-    x = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.7, 0.9]], dtype=torch.float64)
-    y = torch.tensor([0.5, -0.3, 0.8], dtype=torch.float64)
-    x, y = (x, y) if index is None else (x[index], y[index])
-    return ((x @ params["a"]).tanh() * params["b"] - y) ** 2
-
-
-def toy_start() -> Params:
-    return {"a": torch.tensor([0.4, -0.6], dtype=torch.float64), "b": torch.tensor(0.7, dtype=torch.float64)}
 
 
 @pytest.mark.parametrize("steps", [1, 3])
