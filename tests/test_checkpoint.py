@@ -8,10 +8,9 @@ import torch
 
 from mass import checkpoint
 from mass.adapter import adapter_hash
-from mass.checkpoint import MetaState, fingerprint, init_state, optimizer_of
+from mass.checkpoint import MetaState, fingerprint, init_state
 from mass.config import AdaptConfig, InnerConfig, ScoringConfig
 from mass.errors import ModelError
-from mass.inner import SGD, AdamW
 from mass.lm import LM
 from small_lms import make_lm, random_adapter
 
@@ -52,13 +51,6 @@ def test_a_fresh_state_changes_nothing_and_follows_its_seed(lm: LM) -> None:
     assert one.log_rates.keys() == one.theta.keys()
     frozen = init_state(lm, AdaptConfig(inner=InnerConfig(learning_rate=0.0)), 0)
     assert all(bool(t.isfinite()) for t in frozen.log_rates.values())
-
-
-def test_the_inner_update_is_as_configured(lm: LM) -> None:
-    rates = init_state(lm, ADAPT, 0).log_rates
-    assert optimizer_of(InnerConfig(momentum=0.5), rates) == SGD(rates, momentum=0.5)
-    config = InnerConfig("adamw", betas=(0.8, 0.9), eps_root=1e-5, weight_decay=0.1)
-    assert optimizer_of(config, rates) == AdamW(rates, betas=(0.8, 0.9), eps_root=1e-5, weight_decay=0.1)
 
 
 def refused(folder: Path, lm: LM, match: str) -> None:

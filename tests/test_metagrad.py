@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from mass import outer, scoring
 from mass.adapter import repeat
-from mass.checkpoint import MetaState, init_state, optimizer_of
+from mass.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, InnerConfig, OuterConfig, ScoringConfig
-from mass.inner import SGD, recursion
+from mass.inner import SGD, AdamW, recursion
 from mass.lm import LM
-from mass.metagrad import MetaGradients, meta_gradients
+from mass.metagrad import MetaGradients, inner_loop, meta_gradients, optimizer_of
 from mass.practice import practice_of, valid_mask
 from mass.types import Example, Params, Task
 from small_lms import float64_throughout, make_lm, random_adapter
@@ -79,15 +79,12 @@ def ours(lm: LM, state: MetaState, case: Case, kind: str = "softmax") -> dict[st
     places = list(zip(practice.owners.tolist(), practice.places.tolist(), strict=True))
     scores_N = scoring.score(lm, eta, [TASKS[b].problem for b, _ in places], [groups[b][j] for b, j in places])
     found = meta_gradients(
-        practice.losses,
+        inner_loop(practice.losses, case.config, case.config.micro_batch),
         lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind)),
         practice.spread(scores_N.detach(), *valid.shape),
         state.theta,
         state.log_rates,
-        lambda rates: optimizer_of(case.config, rates),
-        case.config.steps,
         lambda adapted: outer.gold_losses(lm, TASKS, OuterConfig(micro_batch=2), adapted),
-        case.config.micro_batch,
     )
     grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(found.scores))
     return flat(found.outer_loss, found.scores, found.theta, dict(zip(eta, grads, strict=True)), found.log_rates)
@@ -239,16 +236,26 @@ def test_a_planted_error_is_far_above_the_tolerance(
 def toy(scores: Tensor, centres: Tensor, scale: Tensor, steps: int, power: int = 2) -> MetaGradients:
     """Two examples for each of B tasks, l = |t - c|^power / 2; outer loss: scale (t - 7)^2 / 2 of each task."""
     owners = torch.arange(len(centres)) // 2
+
+    def losses(p: Params, _: Tensor | None) -> Tensor:
+        return 0.5 * (p["t"][owners, 0] - centres).abs() ** power
+
     return meta_gradients(
-        lambda p, _: 0.5 * (p["t"][owners, 0] - centres).abs() ** power,
+        inner_loop(losses, InnerConfig(steps=steps), None),
         lambda s, alive: (s.sigmoid() * alive[:, None]).flatten(),
         scores,
         {"t": torch.tensor([3.0]).double()},
         {"t": torch.tensor(0.25).double().log()},
-        SGD,
-        steps,
         lambda p: (0.5 * scale[b] * (p["t"][b, 0] - 7.0) ** 2 for b in range(len(scale))),
     )
+
+
+def test_the_inner_update_is_as_configured() -> None:
+    rates = {"t": torch.tensor(0.25)}
+    assert optimizer_of(InnerConfig(momentum=0.5, clip_norm=2.0), rates) == SGD(rates, momentum=0.5, clip_norm=2.0)
+    config = InnerConfig("adamw", betas=(0.8, 0.9), eps_root=1e-5, weight_decay=0.1, clip_norm=3.0)
+    expected = AdamW(rates, betas=(0.8, 0.9), eps_root=1e-5, weight_decay=0.1, clip_norm=3.0)
+    assert optimizer_of(config, rates) == expected
 
 
 @pytest.mark.parametrize("where", ["outer loss", "outer gradient", "inner loop"])

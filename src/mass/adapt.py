@@ -19,11 +19,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mass import inner, scoring, synthesis
+from mass import scoring, synthesis
 from mass.adapter import adapter_hash, pick, repeat
-from mass.checkpoint import MetaState, optimizer_of
+from mass.checkpoint import MetaState
 from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
 from mass.lm import LM
+from mass.metagrad import inner_loop
 from mass.practice import Practice, practice_of, valid_mask
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Sample
@@ -96,15 +97,8 @@ def adapt_stack(
         weights = scoring.normalise(scores, valid, config.scoring.normalise)
     with clock.stage("inner loop"):
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
-        optimizer = optimizer_of(config.inner, rates)
-        stack = inner.adapt(
-            practice.losses,
-            start,
-            practice.pick(weights),
-            optimizer=optimizer,
-            steps=config.inner.steps,
-            micro_batch=practice.rows_per_pass(config.inner.micro_batch),
-        )
+        size = practice.rows_per_pass(config.inner.micro_batch)
+        stack = inner_loop(practice.losses, config.inner, size)(start, practice.pick(weights), rates)
         norms = _update_norms(stack, start)
         fallbacks = [
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)
@@ -112,7 +106,6 @@ def adapt_stack(
         keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
         stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
     with clock.stage("practice losses"):
-        size = practice.rows_per_pass(config.inner.micro_batch)
         before, after = practice.measured(start, size), practice.measured(stack, size)
     groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
     return Adapted(stack, groups, tuple(fallbacks), tuple(norms))

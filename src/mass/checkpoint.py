@@ -28,7 +28,6 @@ from mass.config import (
 )
 from mass.config import to_dict as config_to_dict
 from mass.errors import ModelError
-from mass.inner import SGD, AdamW, Optimizer
 from mass.lm import LM
 from mass.scoring import init_scorer
 from mass.seeds import derive
@@ -68,13 +67,6 @@ def init_state(lm: LM, adapt: PracticeConfig, seed: int) -> MetaState:
     eta = dict(sorted(init_scorer(lm, adapt.scoring, derive(seed, "eta")).items()))
     rate = torch.tensor(max(adapt.inner.learning_rate, 1e-30), dtype=lm.adapter_dtype, device=lm.device).log()
     return MetaState(theta, eta, {name: rate.clone() for name in theta})
-
-
-def optimizer_of(config: InnerConfig, rates: Params) -> Optimizer:
-    """The inner update with these learning rates by tensor name."""
-    if config.optimizer == "adamw":
-        return AdamW(rates, betas=config.betas, eps_root=config.eps_root, weight_decay=config.weight_decay)
-    return SGD(rates, momentum=config.momentum)
 
 
 def fingerprint(lm: LM) -> str:

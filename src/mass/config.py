@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -147,6 +148,15 @@ class InnerConfig:
     micro_batch: int | None = None
     """Rows (examples of all problems adapted side by side) per pass of the inner loss. None: chosen by their length and
     the kind of device, see mass.practice. Results are the same but for rounding; smaller needs less memory."""
+    memory_gb: float | None = None
+    """What the inner loop may hold beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
+    micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: no limit."""
+    checkpoint: bool | None = None
+    """Layer checkpointing in the inner loop; None: where memory_gb needs it."""
+    clip_norm: float | None = None
+    """Largest norm of an adapter's gradient in an inner step; None: any."""
+    mode: str = "exact"
+    """Meta-gradient: exact, truncated(n), first_order, finite_difference."""
     max_update_norm: float = 10.0
     """An adapted adapter whose change has a larger norm than this multiple of the starting adapter's is discarded."""
 
@@ -159,6 +169,12 @@ class InnerConfig:
         usable = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(usable, "inner.betas", self.betas, "two numbers in [0, 1)")
         _require(self.micro_batch is None or self.micro_batch >= 1, "inner.micro_batch", self.micro_batch, "at least 1")
+        for name in ("memory_gb", "clip_norm"):
+            value: float | None = getattr(self, name)
+            _require(value is None or value > 0, f"inner.{name}", value, "a number above 0, or null")
+        known = re.fullmatch(r"exact|first_order|truncated\(\d+\)|finite_difference(\([\d.eE+-]+\))?", self.mode)
+        modes = "exact, truncated(n), first_order or finite_difference"
+        _require(known is not None, "inner.mode", self.mode, modes)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mass.inner import Losses, Optimizer, adapt
+from mass.config import InnerConfig
+from mass.inner import SGD, AdamW, Losses, Optimizer, adapt
 from mass.types import Params
 
 
@@ -30,37 +31,68 @@ class MetaGradients:
     """[B] bool; a task whose outer gradient is not finite adds nothing."""
 
 
+InnerLoop = Callable[[Params, Tensor, Params], Params]
+"""(stack of starts [B, ...], weights of the practice losses, rates by tensor name) -> stack of adapted parameters."""
+
+
+def inner_loop(losses: Losses, config: InnerConfig, micro_batch: int | None) -> InnerLoop:
+    """The inner loop as configured, on the practice losses of a stack; `micro_batch` is used without a memory limit."""
+
+    def run(stack: Params, weights: Tensor, rates: Params) -> Params:
+        return adapt(
+            losses,
+            stack,
+            weights,
+            optimizer=optimizer_of(config, rates),
+            steps=config.steps,
+            micro_batch=micro_batch if config.memory_gb is None else config.micro_batch,
+            mode=config.mode,
+            stacked=True,
+            memory_gb=config.memory_gb,
+            checkpoint=config.checkpoint,
+        )
+
+    return run
+
+
+def optimizer_of(config: InnerConfig, rates: Params) -> Optimizer:
+    """The inner update with these learning rates by tensor name."""
+    if config.optimizer == "adamw":
+        return AdamW(
+            rates,
+            betas=config.betas,
+            eps_root=config.eps_root,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+        )
+    return SGD(rates, momentum=config.momentum, clip_norm=config.clip_norm)
+
+
 def meta_gradients(
-    losses: Losses,
+    inner: InnerLoop,
     weigh: Callable[[Tensor, Tensor], Tensor],
     scores: Float[Tensor, "B m"],
     theta: Params,
     log_rates: Params,
-    make_optimizer: Callable[[Params], Optimizer],
-    steps: int,
     outer: Callable[[Params], Iterable[Tensor]],
-    micro_batch: int | None = None,
 ) -> MetaGradients:
-    """Adapt a stack of B copies of `theta` on `losses` weighted by `weigh(scores)`, and differentiate `outer` back.
+    """Adapt a stack of B copies of `theta` on losses weighted by `weigh(scores)`, and differentiate `outer` back.
 
     Args:
-        losses: the stack's parameters -> the B m practice losses, those of a task in a row.
         weigh: (scores [B, m], alive [B] bool) -> the weights of the practice losses, differentiable in the scores,
             and 0 for tasks that are not alive.
         log_rates: logarithm of each tensor's inner learning rate, scalars.
-        make_optimizer: rates by tensor name -> the inner update.
         outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is
             differentiated before the next is asked for, so only one part's graph is alive at a time.
     """
     scores = scores.detach().requires_grad_()
     theta = {name: t.detach().requires_grad_() for name, t in theta.items()}
     log_rates = {name: t.detach().requires_grad_() for name, t in log_rates.items()}
-    optimizer = make_optimizer({name: t.exp() for name, t in log_rates.items()})
+    rates = {name: t.exp() for name, t in log_rates.items()}
     stack = {name: t.expand(len(scores), *t.shape) for name, t in theta.items()}
 
     def adapt_alive(alive: Tensor) -> Params:
-        weights = weigh(scores, alive).flatten()
-        return adapt(losses, stack, weights, optimizer=optimizer, steps=steps, micro_batch=micro_batch)
+        return inner(stack, weigh(scores, alive).flatten(), rates)
 
     adapted = adapt_alive(torch.ones(len(scores), dtype=torch.bool, device=scores.device))
     total, cotangent = outer_gradient(outer, adapted)

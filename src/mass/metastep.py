@@ -25,10 +25,10 @@ from torch import Tensor
 from mass import outer, policy, scoring, synthesis, verify
 from mass.adapt import Clock, Groups
 from mass.adapter import detach, repeat
-from mass.checkpoint import MetaState, optimizer_of
+from mass.checkpoint import MetaState
 from mass.config import RunConfig
 from mass.lm import LM, Row
-from mass.metagrad import MetaGradients, meta_gradients, outer_gradient
+from mass.metagrad import MetaGradients, inner_loop, meta_gradients, outer_gradient
 from mass.practice import Practice, practice_of, valid_mask
 from mass.types import Params, Task
 
@@ -134,15 +134,12 @@ def _through_the_inner_loop(
     kind = config.adapt.scoring.normalise
     with clock.stage("inner loop and meta-gradient", without="outer"):
         gradients = meta_gradients(
-            losses,
+            inner_loop(losses, config.adapt.inner, practice.rows_per_pass(config.adapt.inner.micro_batch)),
             lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind)),
             scores,
             stack.state.theta,
             stack.state.log_rates,
-            lambda rates: optimizer_of(config.adapt.inner, rates),
-            config.adapt.inner.steps,
             lambda adapted: _outer_parts(stack, adapted, clock, measured),
-            practice.rows_per_pass(config.adapt.inner.micro_batch),
         )
     weights = scoring.normalise(scores, valid, kind)
     count = valid.sum(1).clamp_min(1)
@@ -159,20 +156,19 @@ def _through_the_inner_loop(
 
 
 class _FirstLosses:
-    """The practice losses, which keeps the values of its first pass over them: those before the first inner step."""
+    """The practice losses, which keep the first value of each example: that before the first inner step."""
 
     def __init__(self, practice: Practice) -> None:
         self._practice = practice
         self.seen: Tensor | None = None
-        """[N], when a whole pass was seen."""
-        self._parts: list[Tensor] = []
+        """[N]; NaN for an example that was never evaluated."""
 
     def __call__(self, params: Params, index: Tensor | None = None) -> Tensor:
         values = self._practice.losses(params, index)
         if self.seen is None:
-            self._parts.append(values.detach())
-            if sum(map(len, self._parts)) == len(self._practice):
-                self.seen = torch.cat(self._parts)
+            self.seen = torch.full((len(self._practice),), float("nan"), dtype=values.dtype, device=values.device)
+        places = slice(None) if index is None else index
+        self.seen[places] = torch.where(self.seen[places].isnan(), values.detach(), self.seen[places])
         return values
 
 
