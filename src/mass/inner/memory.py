@@ -9,6 +9,7 @@ Legend: K steps, m examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,10 @@ Chunks = tuple[Tensor | None, ...]
 """Micro-batches: indices of examples, or one None for all."""
 
 GIGABYTE = 1e9
-ADAPTER_COPIES = 2
-"""Cotangents and sums of a step, in adapters, at the peak of its first micro-batch."""
+ADAPTER_COPIES = 5
+"""Adapted parameters, their cotangent, u, and the sums of a pass, in adapters."""
+TRANSIENT = 0.15
+"""What a pass holds beside its graph while it is differentiated, as a share of it. Measured: tests/test_memory.py."""
 PASS_OVERHEAD = 0.3
 """A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
 KEPT_SAVES = 1 / 3
@@ -95,7 +98,7 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, room: float) -> tupl
     """
 
     def kept(size: int) -> int:
-        return min(steps * -(-count // size), int(room / min(size, count)))
+        return max(0, min(steps * -(-count // size), int(room / min(size, count) - TRANSIENT)))
 
     def time(size: int) -> float:
         parts = -(-count // size)
@@ -114,16 +117,19 @@ class _Budget:
 
     def fit(self, bytes_of: Callable[[bool], float], request: Request) -> tuple[int, bool]:
         """How many examples fit, and whether with layer checkpointing: only where one does not fit without."""
-        if not request.checkpoint and (size := int(self.free / bytes_of(False))) > 0:
+        if not request.checkpoint and (size := self._examples(bytes_of(False))):
             return size, False
-        if (request.checkpoint or request.may_checkpoint) and (size := int(self.free / bytes_of(True))) > 0:
+        if (request.checkpoint or request.may_checkpoint) and (size := self._examples(bytes_of(True))):
             return size, True
         least = min(bytes_of(request.checkpoint), bytes_of(request.checkpoint or request.may_checkpoint))
-        needed = self.memory_gb + (least - self.free) / GIGABYTE
+        needed = self.memory_gb + ((1 + TRANSIENT) * least - self.free) / GIGABYTE
         raise ConfigError(
-            f"memory_gb = {self.memory_gb:g}, but one example and the tape need {needed:.3g}; "
+            f"memory_gb = {self.memory_gb:g}, but one example and the tape need {math.ceil(1e4 * needed) / 1e4:g}; "
             "give at least that, or shorten the examples"
         )
+
+    def _examples(self, each: float) -> int:
+        return max(0, int(self.free / each / (1 + TRANSIENT)))
 
 
 class _Probe:
