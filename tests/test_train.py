@@ -408,6 +408,35 @@ def with_outer(config: RunConfig, **changes: object) -> RunConfig:
     return dataclasses.replace(config, outer=dataclasses.replace(config.outer, **changes))
 
 
+def with_inner(config: RunConfig, **changes: object) -> RunConfig:
+    inner = dataclasses.replace(config.adapt.inner, **changes)
+    return dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, inner=inner))
+
+
+@pytest.mark.parametrize("changes", [{"memory_gb": 1.0}, {"checkpoint": True}, {"micro_batch": 1}])
+def test_what_saves_memory_does_not_change_the_gradients(
+    changes: dict[str, object], wide: LM, taught_base: Path, sums: Path
+) -> None:
+    config = with_inner(config_for(taught_base, sums, "mass-gold"), steps=2)
+    assert worst(gradients(wide, with_inner(config, **changes), 4), gradients(wide, config, 4)) < 1e-9
+
+
+def test_each_adapter_of_a_stack_is_clipped_by_its_own_norm(wide: LM, taught_base: Path, sums: Path) -> None:
+    config = with_inner(config_for(taught_base, sums, "mass-gold"), steps=2)
+    clipped = with_inner(config, clip_norm=1e-2)
+    assert worst(gradients(wide, clipped, 1), gradients(wide, clipped, 4)) < 1e-8
+    assert worst(gradients(wide, clipped, 4), gradients(wide, config, 4)) > 1e-3
+
+
+def test_the_mode_of_a_run_reaches_the_engine(wide: LM, taught_base: Path, sums: Path) -> None:
+    config = with_inner(config_for(taught_base, sums, "mass-gold"), steps=2)
+    exact = gradients(wide, config, 4)
+    for mode in ("first_order", "truncated(1)"):
+        assert worst(gradients(wide, with_inner(config, mode=mode), 4), exact) > 1e-6
+    near = gradients(wide, with_inner(config, mode="finite_difference"), 4)
+    assert worst(near, exact) < 1e-3
+
+
 @pytest.mark.parametrize(
     ("method", "kl"), [("mass", 0.0), ("mass", 0.3), ("mass-gold", 0.0), ("solver-grpo", 0.0), ("solver-grpo", 0.3)]
 )
@@ -635,7 +664,7 @@ def test_the_practice_loss_is_that_before_the_first_step(wide: LM, taught_base: 
         if rows:  # a fresh scorer weighs all alike
             means.append(float(wide.losses(wide.batch(rows), state.theta).mean()))
     assert len(means) >= 2
-    for inner in ({"steps": 1}, {"steps": 3, "micro_batch": 2}):
+    for inner in ({"steps": 1}, {"steps": 3, "micro_batch": 2}, {"steps": 2, "memory_gb": 1.0}):
         found = measured(**inner)
         assert found["practice_loss"] == pytest.approx(sum(means), rel=1e-9)
         assert found["practised"] == len(means)
