@@ -17,6 +17,7 @@ from mass.adapter import LoraSites
 from mass.config import SamplingConfig
 from mass.errors import DataError
 from mass.lm.attention import use_exact_attention
+from mass.lm.elementwise import use_closed_forms
 from mass.lm.layers import checkpoint_layers
 from mass.lm.sampling import StopStrings, sample_rows
 from mass.prompts import Prompts
@@ -29,14 +30,15 @@ Row = tuple[list[int], list[int]]
 class LM:
     """A frozen causal language model. Nothing here changes its weights.
 
-    Its attention becomes twice differentiable (`mass.lm.attention`), and its layers honour
-    `mass.layerwise.checkpointing`. Raises ModelError for an attention that has no exact second derivative.
+    Its attention becomes twice differentiable (`mass.lm.attention`), its SiLU and RMSNorm get second derivatives in
+    closed form (`mass.lm.elementwise`), and its layers honour `mass.layerwise.checkpointing`. Raises ModelError for an attention that has no exact second derivative.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str, prompts: Prompts, adapters: LoraSites, decode_rows: int = 128
     ) -> None:
         use_exact_attention(model)
+        use_closed_forms(model)
         checkpoint_layers(model, adapters)
         self.model = model
         self.tokenizer = tokenizer
