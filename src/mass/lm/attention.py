@@ -41,9 +41,9 @@ BLOCK = 1 << 22
 """Largest number of entries of one of the about six T x T blocks that the second derivative holds at a time."""
 
 FUSED_FROM = {"cpu": 128}
-"""Keys from which the fused kernel is used, by kind of device; below, plain mathematics, whose matrices are small there.
-Measured in a meta-gradient on one core: 8% slower with 64 keys, 3% with 128, where the graph is a sixth smaller, 8%
-faster with 256."""
+"""Keys from which the fused kernel is used, by kind of device; below, plain mathematics, whose matrices are small.
+Measured in a meta-gradient on one core: 8% slower with 64 keys; 3% slower with 128, but the graph is a sixth smaller;
+8% faster with 256."""
 
 
 def use_exact_attention(model: Any) -> None:

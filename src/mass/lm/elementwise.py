@@ -1,0 +1,299 @@
+"""A model with SiLU and RMSNorm -> the same model, where the second derivatives of these are closed forms.
+
+PyTorch differentiates both as chains of elementary operations, and a gradient's graph keeps what each of them saves.
+Here it keeps the input and the cotangent. With the logistic function σ, the cotangent g of the output and the cotangent
+c of the gradient g s'(x), SiLU s(x) = x σ(x) has
+
+    ḡ = c s'(x),   x̄ = c g s''(x),   s' = σ + x σ (1 - σ),   s'' = s' + σ - 2 σ s' = σ (1 - σ) (2 + x (1 - 2 σ)).
+
+RMSNorm has y = w n, n = x r, r = (mean(x²) + eps)^(-1/2). With h = w g its gradient is P h, where P = r (I - n nᵀ / D),
+and the gradient's derivative is
+
+    ḡ = w P c,   x̄ = -(r² / D) (<n, c> h + <n, h> c + (<c, h> - 3 <n, h> <n, c> / D) n).
+
+Legend: D width of a token's vector.
+
+References: Elfwing et al. 2017, arXiv 1702.03118 (SiLU); Zhang and Sennrich 2019, arXiv 1910.07467 (RMSNorm).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mass.layerwise import refuse_derivative, third_derivative
+
+_WAY_OUT = "call mass.lm.elementwise.drop_closed_forms on the model"
+_PLAIN = "_mass_plain"
+"""Attribute of the classes made here: the class that a module had before."""
+
+
+def use_closed_forms(model: nn.Module) -> list[str]:
+    """Give a model's SiLU and RMSNorm modules the closed forms; returns the names of those that have them now.
+
+    A module is taken when, on random input, it computes one of these functions: by `x σ(x)`, or by `w n` or
+    `(1 + w) n`; any other is left alone. Its output stays the module's own to the last bit, whatever the precision and
+    under autocast; derivatives are computed in float32 or wider, so a float64 model's are float64 even where its
+    module goes through float32. Without a gradient, and for a norm whose weight requires grad, nothing changes. Each
+    module's class becomes a subclass of itself with the same name, so copies and saved files are as before.
+
+    A third derivative raises ConfigError.
+    """
+    names: list[str] = []
+    for name, module in model.named_modules():
+        kind = None if "forward" in vars(module) else _closed_form(module)  # replaced on the object: ours would not run
+        if kind is not None:
+            module.__class__ = kind  # pyright: ignore[reportAttributeAccessIssue]
+            names.append(name)
+    return names
+
+
+def drop_closed_forms(model: nn.Module) -> None:
+    """Undo `use_closed_forms`."""
+    for module in model.modules():
+        module.__class__ = getattr(type(module), _PLAIN, type(module))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def silu(x: Tensor) -> Tensor:
+    """`torch.nn.functional.silu`. A third derivative raises ConfigError."""
+    return _apply(_Silu, x) if x.requires_grad and torch.is_grad_enabled() else F.silu(x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[.., D] -> w x (mean(x²) + eps)^(-1/2), normalised in float32 or wider and then given the precision of x.
+
+    A third derivative raises ConfigError, except for a weight that requires grad, where autograd takes every
+    derivative.
+    """
+    plain = functools.partial(_plain_rms_norm, weight=weight, eps=eps)
+    return _rms_norm(plain, x, weight, eps) if _wanted(x, weight) else plain(x)
+
+
+# ------------------------------------------------------------------------------- SiLU
+
+
+class _Silu(torch.autograd.Function):
+    """x -> x σ(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(x)
+        return F.silu(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return _apply(_SiluVjp, x, g) if torch.is_grad_enabled() else torch.ops.aten.silu_backward(g, x)
+
+
+class _SiluVjp(torch.autograd.Function):
+    """(x, cotangent g of the output) -> g s'(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(x, g)
+        return torch.ops.aten.silu_backward(g, x)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, g = ctx.saved_tensors
+        with torch.no_grad():
+            bars = _silu_bars(x, g, c)
+        return _twice_at_most(bars, ctx.needs_input_grad)
+
+
+def _silu_bars(x: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """x̄ and ḡ, with no other tensor of this size where x is float32 or wider."""
+    wide = x.to(_wide(x))
+    sigma = wide.sigmoid()
+    first = torch.ops.aten.sigmoid_backward(wide, sigma).add_(sigma)
+    second = sigma.addcmul_(sigma, first, value=-2).add_(first)
+    return second.mul_(g).mul_(c).to(x.dtype), first.mul_(c).to(g.dtype)
+
+
+# ------------------------------------------------------------------------------- RMSNorm
+
+
+def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(_wide(x))
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def _rms_norm(plain: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """`plain(x)`, known to be (offset + weight) x (mean(x²) + eps)^(-1/2), with the derivatives of that."""
+    return _apply(_RmsNorm, plain, x, weight, eps, offset)
+
+
+def _wanted(x: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x -> y, whatever way `plain` rounds it."""
+
+    @staticmethod
+    def forward(  # pyright: ignore
+        ctx: Any, plain: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, eps: float, offset: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.offset = eps, offset
+        return plain(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        with torch.no_grad():
+            r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x))
+            r = r.square_().div_(x.shape[-1]).add_(ctx.eps).rsqrt_()
+        if torch.is_grad_enabled():  # create_graph=True
+            return (None, _apply(_RmsNormVjp, x, g, r, weight, ctx.offset), None, None, None)
+        return (None, _rms_norm_vjp(x, g, r, weight, ctx.offset)[0], None, None, None)
+
+
+class _RmsNormVjp(torch.autograd.Function):
+    """(x, cotangent g of the output) -> P (w g)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, r: Tensor, weight: Tensor, offset: float) -> Tensor:  # pyright: ignore
+        x_bar, xh = _rms_norm_vjp(x, g, r, weight, offset)
+        ctx.save_for_backward(x, g, r, xh, weight)
+        ctx.offset = offset
+        return x_bar
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, g, r, xh, weight = ctx.saved_tensors
+        with torch.no_grad():
+            bars = _rms_norm_bars(x, g, r, xh, _scale(weight, ctx.offset, r.dtype), c)
+        return (*_twice_at_most(bars, ctx.needs_input_grad), None, None, None)
+
+
+def _rms_norm_vjp(x: Tensor, g: Tensor, r: Tensor, weight: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """The gradient P h, and <x, h>."""
+    x_wide = x.to(r.dtype)
+    h = g * _scale(weight, offset, r.dtype)
+    xh = _dot(x_wide, h)
+    return _project(h, x_wide, r, xh).to(x.dtype), xh
+
+
+def _rms_norm_bars(x: Tensor, g: Tensor, r: Tensor, xh: Tensor, scale: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """x̄ and ḡ."""
+    width, x_wide, c_wide, h = x.shape[-1], x.to(r.dtype), c.to(r.dtype), g * scale
+    xc = _dot(x_wide, c_wide)
+    nc, nh = xc * r, xh * r
+    along_x = (_dot(c_wide, h) - 3 / width * nh * nc) * r
+    x_bar = h.mul_(nc).addcmul_(c_wide, nh).addcmul_(x_wide, along_x).mul_(r.square() / -width)
+    g_bar = _project(c_wide, x_wide, r, xc).mul_(scale)
+    return x_bar.to(x.dtype), g_bar.to(g.dtype)
+
+
+def _project(h: Tensor, x: Tensor, r: Tensor, xh: Tensor) -> Tensor:
+    """P h, given <x, h>."""
+    return torch.addcmul(h, x, xh * r.square(), value=-1 / x.shape[-1]).mul_(r)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """[.., D] -> [.., 1]; not by `vecdot`, a matrix product, which autocast and TF32 round."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def _scale(weight: Tensor, offset: float, wide: torch.dtype) -> Tensor:
+    return weight.to(wide) + offset if offset else weight.to(wide)
+
+
+# ------------------------------------------------------------------------------- modules
+
+
+def _closed_form(module: nn.Module) -> type[nn.Module] | None:
+    """The class that a module gets; None for one that is neither function."""
+    kind = type(module)
+    if hasattr(kind, _PLAIN):
+        return kind
+    if isinstance(module, nn.SiLU) or kind.__name__ == "SiLUActivation":
+        x = torch.linspace(-9, 9, 64, dtype=torch.float32, device="cpu")
+        plain = not getattr(module, "inplace", False) and _agrees(module, x, F.silu)
+        return _closed_silu(kind) if plain else None
+    if kind.__name__.endswith("RMSNorm"):
+        offset = next((offset for offset in (0.0, 1.0) if _is_rms_norm(module, offset)), None)
+        return None if offset is None else _closed_rms_norm(kind, offset)
+    return None
+
+
+def _is_rms_norm(module: nn.Module, offset: float) -> bool:
+    """Whether it is the function for any weight: tried with a random one, and rows as small as eps, on the CPU."""
+    eps, weight = _eps(module), getattr(module, "weight", None)
+    if not isinstance(eps, float) or weight is None or weight.dim() != 1:
+        return False
+    if [name for name, _ in module.named_parameters()] != ["weight"]:  # a bias, which may be zero now
+        return False
+    generator = torch.Generator("cpu").manual_seed(0)
+    draw = torch.randn(6, weight.shape[0], generator=generator, dtype=torch.float32, device="cpu")
+    x, values = torch.stack([draw[:2], draw[2:4] * eps**0.5, draw[3:5] * 30]), draw[5]
+    probe = copy.copy(module)
+    vars(probe)["_parameters"] = {"weight": nn.Parameter(values, requires_grad=False)}
+    return _agrees(probe, x, lambda x: _plain_rms_norm(x, values + offset, eps))
+
+
+def _agrees(module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) -> bool:
+    with torch.no_grad():
+        try:
+            output = type(module).forward(module, x)  # without hooks
+        except (TypeError, ValueError, RuntimeError):  # no function of one such tensor
+            return False
+        expected = function(x)
+    return isinstance(output, Tensor) and output.shape == x.shape and torch.allclose(output, expected, 1e-5, 1e-6)
+
+
+def _eps(module: nn.Module) -> Any:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+@functools.cache
+def _closed_silu(kind: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        x = _only_tensor(args, kwargs)
+        if x is None or not (torch.is_grad_enabled() and x.requires_grad):
+            return kind.forward(self, *args, **kwargs)
+        return silu(x)
+
+    return _subclass(kind, forward)
+
+
+@functools.cache
+def _closed_rms_norm(kind: type[nn.Module], offset: float) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        x = _only_tensor(args, kwargs)
+        if x is None or not _wanted(x, self.weight):
+            return kind.forward(self, *args, **kwargs)
+        return _rms_norm(functools.partial(kind.forward, self), x, self.weight, _eps(self), offset)
+
+    return _subclass(kind, forward)
+
+
+def _only_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    values = (*args, *kwargs.values())
+    return values[0] if len(values) == 1 and isinstance(values[0], Tensor) else None
+
+
+def _subclass(kind: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    members = {"forward": forward, _PLAIN: kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), members)
+
+
+def _twice_at_most(bars: tuple[Tensor, Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    wanted = tuple(bar if need else None for bar, need in zip(bars, needs, strict=False))
+    return refuse_derivative(wanted, third_derivative(_WAY_OUT)) if torch.is_grad_enabled() else wanted
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _apply(function: Any, *inputs: Any) -> Any:
+    return function.apply(*inputs)  # `apply` is untyped
