@@ -75,7 +75,7 @@ def measure(point: Point) -> tuple[dict[str, Any], MetaGradient]:
     """Memory and errors, and the route ready to run. Raises Unavailable."""
     route = ROUTES[point.route]
     _load_code(route, point)
-    problem = make_problem(point.setting, fused=route.fused)
+    problem = make_problem(point.setting, prepared=route.prepared)
     run = _prepared(route, problem, point.budget_bytes)
     found, memory = _peak_memory(run, point.setting)
     measured: dict[str, Any] = {**memory, "forward_flops": flops(ROUTES["one forward"].prepare(problem, None))}
@@ -102,7 +102,7 @@ def _load_code(route: Route, point: Point) -> None:
     """Run a tiny problem first, so that what libraries load on first use is not counted as memory of the point."""
     tiny = replace(point.setting, steps=2, examples=2, length=8, width=32, layers=1)
     try:
-        _prepared(route, make_problem(tiny, fused=route.fused), None if point.budget_bytes is None else 1e9)()
+        _prepared(route, make_problem(tiny, prepared=route.prepared), None if point.budget_bytes is None else 1e9)()
     except Unavailable:
         raise
     except Exception as error:

@@ -19,15 +19,17 @@ MAIN = (
     "mass",
     "mass, micro_batch 1",
     "mass, micro_batch 1, checkpoint",
-    "mass, micro_batch 1, fused attention",
+    "mass, micro_batch 2",
+    "mass, budget of 1/40",
+    "unroll, model as mass prepares it",
     "mass, budget of the unroll",
     "unroll, steps checkpointed",
     "jax unroll, steps checkpointed",
     "jax mixflow",
 )
-LONG = (*MAIN, "mass, micro_batch 2", "torchopt MetaSGD")
+LONG = (*MAIN, "torchopt MetaSGD")
 """Where a repeat takes long."""
-SHOWN = (*LONG, "mass, budget of 1/40", "mass, first_order", "jax unroll")
+SHOWN = (*LONG, "mass, first_order", "jax unroll")
 """Along K where it does not; the routes that the plots of the sweeps show."""
 
 

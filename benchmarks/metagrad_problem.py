@@ -20,6 +20,9 @@ from torch.nn.functional import cross_entropy
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig
+from mass.lm.attention import use_exact_attention
+from mass.lm.elementwise import use_closed_forms
+from mass.lm.layers import checkpoint_layers
 
 Params = dict[str, Tensor]
 Gradients = dict[str, Tensor]
@@ -74,8 +77,6 @@ class Problem:
     """Tokens [m, T]."""
     target: Tensor
     """Tokens [1, T]."""
-    layers_checkpoint: bool
-    """Whether the layers checkpoint themselves when the engine asks."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Problem:
         """Itself: a copied module shares the frozen base."""
@@ -103,20 +104,21 @@ class Problem:
         return params, self.weights.clone().requires_grad_()
 
 
-def make_problem(setting: Setting, dtype: torch.dtype = torch.float32, *, fused: bool = False) -> Problem:
+def make_problem(setting: Setting, dtype: torch.dtype = torch.float32, *, prepared: bool = False) -> Problem:
     """The problem of a setting. In float64 the same numbers, and nothing inside computes in less.
 
-    Attention is `eager`, or `fused`: mass's kernel with a second derivative. Raises Unavailable where there is none.
+    The model is as transformers builds it, with eager attention; or `prepared`, as `mass.lm` does it.
     """
     wide = dtype == torch.float64
-    model = _model(setting, "sdpa" if wide or fused else "eager")
+    model = _model(setting, "sdpa" if wide or prepared else "eager")
     if wide:
         _widen_norms(model)
     model = model.to(setting.device, dtype).eval().requires_grad_(False)
-    if fused:
-        _fuse_attention(model)
+    if prepared:
+        use_exact_attention(model)
+        use_closed_forms(model)
     sites = LoraSites(model, LoraConfig(rank=setting.rank, alpha=2.0 * setting.rank))
-    layers_checkpoint = _prepare_layers(model, sites)
+    checkpoint_layers(model, sites)
     generator = torch.Generator().manual_seed(setting.seed + 1)
     params = {
         name: p if name.endswith("lora_A") else 0.02 * torch.randn(p.shape, generator=generator)
@@ -133,7 +135,6 @@ def make_problem(setting: Setting, dtype: torch.dtype = torch.float32, *, fused:
         weights.to(setting.device, dtype),
         tokens[:-1],
         tokens[-1:],
-        layers_checkpoint,
     )
 
 
@@ -154,24 +155,6 @@ def _model(setting: Setting, attention: str) -> Any:
             initializer_range=1.0 / setting.width**0.5,
         )
     )
-
-
-def _prepare_layers(model: Any, sites: LoraSites) -> bool:
-    """Whether layers now checkpoint themselves when the engine asks: where this version of mass can do that."""
-    try:
-        from mass.lm.layers import checkpoint_layers
-    except ImportError:
-        return False
-    checkpoint_layers(model, sites)
-    return True
-
-
-def _fuse_attention(model: Any) -> None:
-    try:
-        from mass.lm.attention import use_exact_attention
-    except ImportError as error:
-        raise Unavailable("this version of mass has no fused attention with a second derivative") from error
-    use_exact_attention(model)
 
 
 def _attention(wide: bool) -> AbstractContextManager[Any]:

@@ -31,13 +31,13 @@ class Route:
     """Rough time of it in plain unrolls; for the estimate of the time left only."""
     torch: bool = True
     """Whether its tensors are torch's, so that their bytes and operations can be counted."""
-    fused: bool = False
-    """Whether the model has mass's fused attention instead of the plain one."""
+    prepared: bool = False
+    """Whether `mass.lm` prepared the model: fused attention, SiLU and RMSNorm with closed second derivatives."""
     part: str = "peer"
     """"ours", "peer", or "unit": a pass that others are counted in."""
 
 
-def _ours(name: str, work: float = 1.4, budget: float | None = None, fused: bool = False, **arguments: Any) -> Route:
+def _ours(name: str, work: float = 1.4, budget: float | None = None, prepared: bool = True, **arguments: Any) -> Route:
     def prepare(problem: Problem, unroll_bytes: Budget) -> MetaGradient:
         given = dict(arguments)
         if budget is not None:
@@ -46,7 +46,7 @@ def _ours(name: str, work: float = 1.4, budget: float | None = None, fused: bool
             given["memory_gb"] = budget * unroll_bytes / 1e9
         return ours(problem, given)
 
-    return Route(name, prepare, graphs=1.1 if budget == 1 else 0.0, work=work, fused=fused, part="ours")
+    return Route(name, prepare, graphs=1.1 if budget == 1 else 0.0, work=work, prepared=prepared, part="ours")
 
 
 def ours(problem: Problem, arguments: Mapping[str, Any]) -> MetaGradient:
@@ -54,8 +54,6 @@ def ours(problem: Problem, arguments: Mapping[str, Any]) -> MetaGradient:
     known = inspect.signature(adapt).parameters
     if missing := [name for name in arguments if name not in known]:
         raise Unavailable(f"mass.inner.adapt has no argument {missing[0]!r} in this version")
-    if arguments.get("checkpoint") and not problem.layers_checkpoint:
-        raise Unavailable("this version of mass does not checkpoint the layers of a transformers model")
     setting = problem.setting
 
     def meta_gradient() -> Gradients:
@@ -103,12 +101,12 @@ _ALL = (
     _ours("mass, micro_batch 1, checkpoint", 2.2, micro_batch=1, checkpoint=True),
     _ours("mass, budget of the unroll", 1.0, budget=1.0),
     _ours("mass, budget of 1/40", 1.7, budget=1 / 40),
-    _ours("mass, fused attention", 1.4, fused=True),
-    _ours("mass, micro_batch 1, fused attention", 1.7, fused=True, micro_batch=1),
+    _ours("mass, plain model", 1.4, prepared=False),
+    _ours("mass, micro_batch 1, plain model", 1.7, prepared=False, micro_batch=1),
     _ours("mass, finite_difference", 1.3, mode="finite_difference"),
     _ours("mass, truncated(1)", 0.5, mode="truncated(1)"),
     _ours("mass, first_order", 0.9, mode="first_order"),
-    Route("unroll, fused attention of mass", _peer("plain"), graphs=1.1, fused=True),
+    Route("unroll, model as mass prepares it", _peer("plain"), graphs=1.1, prepared=True),
     Route("unroll, steps checkpointed", _peer("plain", checkpointed=True), work=1.6),
     Route("torchopt MetaSGD", _peer("with_torchopt"), graphs=1.1),
     Route("higher", _peer("with_higher"), graphs=1.1),

@@ -33,8 +33,8 @@ OTHER = {"mass, finite_difference": (1e-7, 1e-2), "mass, truncated(1)": (1e-2, 1
 
 
 @functools.cache
-def problem(fused: bool = False) -> Problem:
-    return make_problem(SMALL, fused=fused)
+def problem(prepared: bool = False) -> Problem:
+    return make_problem(SMALL, prepared=prepared)
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def prepared(name: str) -> MetaGradient:
     route = ROUTES[name]
     budget = 40e9 if name == "mass, budget of 1/40" else 1e9  # so that one example fits in 1/40 of it
     try:
-        return route.prepare(problem(route.fused), budget)
+        return route.prepare(problem(route.prepared), budget)
     except Unavailable as reason:
         pytest.skip(str(reason))
 

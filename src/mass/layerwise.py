@@ -10,7 +10,7 @@ Reference: Chen et al. 2016, arXiv 1604.06174 (checkpointing).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -127,6 +127,7 @@ def _double(
         leaves = _leaves(tensors, (*needs, *wanted[len(needs) :]))
         inputs, cotangents = leaves[: len(needs)], leaves[len(needs) :]
         grads = _pull(plan.run(inputs), cotangents, inputs, needs, create_graph=True)
+        refuse_once_differentiable(grads)
         return _pull(grads, bars, leaves, wanted, create_graph=False)
 
 
@@ -169,6 +170,26 @@ def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
                 "among its arguments, so it would get no gradient; pass it as an argument, or detach it"
             )
         fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+
+
+def refuse_once_differentiable(gradients: Iterable[Tensor | None]) -> None:
+    """Raises ConfigError when the graph of gradients holds a kernel that was marked once-differentiable.
+
+    Such a kernel leaves a node that raises when it is reached. Autograd, asked for given inputs, does not reach it: the
+    second derivative would be without it, silently.
+    """
+    stack: list[Any] = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if type(node).__name__ == "Error":
+            raise ConfigError(
+                "losses use a kernel whose backward has no derivative of its own (once_differentiable), expected one "
+                'that can be differentiated twice; use a plain PyTorch one, or mode="finite_difference"'
+            )
+        fresh = [parent for parent, _ in node.next_functions if parent is not None and parent not in seen]
         seen.update(fresh)
         stack.extend(fresh)
 

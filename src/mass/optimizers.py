@@ -147,8 +147,8 @@ def _descend(p: Tensor, rate: Tensor, direction: Tensor) -> Tensor:
 
 
 def _check_clip(norm: float | None) -> None:
-    if norm is not None and not norm > 0:
-        raise ConfigError(f"clip_norm = {norm}, expected a number above 0; None does not clip")
+    if norm is not None and not 0 < norm < float("inf"):
+        raise ConfigError(f"clip_norm = {norm}, expected a finite number above 0; None does not clip")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

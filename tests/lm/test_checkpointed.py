@@ -205,7 +205,7 @@ def test_saved_bytes_grow_with_depth_by_the_inputs_of_layers_alone() -> None:
     hidden = batch_of(lm).input_ids.numel() * lm.width * 4
     lora = 4 * 2 * (16 + 16)
     assert growth[True] <= 3 * hidden + 4 * lora, "its input, the same again and its cotangent in the double backward"
-    assert growth[False] > 15 * growth[True]
+    assert growth[False] > 10 * growth[True]
 
 
 # ------------------------------------------------------------------------------- neighbours

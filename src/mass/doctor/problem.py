@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mass import layerwise
 from mass.inner import SGD, adapt
-from mass.inner.memory import peak_saved_bytes
+from mass.inner.live import LiveMemory
 from mass.inner.objective import leaves
 from mass.inner.verification import gradient, norm
 from mass.lm import LM
@@ -74,11 +74,11 @@ class Problem:
     def saved_bytes(self, start: Params, checkpoint: bool) -> int:
         """What the graph of one pass holds, with layers checkpointed or not."""
 
-        def one_pass() -> None:
-            with layerwise.checkpointing(checkpoint):
-                self.practice_loss(leaves(start))
-
-        return int(peak_saved_bytes(one_pass))
+        with LiveMemory(torch.device("cpu")) as live, layerwise.checkpointing(checkpoint):
+            loss = self.practice_loss(leaves(start))
+            held = live.held
+        del loss
+        return held
 
 
 def make_problem(lm: LM, rows: Sequence[tuple[Sequence[int], int]]) -> Problem:

@@ -100,7 +100,7 @@ class _Adaptation(torch.autograd.Function):
         tape = Tape()
         adapted = run(plan, weights_Km, rates_KP, dict(zip(plan.names, params, strict=True)), tape)
         ctx.plan, ctx.graphs = plan, tape.graphs
-        ctx.keys = [tuple(part) for part in tape.steps[0]] if tape.steps else []
+        ctx.keys = [[tuple(part) for part in step] for step in tape.steps]
         flat = [tensor for step in tape.steps for part in step for tensor in part.values()]
         ctx.save_for_backward(weights_Km, rates_KP, *params, *flat)
         return tuple(adapted.values())
@@ -117,11 +117,9 @@ class _Adaptation(torch.autograd.Function):
         return (None, *grads)
 
 
-def _unpack(flat: Sequence[Tensor], keys: Sequence[tuple[str, ...]]) -> list[Step]:
-    stream, steps = iter(flat), list[Step]()
-    for _ in range(len(flat) // max(1, sum(map(len, keys)))):
-        steps.append(Step(*({key: next(stream) for key in part} for part in keys)))
-    return steps
+def _unpack(flat: Sequence[Tensor], keys: Sequence[Sequence[tuple[str, ...]]]) -> list[Step]:
+    stream = iter(flat)
+    return [Step(*({key: next(stream) for key in part} for part in step)) for step in keys]
 
 
 def _apply(function: Any, *inputs: Any) -> tuple[Tensor, ...]:

@@ -35,6 +35,7 @@ class Mode:
     @staticmethod
     def parse(text: str) -> Mode:
         """Raises ConfigError for anything but one of `MODES`."""
+        text = str(text)
         if truncated := re.fullmatch(r"truncated\((\d+)\)", text):
             return Mode(last=int(truncated[1]))
         if (stepped := re.fullmatch(r"finite_difference\(([\d.eE+-]+)\)", text)) and _positive(stepped[1]):

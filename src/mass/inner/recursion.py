@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from mass.errors import ConfigError
 from mass.inner.arguments import Mode
 from mass.inner.memory import Schedule
 from mass.inner.objective import Objective, leaves
+from mass.layerwise import refuse_once_differentiable
 from mass.optimizers import Optimizer, State, clip_by_norm, wide
 from mass.types import Params
 
@@ -128,7 +129,7 @@ def pull_back(
     differentiated = plan.differentiated(len(weights_Km))
     bar_weights, bar_rates = torch.zeros_like(weights_Km), torch.zeros_like(rates_KP)
     bar_params = {name: bar.to(wide(bar)) for name, bar in zip(plan.names, cotangents, strict=True)}
-    bar_state = {name: torch.zeros_like(s) for name, s in tape.steps[-1].state.items()} if tape.steps else {}
+    bar_state: State = {}
     for j in reversed(differentiated):
         at = tape.steps[j - differentiated.start]
         bar_params, u, bar_state, bar_rates[j] = pull_through_update(plan, at, rates_KP[j], j, bar_params, bar_state)
@@ -142,6 +143,8 @@ def pull_back(
             )  # fmt: skip
             if wants_params:
                 bar_params = {name: bar + products[name] for name, bar in bar_params.items()}
+    if needs_params and tape.steps and differentiated.start == 0:
+        bar_params = _pull_through_init(plan, tape.steps[0].params, bar_params, bar_state)
     starts = (bar_params[name].to(bar.dtype) for name, bar in zip(plan.names, cotangents, strict=True))
     grads = (bar_weights, bar_rates, *starts)
     return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
@@ -159,17 +162,27 @@ def pull_through_update(
     with torch.enable_grad():
         new_params, new_state = plan.update(params, grads, state, rates_P, step)
     pairs = [(new_params[k], bar) for k, bar in bar_params.items()] + [(new_state[k], b) for k, b in bar_state.items()]
-    pulled = iter(
-        torch.autograd.grad(
-            [value for value, _ in pairs],
-            [*params.values(), *grads.values(), *state.values(), rates_P],
-            [bar for _, bar in pairs],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
+    pulled = iter(_pull(pairs, [*params.values(), *grads.values(), *state.values(), rates_P]))
     bars = [{name: next(pulled) for name in part} for part in (params, grads, state)]
     return bars[0], bars[1], bars[2], next(pulled)
+
+
+def _pull_through_init(plan: Plan, start: Params, bar_params: Params, bar_state: State) -> Params:
+    """Adds what reaches θ_0 through an initial state that depends on it."""
+    params = leaves({name: p.to(wide(p)) for name, p in start.items()})
+    with torch.enable_grad():
+        state = plan.optimizer.init(params)
+    found = _pull([(state[name], bar) for name, bar in bar_state.items() if name in state], list(params.values()))
+    return {name: bar + part for (name, bar), part in zip(bar_params.items(), found, strict=True)}
+
+
+def _pull(pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The vector-Jacobian product of values with their cotangents; zeros for inputs that do not matter."""
+    pairs = [(value, bar.to(value.dtype)) for value, bar in pairs if value.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    values, bars = zip(*pairs, strict=True)
+    return torch.autograd.grad(values, inputs, bars, allow_unused=True, materialize_grads=True)
 
 
 def second_order_pass(
@@ -202,7 +215,7 @@ def second_order_pass(
             graph = Graph(params, weights_m, grads)
             del grads
         if first:
-            _check_twice_differentiable(graph)
+            refuse_once_differentiable(graph.grads.values())
         again.add(graph.grads)
         chunk_products, chunk_weights = _products(graph, u, wants_params=wants_params, wants_weights=wants_weights)
         products.add(chunk_products)
@@ -237,11 +250,11 @@ def _differences(plan: Plan, at: Step, weights_m: Tensor, u: Params) -> tuple[Pa
     ‖ε u‖ is ∛(machine epsilon) of ‖θ‖ unless the mode says otherwise: there rounding and curvature err about alike.
     """
     size = norm(u)
-    if not size > 0:
+    if size == 0:
         return {name: torch.zeros_like(g) for name, g in u.items()}, torch.zeros_like(weights_m)
     relative = plan.mode.step or max(torch.finfo(p.dtype).eps for p in at.params.values()) ** (1 / 3)
     epsilon = relative * max(norm(at.params), 1e-3) / size
-    products, bar_weights = _Sum(), torch.zeros_like(weights_m)
+    products, values_m = _Sum(), torch.zeros_like(weights_m, dtype=torch.float64)
     for sign in (1.0, -1.0):
         moved = leaves({name: (p + sign * epsilon * u[name].to(wide(p))).to(p.dtype) for name, p in at.params.items()})
         for index in plan.schedule.gradient_chunks:
@@ -249,9 +262,9 @@ def _differences(plan: Plan, at: Step, weights_m: Tensor, u: Params) -> tuple[Pa
                 moved, weights_m.detach(), index, checkpoint=plan.schedule.checkpoint_gradient
             )
             products.add(grads, sign / (2 * epsilon))
-            part = values.to(bar_weights) * (sign / (2 * epsilon))
-            bar_weights = bar_weights + part if index is None else bar_weights.index_add(0, index, part)
-    return products.value, bar_weights
+            every = torch.arange(len(weights_m), device=weights_m.device) if index is None else index
+            values_m.index_add_(0, every, values.to(values_m), alpha=sign)
+    return products.value, (values_m / (2 * epsilon)).to(weights_m.dtype)
 
 
 class _Sum:
@@ -267,23 +280,6 @@ class _Sum:
                 self.value[name].add_(value, alpha=factor)
             else:
                 self.value[name] = value * factor
-
-
-def _check_twice_differentiable(graph: Graph) -> None:
-    """A kernel marked once-differentiable leaves a node that raises when it is reached; autograd, asked for given
-    inputs, does not reach it, and the second derivative would be silently without it."""
-    stack: list[Any] = [g.grad_fn for g in graph.grads.values() if g.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if type(node).__name__ == "Error":
-            raise ConfigError(
-                "losses use a kernel whose backward has no derivative of its own (once_differentiable), expected one "
-                'that can be differentiated twice; use a plain PyTorch one, or mode="finite_difference"'
-            )
-        fresh = [parent for parent, _ in node.next_functions if parent is not None and parent not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
 
 
 def _check_same_gradient(again: Params, taken: Params) -> None:

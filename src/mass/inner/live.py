@@ -1,0 +1,97 @@
+"""A block of code -> the bytes of the tensors it made: those alive now, and the most that were alive at one time.
+
+On a CPU every operation is seen as it is dispatched, and a storage counts from the operation that made it until it is
+freed; temporaries within one kernel are not seen. On CUDA the allocator's own statistics say it; its peak is reset.
+
+A limit ends the block with `LimitReached` once more is alive: on a CPU at the operation that goes beyond it, on CUDA
+where the device has no more, or at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LimitReached(Exception):
+    """More is alive than the limit."""
+
+
+class LiveMemory:
+    """Context manager; `held` and `peak` are bytes above what was alive when the block began."""
+
+    def __init__(self, device: torch.device, limit: float = math.inf) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._tracker = None if self._cuda else _Tracker(limit)
+        self._before, self._limit = 0, limit
+
+    def __enter__(self) -> LiveMemory:
+        if self._tracker is not None:
+            self._tracker.__enter__()
+        else:
+            self._before = torch.cuda.memory_allocated(self._cuda)
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tracker is not None:
+            self._tracker.__exit__(kind, error, trace)
+        elif isinstance(error, torch.OutOfMemoryError) and self._limit < math.inf:
+            torch.cuda.empty_cache()
+            raise LimitReached from None
+        elif error is None and self.peak > self._limit:
+            raise LimitReached
+
+    @property
+    def held(self) -> int:
+        if self._tracker is not None:
+            return self._tracker.held
+        return torch.cuda.memory_allocated(self._cuda) - self._before
+
+    @property
+    def peak(self) -> int:
+        if self._tracker is not None:
+            return self._tracker.peak
+        return torch.cuda.max_memory_allocated(self._cuda) - self._before
+
+
+class _Tracker(TorchDispatchMode):
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._limit = limit
+        self._sizes: dict[int, int] = {}
+        """Bytes by address; 0 for a storage that was there before."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            self._see(tensor, counts=False)
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            self._see(tensor, counts=True)
+        if self.held > self._limit:
+            raise LimitReached
+        return out
+
+    def _see(self, tensor: Any, *, counts: bool) -> None:
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            return
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key and key not in self._sizes:
+            self._sizes[key] = storage.nbytes() if counts else 0
+            self.held += self._sizes[key]
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._gone, key).atexit = False
+
+    def _gone(self, key: int) -> None:
+        self.held -= self._sizes.pop(key)
