@@ -31,6 +31,8 @@ ADAPTER_COPIES = 6
 """Adapted parameters, their cotangent, u, and the sums of a pass, in adapters."""
 PASS_OVERHEAD = 0.3
 """A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
+KEPT_LEAST = 0.1
+"""Share of all graphs below which none is kept: they would be alive beside the outer loss's graph for little."""
 KEPT_SAVES = 1 / 3
 """Share of a step's time that a kept graph saves: 2 of 6 forwards' worth of arithmetic (docs/engine.md)."""
 
@@ -77,20 +79,18 @@ def choose(
     graphs = steps if mode.last is None else min(mode.last, steps)
     probe, budget = _Probe(objective, params, weights_Km[0], free, graphs + 1), _Budget(request.memory_gb, free)
 
-    size, kept, checkpoint = None, 0, False
+    chunks, kept, checkpoint = None, 0, False
     if second_order:
         size, checkpoint = budget.fit(probe.second_order, request)
         sizes = [request.micro_batch] if request.micro_batch else range(1, min(size, count) + 1)
         cost = probe.second_order(checkpoint)
         size, kept = _cheapest(sizes, count, 0 if checkpoint else graphs, free, cost)
+        chunks = _chunks(count, request.micro_batch or size, device)
+        if kept == graphs * len(chunks):
+            return Schedule(chunks, chunks, checkpoint, checkpoint, kept)
     plain, checkpoint_gradient = budget.fit(probe.first_order, request)
-    return Schedule(
-        _chunks(count, request.micro_batch or plain, device),
-        _chunks(count, request.micro_batch or size or plain, device),
-        checkpoint_gradient,
-        checkpoint,
-        kept,
-    )
+    gradient_chunks = _chunks(count, request.micro_batch or plain, device)
+    return Schedule(gradient_chunks, chunks or gradient_chunks, checkpoint_gradient, checkpoint, kept)
 
 
 def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Cost) -> tuple[int, int]:
@@ -101,8 +101,9 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Co
     """
 
     def kept(size: int) -> int:
-        room = free - min(size, count) * (one.peak - one.held)
-        return max(0, min(steps * -(-count // size), int(room / (min(size, count) * one.held))))
+        room, every = free - min(size, count) * (one.peak - one.held), steps * -(-count // size)
+        found = min(every, int(room / (min(size, count) * one.held)))
+        return found if found >= KEPT_LEAST * every else 0
 
     def time(size: int) -> float:
         parts = -(-count // size)
@@ -116,12 +117,10 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Co
 class Cost(NamedTuple):
     """Bytes of one example's pass."""
 
-    forward: float
-    """Held by the graph of its losses."""
     held: float
-    """Held by the graph of their gradient."""
+    """By the graph of its gradient."""
     peak: float
-    """Held at most, while that is differentiated."""
+    """At most, while that is differentiated."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,6 @@ class _Probe:
         self._known: dict[tuple[bool, bool, bool], Cost] = {}
 
     def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
-        if (second := self._known.get((True, checkpoint, limited))) and second.peak < math.inf:
-            return Cost(second.forward, second.forward, second.forward + second.peak - second.held)
         return self._cost(False, checkpoint, limited)
 
     def second_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
@@ -171,27 +168,22 @@ class _Probe:
             try:
                 self._known[key] = self._measure(second_order, checkpoint, self._limit if limited else math.inf)
             except LimitReached:
-                self._known[key] = Cost(math.inf, math.inf, math.inf)
+                self._known[key] = Cost(math.inf, math.inf)
         return self._known[key]
 
     def _measure(self, second_order: bool, checkpoint: bool, limit: float) -> Cost:
         index = torch.tensor([len(self._weights_m) - 1], device=self._weights_m.device)
         params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
         with LiveMemory(weights.device, limit) as live:
-            chosen, values = self._objective.terms(self._params, weights, index, checkpoint)
-            forward = live.held
-            with torch.enable_grad():
-                total = (chosen * values).sum()
-            del chosen, values
-            grads = torch.autograd.grad(
-                total, params, create_graph=second_order, allow_unused=True, materialize_grads=True
+            found, _ = self._objective.gradient(
+                self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
             )
-            del total
-            held, outputs = live.held, [g for g in grads if g.requires_grad]
+            held, outputs = live.held, [g for g in found.values() if g.requires_grad]
+            del found
             if outputs and (checkpoint or held > self._roomy):
                 torch.autograd.grad(outputs, [*params, weights], outputs, allow_unused=True)
             peak = live.peak if not outputs or checkpoint or held > self._roomy else max(live.peak, 2 * held)
-        return Cost(max(forward, 1.0), max(held, 1.0), max(peak, 1.0))
+        return Cost(max(held, 1.0), max(peak, 1.0))
 
 
 def _tape_bytes(params: Params, optimizer: Optimizer, mode: Mode, steps: int) -> float:
