@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from mass.doctor import Check, Report, examine
 from mass.doctor.loading import load
 from mass.errors import ConfigError, MassError, ModelError
+from mass.lm import attention
 from small_lms import ARCHITECTURES, MIXTURES, make_model, tokenizer
 
 examining = importlib.import_module("mass.doctor.examine")
@@ -54,7 +55,7 @@ def test_a_healthy_model_passes_every_check(llama: Path) -> None:
     assert report.safe == ("eager", "sdpa")
     assert report.verdict == (
         "Safe in float32: attention eager or sdpa, micro-batches, layer checkpointing. "
-        "Pass --dtype float32 --adapt.inner.micro_batch 1."
+        "Pass --dtype float32 (mass train: --model.dtype)."
     )
     exact = [c for c in report.checks if "derivative" in c.name or "meta-gradient" in c.name]
     assert len(exact) == 10
@@ -362,3 +363,17 @@ def test_one_row_that_fails_makes_its_attention_unsafe(llama: Path) -> None:
         spoiled = dataclasses.replace(check, status="fail")
         checks: list[Check] = [*report.checks[:index], spoiled, *report.checks[index + 1 :]]
         assert dataclasses.replace(report, checks=tuple(checks)).usable is not check.needed
+
+
+def test_a_fault_in_the_fused_attention_is_found_though_the_texts_are_short(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = attention._second_derivative
+
+    def wrong(*args: Any) -> Any:
+        return tuple(None if g is None else 1.01 * g for g in right(*args))
+
+    monkeypatch.setattr(attention, "_second_derivative", wrong)
+    report = examined(llama, "eager", "sdpa", dtype="float32")
+    assert report.safe == ("eager",)
+    assert ("sdpa", "second derivative") in failed(report)

@@ -214,3 +214,10 @@ def test_the_switch_is_off_and_belongs_to_its_block() -> None:
         assert enabled()
         assert checkpoint(lambda x: x * (2.0 if enabled() else 3.0), doubles(1)).item() == 3 * doubles(1).item()
     assert not enabled()
+
+
+@pytest.mark.parametrize("nested", [lambda x: (x * 2, (x * 3,)), lambda x: {"a": x * 2}])
+def test_outputs_whose_gradients_would_be_lost_are_refused(nested: Callable[..., Any]) -> None:
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(ConfigError, match="among its outputs"):
+        checkpoint(nested, x)

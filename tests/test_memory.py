@@ -34,7 +34,7 @@ from inner_problem import (
 from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, Optimizer, adapt, memory
+from mass.inner import SGD, AdamW, Optimizer, adapt, memory, recursion
 from mass.inner.memory import Schedule
 from peak import Peak
 from small_lms import make_lm, make_model, random_adapter
@@ -400,3 +400,19 @@ def test_no_budget_and_no_micro_batch_changes_a_number(count, steps, micro_batch
         run = budgeted(name, steps, losses, micro_batch, mode=mode, memory_gb=needed(error))
         got = meta_gradients(run, *given, sines)
     assert worst_error(got, expected) < 1e-9  # AdamW's near sign enlarges rounding
+
+
+def test_a_micro_batch_beyond_the_examples_counts_as_all_of_them() -> None:
+    of = problem()
+    fits = 1.2e-9 * adapted_peak(of, 1, EXAMPLES)
+    assert adapted_peak(of, 1, 10_000, memory_gb=fits) <= 1.05e9 * fits
+
+
+def test_rounding_near_a_stationary_point_is_no_changed_loss() -> None:
+    """There the gradient is what cancellation leaves, and micro-batches leave something else."""
+    of = problem()
+    one = adapt(of.losses, of.start, torch.ones(EXAMPLES) / EXAMPLES, SGD(lr=0.0), 1)
+    scale = max(float(p.norm()) for p in one.values())
+    recursion._check_same_gradient({"a": torch.tensor([1e-6])}, {"a": torch.tensor([-1e-6])}, scale)
+    with pytest.raises(ConfigError, match="turn dropout off"):
+        recursion._check_same_gradient({"a": torch.tensor([1e-6])}, {"a": torch.tensor([-1e-6])}, 0.0)

@@ -129,6 +129,10 @@ class ScoringConfig:
         _require(self.lora_rank >= 0, "scoring.lora_rank", self.lora_rank, "0 or more")
 
 
+STEP_PATTERN = r"0?\.0*[1-9]\d*|[1-9](?:\.\d*)?[eE]-\d+"
+"""A number between 0 and 1, as in `finite_difference(1e-3)`."""
+
+
 @dataclass(frozen=True)
 class InnerConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -171,8 +175,8 @@ class InnerConfig:
         _require(self.micro_batch is None or self.micro_batch >= 1, "inner.micro_batch", self.micro_batch, "at least 1")
         for name in ("memory_gb", "clip_norm"):
             value: float | None = getattr(self, name)
-            _require(value is None or value > 0, f"inner.{name}", value, "a number above 0, or null")
-        known = re.fullmatch(r"exact|first_order|truncated\(\d+\)|finite_difference(\([\d.eE+-]+\))?", self.mode)
+            _require(value is None or 0 < value < math.inf, f"inner.{name}", value, "a finite number above 0, or null")
+        known = re.fullmatch(rf"exact|first_order|truncated\(\d+\)|finite_difference(\({STEP_PATTERN}\))?", self.mode)
         modes = "exact, truncated(n), first_order or finite_difference"
         _require(known is not None, "inner.mode", self.mode, modes)
 

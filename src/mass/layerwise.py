@@ -67,7 +67,13 @@ class _Plan:
         with _Autocast(self.autocast), checkpointing(False):
             outputs = self.function(*inputs)
         self.several = isinstance(outputs, tuple | list)
-        return tuple(outputs) if self.several else (outputs,)
+        flat: tuple[Any, ...] = tuple(outputs) if self.several else (outputs,)
+        if odd := [x for x in flat if not (x is None or isinstance(x, Tensor | int | float | str))]:
+            raise ConfigError(
+                f"a checkpointed function returned a {type(odd[0]).__name__} among its outputs, expected a tensor or a "
+                "flat tuple of tensors: what is inside would get no gradient; return its tensors, or do not checkpoint"
+            )
+        return flat
 
 
 class _Call(torch.autograd.Function):

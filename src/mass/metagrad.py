@@ -98,6 +98,7 @@ def meta_gradients(
     total, cotangent = outer_gradient(outer, adapted)
     finite = _finite_tasks(cotangent, adapted)
     if not finite.all():  # its steps hold what is not finite, and 0 times that is NaN: take them out of the tape
+        del adapted  # and what it kept, before as much is kept again
         adapted = adapt_alive(finite)
     cotangent = [c.masked_fill(~finite.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in cotangent]
     inputs = [scores, *theta.values(), *log_rates.values()]

@@ -21,6 +21,7 @@ from mass.doctor.wide import widen
 from mass.errors import ModelError
 from mass.inner.verification import relative_error
 from mass.lm import LM
+from mass.lm.attention import always_fused
 from mass.prompts import PLAIN
 
 EXACT_ATTENTIONS = ("eager", "sdpa")
@@ -58,7 +59,8 @@ def examine(
     base = load(name, layers, dtype, seed)
     checks, exact = [_tokenizer(base.tokenizer)], dict[str, Point]()
     for attention in attentions:
-        found, point = examine_attention(base, attention, seed, progress)
+        with always_fused():
+            found, point = examine_attention(base, attention, seed, progress)
         checks += found
         if point is not None:
             checks += _agreement(exact, attention, point)

@@ -82,11 +82,11 @@ class Report:
         """One line: what is safe to use, and the settings to pass."""
         if not self.safe or not _all_passed(self.checks, ""):
             return f"Nothing is safe to use with this model in {self.loaded.dtype}: see the way out beside each fail."
-        options = [_option(self.checks, self.safe[0], *each) for each in _OPTIONS]
-        good = [f"attention {' or '.join(self.safe)}", *(name for name, ok, _ in options if ok)]
-        settings = [f"--dtype {self.loaded.dtype}", *(flag for _, ok, flag in options if ok and flag)]
+        extras = [name for name in (MICRO_BATCHES, CHECKPOINTING) if _passed(self.checks, self.safe[0], name)]
+        good = [f"attention {' or '.join(self.safe)}", *extras]
+        setting = f"--dtype {self.loaded.dtype} (mass train: --model.dtype)"
         loading = "" if "sdpa" in self.safe else f' and "attn_implementation": "{self.safe[0]}" in config.json'
-        return f"Safe in {self.loaded.dtype}: {', '.join(good)}. Pass {' '.join(settings)}{loading}."
+        return f"Safe in {self.loaded.dtype}: {', '.join(good)}. Pass {setting}{loading}."
 
     @property
     def usable(self) -> bool:
@@ -99,12 +99,10 @@ class Report:
 
 
 MICRO_BATCHES, CHECKPOINTING = "micro-batches", "layer checkpointing"
-_OPTIONS = ((MICRO_BATCHES, "--adapt.inner.micro_batch 1"), (CHECKPOINTING, ""))
 
 
-def _option(checks: Sequence[Check], attention: str, name: str, flag: str) -> tuple[str, bool, str]:
-    found = [check.status for check in checks if check.name == name and check.attention == attention]
-    return name, found == ["pass"], flag
+def _passed(checks: Sequence[Check], attention: str, name: str) -> bool:
+    return [check.status for check in checks if check.name == name and check.attention == attention] == ["pass"]
 
 
 def _attentions(checks: Sequence[Check]) -> tuple[str, ...]:

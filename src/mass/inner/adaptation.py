@@ -55,7 +55,8 @@ def adapt(
     weight is 0 too: the gradient of that weight depends on them.
 
     Args:
-        losses: (params, index) -> losses of the examples `index`, of all m when it is None.
+        losses: (params, index) -> losses of the examples `index`, of all m when it is None. With `memory_gb` it is also
+            called to be measured, and may be broken off.
         params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
         weights: of the examples, the same at each step or one row a step.
         optimizer: SGD or AdamW of `mass.optimizers`, or an update rule of your own.
@@ -83,7 +84,7 @@ def adapt(
         rates_KP = rates_per_step(optimizer.lr, params, steps)
         tensors = (weights_Km, rates_KP, *params.values())
         graph = graph and any(t.requires_grad for t in tensors)
-        objective = Objective(losses, autocast_state(weights.device.type))
+        objective = Objective(losses, autocast_state(next(iter(params.values())).device.type))
         request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph)
         schedule = memory.choose(objective, params, weights_Km.detach(), optimizer, how, request)
         plan = Plan(objective, optimizer, tuple(params), how, stacked, schedule)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mass.config import STEP_PATTERN
 from mass.errors import ConfigError, ShapeError, nearest
 from mass.optimizers import Rate, wide
 from mass.types import Params
@@ -38,7 +39,7 @@ class Mode:
         text = str(text)
         if truncated := re.fullmatch(r"truncated\((\d+)\)", text):
             return Mode(last=int(truncated[1]))
-        if (stepped := re.fullmatch(r"finite_difference\(([\d.eE+-]+)\)", text)) and _positive(stepped[1]):
+        if stepped := re.fullmatch(rf"finite_difference\(({STEP_PATTERN})\)", text):
             return Mode("difference", step=float(stepped[1]))
         kinds: dict[str, Mode] = {
             "exact": Mode(),
@@ -48,13 +49,6 @@ class Mode:
         if text not in kinds:
             raise ConfigError(f"mode = {text!r}, expected one of {', '.join(MODES)}{nearest(text, MODES)}")
         return kinds[text]
-
-
-def _positive(number: str) -> bool:
-    try:
-        return 0 < float(number) < 1
-    except ValueError:
-        return False
 
 
 def ordinary(tensor: Tensor) -> Tensor:
@@ -119,8 +113,8 @@ def check(
         raise ConfigError(f"steps = {steps}, expected at least 0; 0 returns the parameters unchanged")
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"micro_batch = {micro_batch}, expected at least 1; None passes all examples at once")
-    if memory_gb is not None and not memory_gb > 0:
-        raise ConfigError(f"memory_gb = {memory_gb}, expected more than 0; None sets no limit")
+    if memory_gb is not None and not 0 < memory_gb < float("inf"):
+        raise ConfigError(f"memory_gb = {memory_gb}, expected a finite number above 0; None sets no limit")
 
 
 def _check_stack(params: Params) -> None:

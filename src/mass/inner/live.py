@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LimitReached(Exception):
-    """More is alive than the limit."""
+class LimitReached(BaseException):
+    """More is alive than the limit. Not an `Exception`: losses that catch those must not swallow it."""
 
 
 class LiveMemory:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -70,10 +70,11 @@ def choose(
     """Raises ConfigError when the budget does not hold a single example."""
     steps, count = weights_Km.shape
     device = weights_Km.device
+    request = replace(request, micro_batch=request.micro_batch and min(request.micro_batch, count))
     if request.memory_gb is None or steps == 0:
         chunks = _chunks(count, request.micro_batch, device)
         return Schedule(chunks, chunks, request.checkpoint, request.checkpoint)
-    second_order = request.differentiable and mode.hessian != "difference"
+    second_order = request.differentiable and mode.hessian != "difference" and mode.last != 0
     tape = _tape_bytes(params, optimizer, mode, steps) if request.differentiable else 0.0
     free = request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params)
     graphs = steps if mode.last is None else min(mode.last, steps)
@@ -174,7 +175,7 @@ class _Probe:
     def _measure(self, second_order: bool, checkpoint: bool, limit: float) -> Cost:
         index = torch.tensor([len(self._weights_m) - 1], device=self._weights_m.device)
         params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
-        with LiveMemory(weights.device, limit) as live:
+        with LiveMemory(params[0].device, limit) as live:
             found, _ = self._objective.gradient(
                 self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
             )

@@ -36,7 +36,13 @@ def check_losses(losses: Losses, params: Params, *, bound: float = 1e-3, seed: i
     params = {name: p.detach().double() for name, p in params.items()}
 
     def total(at: Params) -> Tensor:
-        return losses(at, None).sum()
+        values = losses(at, None)
+        if values.dtype != torch.float64:
+            raise ConfigError(
+                f"losses gave {values.dtype} for float64 parameters, expected float64: central differences need its "
+                'digits; load the model with dtype="float64" for this check'
+            )
+        return values.sum()
 
     first, second = gradient_error(total, params, seed), hessian_error(total, params, seed)
     for order, error in (("gradient", first), ("second derivative", second)):
@@ -96,10 +102,13 @@ def gradient(function: Callable[[Params], Tensor], at: Params) -> Params:
 def hessian_product(function: Callable[[Params], Tensor], at: Params, u: Params) -> Params:
     """H u by a double backward, as the engine takes it."""
     params = leaves(at)
+    with torch.enable_grad():
+        value = function(params)
     grads = torch.autograd.grad(
-        function(params), list(params.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        value, list(params.values()), create_graph=True, allow_unused=True, materialize_grads=True
     )
-    along = torch.stack([(g * u[name]).sum() for name, g in zip(params, grads, strict=True)]).sum()
+    with torch.enable_grad():
+        along = torch.stack([(g * u[name]).sum() for name, g in zip(params, grads, strict=True)]).sum()
     if not along.requires_grad:
         return {name: torch.zeros_like(p) for name, p in params.items()}
     products = torch.autograd.grad(along, list(params.values()), allow_unused=True, materialize_grads=True)

@@ -41,7 +41,8 @@ def use_closed_forms(model: nn.Module) -> list[str]:
     `(1 + w) n`; any other is left alone. Its output stays the module's own to the last bit, whatever the precision and
     under autocast; derivatives are computed in float32 or wider, so a float64 model's are float64 even where its
     module goes through float32. Without a gradient, and for a norm whose weight requires grad, nothing changes. Each
-    module's class becomes a subclass of itself with the same name, so copies and saved files are as before.
+    module's class becomes a subclass of itself with the same name, so `deepcopy` and `save_pretrained` work as
+    before (pickling the module itself does not).
 
     A third derivative raises ConfigError.
     """

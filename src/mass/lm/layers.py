@@ -32,7 +32,8 @@ def checkpoint_layers(model: nn.Module, *adapters: LoraSites) -> list[str]:
 
     Outside such a block, and without a gradient, a layer computes what it did before. `adapters` are those through
     which LoRA parameters come in; a model with parameters of its own (peft, `functional_call`) needs none. Each layer's
-    class becomes a subclass of itself with the same name, so copies and saved files are as before.
+    class becomes a subclass of itself with the same name, so `deepcopy` and `save_pretrained` work as before
+    (pickling the module itself does not).
 
     Raises ModelError when the model has no such layers, or their `forward` was replaced on the object.
     """

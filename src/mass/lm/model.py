@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mass.adapter import LoraSites
 from mass.config import SamplingConfig
-from mass.errors import DataError
+from mass.errors import DataError, ModelError
 from mass.lm.attention import use_exact_attention
 from mass.lm.elementwise import use_closed_forms
 from mass.lm.layers import checkpoint_layers
@@ -40,7 +41,8 @@ class LM:
     ) -> None:
         use_exact_attention(model)
         use_closed_forms(model)
-        checkpoint_layers(model, adapters)
+        with suppress(ModelError):  # layers of a kind that cannot be checkpointed: all else works
+            checkpoint_layers(model, adapters)
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
