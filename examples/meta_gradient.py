@@ -27,24 +27,20 @@ adapted = adapt(quadratic, {"t": start}, weights, SGD(lr=rate), steps=5)
 (0.5 * (adapted["t"] - 7.0) ** 2).backward()  # any outer loss: exact gradients for weights, start and rate
 print(f"dE/dstart {start.grad:.12f}, closed form {(adapted['t'].item() - 7.0) * (1 - 0.25 * 1.2) ** 5:.12f}")
 
-# A language model: which of three solved problems, practised for two steps, helps with a fourth?
+# A language model: which of two solved problems, practised for two steps, helps with a third?
 lm = load_lm(ModelConfig(sys.argv[1] if len(sys.argv) > 1 else "tiny"), LoraConfig(rank=8))
-solved = [
-    ("Compute 3 + 4.", "3+4=7. Answer: 7"),
-    ("Compute 6 + 4.", "Answer: 10"),
-    ("Compute 9 - 2.", "9+2=11. Answer: 11"),
-]
+solved = [("Compute 3 + 4.", "3+4=7. Answer: 7"), ("Compute 6 + 4.", "Answer: 10")]
 practice = lm.batch([lm.example_row(*pair) for pair in solved])
 target = lm.batch([lm.example_row("Compute 5 + 4.", "5+4=9. Answer: 9")])
 
-weights = torch.full((3,), 1 / 3, requires_grad=True)
-theta = {name: tensor.requires_grad_() for name, tensor in lm.init_adapter(seed=0).items()}
-adapted = adapt(
-    lambda params, index: lm.losses(practice if index is None else practice.select(index), params),
-    theta, weights, SGD(lr=0.3), steps=2, memory_gb=4.0,
-)  # fmt: skip
+
+def losses(params, index):
+    return lm.losses(practice if index is None else practice.select(index), params)
+
+
+weights, theta = torch.tensor([0.5, 0.5], requires_grad=True), lm.init_adapter(seed=0)
+adapted = adapt(losses, theta, weights, SGD(lr=0.3), steps=2, memory_gb=4.0)
 loss = lm.losses(target, adapted).sum()
 loss.backward()
 print(f"loss on the target {lm.losses(target, theta).item():.4f} -> {loss.item():.4f} after practice")
-for (problem, solution), gradient in zip(solved, weights.grad.tolist(), strict=True):
-    print(f"more weight on {problem!r}, {solution!r} {'lowers' if gradient < 0 else 'raises'} it ({gradient:+.4f})")
+print("dloss/dweight", {problem: round(g, 4) for (problem, _), g in zip(solved, weights.grad.tolist(), strict=True)})
