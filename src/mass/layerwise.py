@@ -165,19 +165,13 @@ def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
     Such a tensor would get no gradient, without a word.
     """
     known = {id(x) for x in leaves if isinstance(x, Tensor)}
-    stack = [y.grad_fn for y in outputs if isinstance(y, Tensor) and y.grad_fn is not None]
-    seen = set[Any](stack)
-    while stack:
-        node: Any = stack.pop()
+    for node in _graph_nodes(outputs):
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor) and id(variable) not in known:
             raise ConfigError(
                 f"a checkpointed function uses a tensor of shape {list(variable.shape)} that requires grad and is not "
                 "among its arguments, so it would get no gradient; pass it as an argument, or detach it"
             )
-        fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
 
 
 def refuse_once_differentiable(gradients: Iterable[Tensor | None]) -> None:
@@ -186,15 +180,21 @@ def refuse_once_differentiable(gradients: Iterable[Tensor | None]) -> None:
     Such a kernel leaves a node that raises when it is reached. Autograd, asked for given inputs, does not reach it: the
     second derivative would be without it, silently.
     """
-    stack: list[Any] = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
+    for node in _graph_nodes(gradients):
         if type(node).__name__ == "Error":
             raise ConfigError(
                 "losses use a kernel whose backward has no derivative of its own (once_differentiable), expected one "
                 'that can be differentiated twice; use a plain PyTorch one, or mode="finite_difference"'
             )
+
+
+def _graph_nodes(values: Iterable[Any]) -> Generator[Any, None, None]:
+    """Each node of the autograd graph behind the tensors among `values`, once."""
+    stack: list[Any] = [x.grad_fn for x in values if isinstance(x, Tensor) and x.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
         fresh = [parent for parent, _ in node.next_functions if parent is not None and parent not in seen]
         seen.update(fresh)
         stack.extend(fresh)

@@ -75,9 +75,9 @@ def choose(
         chunks = _chunks(count, request.micro_batch, device)
         return Schedule(chunks, chunks, request.checkpoint, request.checkpoint)
     second_order = request.differentiable and mode.hessian != "difference" and mode.last != 0
-    tape = _tape_bytes(params, optimizer, mode, steps) if request.differentiable else 0.0
-    free = request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params)
     graphs = steps if mode.last is None else min(mode.last, steps)
+    tape = graphs * _step_bytes(params, optimizer) if request.differentiable else 0.0
+    free = request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params)
     probe, budget = _Probe(objective, params, weights_Km[0], free, graphs + 1), _Budget(request.memory_gb, free)
 
     chunks, kept, checkpoint = None, 0, False
@@ -187,11 +187,11 @@ class _Probe:
         return Cost(max(held, 1.0), max(peak, 1.0))
 
 
-def _tape_bytes(params: Params, optimizer: Optimizer, mode: Mode, steps: int) -> float:
+def _step_bytes(params: Params, optimizer: Optimizer) -> float:
+    """Of one step on the tape."""
     state = optimizer.init({name: p.detach() for name, p in params.items()})
     grads = {name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()}
-    each = _bytes(params) + _bytes(grads) + _bytes(state)
-    return (steps if mode.last is None else min(mode.last, steps)) * each
+    return _bytes(params) + _bytes(grads) + _bytes(state)
 
 
 def _bytes(params: Params) -> float:

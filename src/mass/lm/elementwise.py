@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mass.layerwise import refuse_derivative, third_derivative
+from mass.optimizers import wide
 
 _WAY_OUT = "call mass.lm.elementwise.drop_closed_forms on the model"
 _PLAIN = "_mass_plain"
@@ -111,9 +112,9 @@ class _SiluVjp(torch.autograd.Function):
 
 def _silu_bars(x: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """x̄ and ḡ, with no other tensor of this size where x is float32 or wider."""
-    wide = x.to(_wide(x))
-    sigma = wide.sigmoid()
-    first = torch.ops.aten.sigmoid_backward(wide, sigma).add_(sigma)
+    x_wide = x.to(wide(x))
+    sigma = x_wide.sigmoid()
+    first = torch.ops.aten.sigmoid_backward(x_wide, sigma).add_(sigma)
     second = sigma.addcmul_(sigma, first, value=-2).add_(first)
     return second.mul_(g).mul_(c).to(x.dtype), first.mul_(c).to(g.dtype)
 
@@ -122,8 +123,8 @@ def _silu_bars(x: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.to(_wide(x))
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    x_wide = x.to(wide(x))
+    return weight * (x_wide * torch.rsqrt(x_wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def _rms_norm(plain: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -150,7 +151,7 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight = ctx.saved_tensors
         with torch.no_grad():
-            r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x))
+            r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x))
             r = r.square_().div_(x.shape[-1]).add_(ctx.eps).rsqrt_()
         if torch.is_grad_enabled():  # create_graph=True
             return (None, _apply(_RmsNormVjp, x, g, r, weight, ctx.offset), None, None, None)
@@ -204,8 +205,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _scale(weight: Tensor, offset: float, wide: torch.dtype) -> Tensor:
-    return weight.to(wide) + offset if offset else weight.to(wide)
+def _scale(weight: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) + offset if offset else weight.to(dtype)
 
 
 # ------------------------------------------------------------------------------- modules
@@ -290,10 +291,6 @@ def _subclass(kind: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Mod
 def _twice_at_most(bars: tuple[Tensor, Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     wanted = tuple(bar if need else None for bar, need in zip(bars, needs, strict=False))
     return refuse_derivative(wanted, third_derivative(_WAY_OUT)) if torch.is_grad_enabled() else wanted
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _apply(function: Any, *inputs: Any) -> Any:
