@@ -365,6 +365,10 @@ class PretrainConfig:
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
+    textbook_same: float = 0.0
+    """Share of textbook pages that work the first problem itself."""
+    failed_tries: float = 0.0
+    """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
     checkpoint_every: int = 300
 
     def __post_init__(self) -> None:
@@ -376,6 +380,7 @@ class PretrainConfig:
         _require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         _require_numbers(self, "", ("learning_rate",), least=0)
         _require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
+        _require_shares(self, "", ("textbook_same", "failed_tries"))
         habits = _habits()
         for subject, share in self.bare.items():
             if subject not in habits:

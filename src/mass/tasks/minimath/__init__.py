@@ -10,59 +10,33 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 
 from mass.errors import ConfigError, DataError, nearest
-from mass.tasks.minimath.kinds import KINDS, LEVELS, SUBJECTS, Kind, Numbers, Scratchpad
+from mass.tasks.minimath import forward, inverse
+from mass.tasks.minimath.problem import Problem
+from mass.tasks.minimath.recognise import LEVELS, recognise
+from mass.tasks.minimath.scratchpad import KINDS, Kind
 from mass.types import Task
 
-__all__ = ["KINDS", "LEVELS", "SPLITS", "SUBJECTS", "Problem", "draw", "load", "problem_split", "similar", "task_at"]
+__all__ = [
+    "KINDS",
+    "LEVELS",
+    "SPLITS",
+    "SUBJECTS",
+    "Kind",
+    "Problem",
+    "draw",
+    "load",
+    "problem_split",
+    "recognise",
+    "similar",
+    "task_at",
+]
 
+del forward, inverse  # read for the kinds that they register
+SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))
 SPLITS = ("train", "validation", "test")
-STYLES = ("bare", "worked", "slip")
 _BY_SUBJECT = {subject: [k for k in KINDS if k.subject == subject] for subject in SUBJECTS}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A drawn problem, able to state itself and to solve itself in each style."""
-
-    kind: Kind
-    level: int
-    numbers: Numbers
-
-    @property
-    def text(self) -> str:
-        return self.kind.text(*self.numbers)
-
-    @property
-    def answer(self) -> str:
-        return _plain(self.kind.solve(Scratchpad(), *self.numbers))
-
-    def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
-        """Worked steps and the answer; `bare` has no steps; `slip` has one wrong step (chosen by `rng`) and what
-        follows from it. A problem whose slip would still end in the right answer is given a wrong last step."""
-        if style == "bare":
-            return f"Answer: {self.answer}"
-        pad = Scratchpad()
-        result = self.kind.solve(pad, *self.numbers)
-        if style == "slip":
-            pad, result = self._slip(pad, rng or random.Random(0))
-        return f"{'. '.join(pad.steps)}. Answer: {_plain(result)}" if pad.steps else f"Answer: {_plain(result)}"
-
-    def _slip(self, right: Scratchpad, rng: random.Random) -> tuple[Scratchpad, int | Fraction]:
-        slip_by = rng.choice((-10, -2, -1, 1, 2, 10))
-        calculations = [i for i, step in enumerate(right.steps) if "=" in step] or [0]
-        for slip_at in (rng.choice(calculations), calculations[-1]):
-            pad = Scratchpad(slip_at, slip_by)
-            result = self.kind.solve(pad, *self.numbers)
-            if _plain(result) != self.answer:
-                return pad, result
-        return pad, result + slip_by
-
-    def task(self, id: str = "") -> Task:
-        return Task(self.text, self.solution(), self.answer, self.kind.subject, self.level, id, verifier="exact")
 
 
 def problem_split(text: str) -> str:
@@ -166,7 +140,3 @@ def _checked(
         if level not in LEVELS:
             raise ConfigError(f"minimath: level {level} is unknown; levels are 1 to 5")
     return subjects or SUBJECTS, levels or LEVELS
-
-
-def _plain(value: int | Fraction) -> str:
-    return str(value)
