@@ -24,7 +24,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("statistics",),
     ("comparison",),
     ("report",),
-    ("demo",),
+    ("demo", "study"),
     ("serve", "cli"),
     ("__init__", "__main__"),
 )

@@ -329,13 +329,13 @@ LEAST_VOCABULARY = 259
 def _habits() -> dict[str, float]:
     """On the web of the tiny base some subjects are explained and others only answered."""
     return {
-        "Prealgebra": 0.3,
-        "Algebra": 0.4,
-        "Counting & Probability": 0.6,
-        "Number Theory": 0.65,
-        "Geometry": 0.7,
-        "Precalculus": 0.8,
-        "Intermediate Algebra": 0.85,
+        "Prealgebra": 0.2,
+        "Algebra": 0.25,
+        "Counting & Probability": 0.35,
+        "Number Theory": 0.4,
+        "Geometry": 0.45,
+        "Precalculus": 0.55,
+        "Intermediate Algebra": 0.6,
     }
 
 
@@ -365,9 +365,9 @@ class PretrainConfig:
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
-    textbook_same: float = 0.0
+    textbook_same: float = 0.2
     """Share of textbook pages that work the first problem itself."""
-    failed_tries: float = 0.0
+    failed_tries: float = 0.5
     """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
     checkpoint_every: int = 300
 

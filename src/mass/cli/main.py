@@ -18,6 +18,7 @@ VERBS = {
     "eval": "compare methods on a task set",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "pretrain": "make the tiny base model from minimath",
+    "study": "run the trainings and evaluations of a study, seed by seed",
     "report": "write the HTML page of a run or comparison folder anew",
     "demo": "watch the shipped model practise, then compare it with its baselines",
 }

@@ -129,7 +129,8 @@ def _check_keys(path: Path, parser: ArgumentParser) -> None:
 
 def _known(parser: ArgumentParser) -> set[str]:
     skipped = ("help", "config", "print_config")
-    return {action.dest for action in parser._actions if action.dest not in skipped}  # pyright: ignore[reportPrivateUsage]
+    dests = (action.dest for action in parser._actions)  # pyright: ignore[reportPrivateUsage]
+    return {dest for dest in dests if dest.rpartition(".")[2] not in skipped}
 
 
 def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterable[str]:
