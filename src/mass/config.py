@@ -215,7 +215,7 @@ class OuterConfig:
 @dataclass(frozen=True)
 class TasksConfig:
     source: str = "minimath"
-    """'minimath', or the path of a JSONL file."""
+    """'minimath', 'minimath-search', or the path of a JSONL file."""
     split: str = "train"
     """minimath: train, validation or test."""
     size: int | None = None
@@ -329,13 +329,13 @@ LEAST_VOCABULARY = 259
 def _habits() -> dict[str, float]:
     """On the web of the tiny base some subjects are explained and others only answered."""
     return {
-        "Prealgebra": 0.2,
-        "Algebra": 0.25,
-        "Counting & Probability": 0.35,
-        "Number Theory": 0.4,
-        "Geometry": 0.45,
-        "Precalculus": 0.55,
-        "Intermediate Algebra": 0.6,
+        "Prealgebra": 0.3,
+        "Algebra": 0.4,
+        "Counting & Probability": 0.6,
+        "Number Theory": 0.65,
+        "Geometry": 0.7,
+        "Precalculus": 0.8,
+        "Intermediate Algebra": 0.85,
     }
 
 
@@ -343,6 +343,8 @@ def _habits() -> dict[str, float]:
 class PretrainConfig:
     """Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
 
+    problems: Literal["minimath", "minimath-search"] = "minimath"
+    """The built-in set that its pages are about."""
     layers: int = 4
     width: int = 128
     heads: int = 4
@@ -365,13 +367,14 @@ class PretrainConfig:
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
-    textbook_same: float = 0.2
+    textbook_same: float = 0.0
     """Share of textbook pages that work the first problem itself."""
-    failed_tries: float = 0.5
+    failed_tries: float = 0.0
     """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
     checkpoint_every: int = 300
 
     def __post_init__(self) -> None:
+        _require_known(self, "")
         for name in ("layers", "width", "heads", "mlp", "context", "steps", "pages", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         fits = self.width % (2 * self.heads) == 0

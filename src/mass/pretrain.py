@@ -35,7 +35,7 @@ PADDING_GROUPS = 3
 
 def page(rng: random.Random, config: PretrainConfig) -> str:
     """One page of the mixed web."""
-    problem = minimath.draw(rng, "train")
+    problem = minimath.draw(rng, "train", source=config.problems)
     if rng.random() >= config.textbook:
         solution = _solution(rng, config, problem, config.bare[problem.kind.subject], config.slip)
         return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{solution}"

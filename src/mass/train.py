@@ -264,8 +264,8 @@ def task_stream(
 
     `usable` picks among the tasks of a list; those of an endless stream are what they are.
     """
-    if config.source == "minimath" and config.size is None:
-        return lambda number: minimath.task_at(config.split, config.seed, number)
+    if config.source in minimath.SOURCES and config.size is None:
+        return lambda number: minimath.task_at(config.split, config.seed, number, source=config.source)
     found = usable(load_tasks(config))
 
     @functools.lru_cache(maxsize=2)

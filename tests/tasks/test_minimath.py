@@ -30,6 +30,8 @@ from mass.verify import check
 CELLS = [(kind, level) for kind in KINDS for level in LEVELS]
 IDS = [f"{kind.name}-{level}" for kind, level in CELLS]
 PER_CELL = 30
+SHIPPED_TEST_SET = "f38dbfdc76f5ea1a02dc720663a6597d7c43f6ec98416f5705da1d64823ed5ee"
+"""The 1,000 problems that the shipped numbers were measured on (src/mass/models/tiny/profile.json)."""
 
 
 def problems(kind: minimath.Kind, level: int, count: int = PER_CELL) -> list[Problem]:
@@ -311,6 +313,18 @@ def test_slips_have_one_wrong_step_and_a_wrong_answer(kind: minimath.Kind, level
             assert (steps[0], steps[-1], wrong_steps(slip)) == (f"Try {answer}", "no", []), (problem.text, slip)
         elif any("=" in step for step in steps):
             assert len(wrong_steps(slip)) == 1, (problem.text, slip)
+
+
+def test_the_first_set_is_what_it_was_before_the_second_came() -> None:
+    plain, search = minimath.SOURCES["minimath"], minimath.SOURCES["minimath-search"]
+    assert (len(plain), len(search)) == (21, 35)
+    assert not any(problems(kind, 3, 1)[0].tried for kind in plain)
+    names = {recognise(task.problem).kind.name for task in load("minimath", size=300)}
+    assert names == {kind.name for kind in plain}
+    assert content_hash(load("minimath", size=1000)) == SHIPPED_TEST_SET
+    found = [recognise(task.problem) for task in load("minimath-search", split="validation", size=700)]
+    assert 0.3 < sum(problem.tried for problem in found) / 700 < 0.5
+    assert task_at("train", 0, 5, source="minimath-search").id == "minimath-search-train-0-5"
 
 
 def test_what_is_easier_to_check_than_to_find_is_tried_and_tested() -> None:

@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     new_folder("--out", folder)
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
-    split = given.split if given.tasks == "minimath" else None
+    split = given.split if given.tasks in task_sets.minimath.SOURCES else None
     comparison = compare(
         model,
         tasks,

@@ -83,8 +83,10 @@ def loading(given: Namespace) -> dict[str, Any]:
 
 
 def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
-    parser.add_argument("--tasks", type=str | None, default=default, help="minimath, or the path of a JSONL file.")
-    parser.add_argument("--split", type=str, default="test", help="minimath: train, validation or test.")
+    parser.add_argument(
+        "--tasks", type=str | None, default=default, help="minimath, minimath-search, or the path of a JSONL file."
+    )
+    parser.add_argument("--split", type=str, default="test", help="Of a built-in set: train, validation or test.")
     parser.add_argument("--size", type=int | None, default=None, help="Number of problems; all of a file by default.")
     parser.add_argument(
         "--fields", type=str, default="", help="Names in the file that differ: problem=my_question,answer=my_answer."

@@ -1,4 +1,4 @@
-"""Source -> Tasks: `minimath`, which is built in, or a JSONL file."""
+"""Source -> Tasks: a set that is built in, or a JSONL file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mass.errors import DataError, nearest
-from mass.tasks import jsonl
+from mass.tasks import jsonl, minimath
 from mass.types import Task
 
 __all__ = ["content_hash", "load"]
@@ -25,10 +25,10 @@ def load(
     fields: Mapping[str, str] | None = None,
     verifier: str | None = None,
 ) -> list[Task]:
-    """Tasks of `source`: "minimath", or the path of a `.jsonl` or `.jsonl.gz` file.
+    """Tasks of `source`: "minimath", "minimath-search", or the path of a `.jsonl` or `.jsonl.gz` file.
 
     Args:
-        split: of minimath; a file is what it is.
+        split: of a built-in set; a file is what it is.
         size: None takes all rows of a file, in file order; a smaller number takes a random subset of that size, drawn
             with `seed` and kept in file order; a larger one takes all rows.
         fields: our field name -> the file's, such as `{"problem": "prompt", "answer": "gold"}`.
@@ -39,12 +39,10 @@ def load(
     """
     if size is not None and size < 1:
         raise DataError(f"size is {size}; expected at least 1, or none for all")
-    if str(source) == "minimath":
+    if str(source) in minimath.SOURCES:
         if fields:
-            raise DataError("fields maps the names of a file, and minimath is built in; leave fields out")
-        from mass.tasks import minimath
-
-        tasks = minimath.load(split, size, seed)
+            raise DataError(f"fields maps the names of a file, and {source} is built in; leave fields out")
+        tasks = minimath.load(split, size, seed, source=str(source))
     else:
         tasks = _subset(jsonl.load(_file(source), fields), size, seed)
     return tasks if verifier is None else [dataclasses.replace(task, verifier=verifier) for task in tasks]
@@ -61,8 +59,9 @@ def _file(source: str | Path) -> Path:
         return path
     if path.exists():
         raise DataError(f"{path} is no {' or '.join(jsonl.SUFFIXES)} file; convert it to one JSON object a line")
-    hint = nearest(str(source), ["minimath"])
-    raise DataError(f"no task set {str(source)!r}; expected 'minimath' or a path to a .jsonl or .jsonl.gz file{hint}")
+    hint = nearest(str(source), minimath.SOURCES)
+    known = " or ".join(map(repr, minimath.SOURCES))
+    raise DataError(f"no task set {str(source)!r}; expected {known}, or a path to a .jsonl or .jsonl.gz file{hint}")
 
 
 def _subset(tasks: list[Task], size: int | None, seed: int) -> list[Task]:

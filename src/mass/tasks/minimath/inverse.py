@@ -1,7 +1,8 @@
 """Kinds that are easier to check than to find: a value is tried, put into the statement, and found to hold or not.
 
-A solution is `Try 9. 9*9=81. 81+27=108. ok. Answer: 9`; one whose guess is wrong works its test out truthfully and ends
-in `no`. Whoever reads a solution to its end can tell a right one from a wrong one; whoever has to guess cannot.
+A solution is `Try 9. 9*9=81. 81+27=108. 108-108=0. ok. Answer: 9`; one whose guess is wrong works its test out
+truthfully and ends in `no`. Whoever reads a solution to its end can tell a right one from a wrong one; whoever has to
+guess cannot.
 """
 
 # pyright: reportUnknownLambdaType=false
@@ -45,7 +46,7 @@ def _boxes(r: random.Random, level: int) -> Numbers:
 @kind("Prealgebra", lambda a, n: f"Boxes hold {a} nuts each. How many boxes hold {n} nuts?", _boxes)
 def boxes(pad: Scratchpad, a: int, n: int) -> int:
     x = guess(pad, lambda x: a * x == n)
-    pad.check(long_multiply(pad, a, x) == n)
+    pad.check(long_multiply(pad, a, x), n)
     return x
 
 
@@ -58,7 +59,7 @@ def _apart(r: random.Random, level: int) -> Numbers:
 @kind("Prealgebra", lambda d, n: f"Two numbers are {d} apart and have product {n}. Find the smaller.", _apart)
 def product_apart(pad: Scratchpad, d: int, n: int) -> int:
     x = guess(pad, lambda x: x * (x + d) == n)
-    pad.check(long_multiply(pad, x, add(pad, x, d)) == n)
+    pad.check(long_multiply(pad, x, add(pad, x, d)), n)
     return x
 
 
@@ -76,7 +77,7 @@ def square_equation(pad: Scratchpad, b: int, c: int) -> int:
     x = guess(pad, lambda x: x * x + b * x == c)
     square = long_multiply(pad, x, x)
     linear = multiply(pad, x, abs(b))
-    pad.check(add(pad, square, linear if b >= 0 else -linear) == c)
+    pad.check(add(pad, square, linear if b >= 0 else -linear), c)
     return x
 
 
@@ -91,7 +92,7 @@ def _fruit(r: random.Random, level: int) -> Numbers:
 def fruit(pad: Scratchpad, a: int, b: int, n: int, c: int) -> int:
     x = guess(pad, lambda x: x < n and a * x + b * (n - x) == c)
     apples, pears = multiply(pad, a, x), multiply(pad, b, add(pad, n, -x))
-    pad.check(add(pad, apples, pears) == c)
+    pad.check(add(pad, apples, pears), c)
     return x
 
 
@@ -110,7 +111,7 @@ def _congruence(r: random.Random, level: int) -> Numbers:
 def congruence(pad: Scratchpad, a: int, r: int, m: int) -> int:
     x = guess(pad, lambda x: a * x % m == r)
     product = long_multiply(pad, a, x)
-    pad.check(add(pad, product, -multiply(pad, m, product // m)) == r)
+    pad.check(add(pad, product, -multiply(pad, m, product // m)), r)
     return x
 
 
@@ -129,7 +130,7 @@ def two_remainders(pad: Scratchpad, r: int, m: int, s: int, n: int) -> int:
     x = guess(pad, lambda x: x % m == r and x % n == s)
     first = add(pad, x, -multiply(pad, m, x // m))
     second = add(pad, x, -multiply(pad, n, x // n))
-    pad.check((first, second) == (r, s))
+    pad.check(add(pad, multiply(pad, 100, first), second), 100 * r + s)
     return x
 
 
@@ -150,7 +151,7 @@ def _handshakes(r: random.Random, level: int) -> Numbers:
 def handshakes(pad: Scratchpad, k: int, h: int) -> int:
     x = guess(pad, lambda x: x > k and (x - k) * (x - k - 1) == 2 * h)
     m = add(pad, x, -k)
-    pad.check(divide(pad, long_multiply(pad, m, add(pad, m, -1)), 2) == h)
+    pad.check(divide(pad, long_multiply(pad, m, add(pad, m, -1)), 2), h)
     return x
 
 
@@ -168,7 +169,7 @@ def _couples(r: random.Random, level: int) -> Numbers:
 def couples(pad: Scratchpad, a: int, b: int, p: int) -> int:
     x = guess(pad, lambda x: (x + a) * (x + b) == p)
     boys, girls = add(pad, x, a), add(pad, x, b)
-    pad.check(long_multiply(pad, boys, girls) == p)
+    pad.check(long_multiply(pad, boys, girls), p)
     return x
 
 
@@ -184,7 +185,7 @@ def _sides(r: random.Random, level: int) -> Numbers:
 @kind("Geometry", lambda p, a: f"A rectangle has perimeter {p} and area {a}. Find the shorter side.", _sides)
 def shorter_side(pad: Scratchpad, p: int, a: int) -> int:
     x = guess(pad, lambda x: p % 2 == 0 and x * (p // 2 - x) == a)
-    pad.check(long_multiply(pad, x, add(pad, divide(pad, p, 2), -x)) == a)
+    pad.check(long_multiply(pad, x, add(pad, divide(pad, p, 2), -x)), a)
     return x
 
 
@@ -200,7 +201,7 @@ def _box_width(r: random.Random, level: int) -> Numbers:
 def box_width(pad: Scratchpad, h: int, v: int) -> int:
     x = guess(pad, lambda x: x * x * (x + h) == v)
     base = multiply(pad, x, x)
-    pad.check(long_multiply(pad, base, add(pad, x, h)) == v)
+    pad.check(long_multiply(pad, base, add(pad, x, h)), v)
     return x
 
 
@@ -218,7 +219,7 @@ def cubic(pad: Scratchpad, b: int, c: int) -> int:
     x = guess(pad, lambda x: x**3 + b * x == c)
     cube = long_multiply(pad, multiply(pad, x, x), x)
     linear = multiply(pad, x, abs(b))
-    pad.check(add(pad, cube, linear if b >= 0 else -linear) == c)
+    pad.check(add(pad, cube, linear if b >= 0 else -linear), c)
     return x
 
 
@@ -231,7 +232,7 @@ def _squares(r: random.Random, level: int) -> Numbers:
 def sum_of_squares(pad: Scratchpad, s: int, q: int) -> int:
     x = guess(pad, lambda x: x * x + (s - x) ** 2 == q)
     y = add(pad, s, -x)
-    pad.check(add(pad, long_multiply(pad, x, x), long_multiply(pad, y, y)) == q)
+    pad.check(add(pad, long_multiply(pad, x, x), long_multiply(pad, y, y)), q)
     return x
 
 
@@ -253,7 +254,7 @@ def _unknown_entry(r: random.Random, level: int) -> Numbers:
 def unknown_entry(pad: Scratchpad, a: int, b: int, c: int, d: int) -> int:
     x = guess(pad, lambda x: x * (x + c) - a * b == d)
     product = long_multiply(pad, x, add(pad, x, c))
-    pad.check(add(pad, product, -multiply(pad, a, b)) == d)
+    pad.check(add(pad, product, -multiply(pad, a, b)), d)
     return x
 
 
@@ -271,5 +272,5 @@ def _series(r: random.Random, level: int) -> Numbers:
 def series_length(pad: Scratchpad, a: int, d: int, s: int) -> int:
     x = guess(pad, lambda x: x * (2 * a + (x - 1) * d) == 2 * s)
     last = add(pad, a, multiply(pad, d, add(pad, x, -1)))
-    pad.check(divide(pad, long_multiply(pad, add(pad, a, last), x), 2) == s)
+    pad.check(divide(pad, long_multiply(pad, add(pad, a, last), x), 2), s)
     return x

@@ -40,9 +40,13 @@ class Scratchpad:
         self.steps.append(f"Try {value}")
         return value
 
-    def check(self, holds: bool) -> None:
-        """Write whether the guess stood its test."""
-        self.steps.append("ok" if holds else "no")
+    def check(self, found: int, wanted: int) -> None:
+        """Write what the found value is off the wanted one, and whether the guess stood this test.
+
+        The difference is written out because a small model can subtract, but cannot see that two numbers are equal.
+        """
+        off = self.step(f"{found}-{in_parens(wanted)}", found - wanted)
+        self.steps.append("no" if off else "ok")
 
     def say(self, remark: str) -> None:
         self.steps.append(remark)
