@@ -40,7 +40,7 @@ from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError
 from mass.lm import LM
-from mass.lm.load import tiny_folder
+from mass.lm.source import tiny_folder
 from mass.prompts import PLAIN
 from mass.runlog import replace_text
 from mass.types import Params

@@ -1,58 +1,27 @@
 """A computation in torch -> the peak of the bytes that its tensors hold above those held before, and its operations.
 
-Every operation is seen as it is dispatched; a storage counts from the operation that made it until it is freed.
-Temporaries inside one kernel are not seen. Works wherever tensors live, but in the calling thread alone, which is where
-CPU backwards run; on CUDA the allocator's own statistics are better.
+The bytes are counted by the package's own tracker, which sees each operation in the calling thread, where CPU backwards
+run; tests/test_memory.py and tests/test_probe.py hold its numbers against a tracker written apart from it.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from mass.inner.live import LiveMemory
 
 
 def live_bytes(run: Callable[[], Any]) -> int:
-    """The peak during `run`; its result counts, as it is alive then."""
-    with LiveBytes() as tracker:
+    """The peak during `run` on the CPU; its result counts, as it is alive then."""
+    with LiveMemory(torch.device("cpu")) as memory:
         result = run()
     del result
-    return tracker.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.held = self.peak = 0
-        self._sizes: dict[int, int] = {}
-        """Bytes by the address of the storage; 0 for one that was there before."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            self._see(tensor, counts=False)
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            self._see(tensor, counts=True)
-        self.peak = max(self.peak, self.held)
-        return out
-
-    def _see(self, tensor: Any, counts: bool) -> None:
-        if not isinstance(tensor, torch.Tensor) or tensor.is_sparse:
-            return
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes() if counts else 0
-            self.held += self._sizes[key]
-            weakref.finalize(storage, self._gone, key).atexit = False
-
-    def _gone(self, key: int) -> None:
-        self.held -= self._sizes.pop(key)
+    return memory.peak
 
 
 def flops(run: Callable[[], Any]) -> int:

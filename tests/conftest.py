@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from mass.config import PretrainConfig
+from mass.inner import memory
+from mass.inner.memory import Schedule
 from mass.pretrain import build_model, pages, save, step_loss, train_tokenizer
 from mass.prompts import PLAIN
 from small_lms import small_sums
@@ -58,3 +61,16 @@ def _page(rng: random.Random) -> str:
     if rng.random() < 0.5:
         return f"{PLAIN.render_solve(one.problem)} {one.solution}"
     return f"{PLAIN.render_synthesis(one.problem)} {two.problem}\nSolution: {two.solution}"
+
+
+@pytest.fixture
+def schedules(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
+    """What was chosen, from the first adaptation on."""
+    seen, right = list[Schedule](), memory.choose
+
+    def choose(*args: Any) -> Schedule:
+        seen.append(right(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(memory, "choose", choose)
+    return seen

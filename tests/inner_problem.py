@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +159,21 @@ def worst_error(got: Params, expected: Params) -> float:
     return max(float((got[n] - expected[n]).norm() / (expected[n].norm() or 1.0)) for n in expected)
 
 
+CLIP = 1.0
+"""A norm between the gradients' at steps of small and of large weights, of `inputs`."""
+
+
+def inputs(case: Case, steps: int, kind: str = "both") -> tuple[Params, Tensor, Tensor | dict[str, Tensor]]:
+    """Start, weights that make every other step's gradient small, rates."""
+    size = torch.tensor([0.4, 1.6], dtype=torch.float64).repeat(steps)[:steps, None]
+    params = lora_start()
+    return params, make_weights(steps) * size, make_rates(kind, case.rate, list(params), steps)
+
+
+def clipped(case: Case, norm: float) -> Case:
+    return dataclasses.replace(case, optimizer=functools.partial(case.optimizer, clip_norm=norm))
+
+
 # ------------------------------------------------------------------------------- a toy
 
 
@@ -171,3 +187,8 @@ def toy_losses(params: Params, index: Tensor | None = None) -> Tensor:
 
 def toy_start() -> Params:
     return {"a": torch.tensor([0.4, -0.6], dtype=torch.float64), "b": torch.tensor(0.7, dtype=torch.float64)}
+
+
+def sines(params: Params) -> Tensor:
+    """An outer loss."""
+    return sum(p.sin().sum() for p in params.values())

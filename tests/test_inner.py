@@ -497,6 +497,13 @@ BAD: dict[str, tuple[dict, type[MassError], str]] = {
     "integer weights": ({"weights": torch.ones(3, dtype=torch.int64)}, ShapeError, "floating-point"),
     "weights of other steps": ({"weights": torch.ones(3, 3)}, ShapeError, "steps = 2"),
     "three axes of weights": ({"weights": torch.ones(2, 3, 1)}, ShapeError, "floating-point"),
+    "weights elsewhere": (
+        {"weights": torch.ones(3, device="meta")},
+        ShapeError,
+        r"weights are on meta and the parameters on cpu, expected one device; give weights\.to\('cpu'\)",
+    ),
+    "no layers": ({"checkpoint": True}, ConfigError, "checkpoint=True, but losses ran no layer"),
+    "no layers in a budget": ({"checkpoint": True, "memory_gb": 1.0}, ConfigError, "checkpoint=True, but losses ran"),
     "negative steps": ({"steps": -1}, ConfigError, "steps = -1"),
     "micro_batch 0": ({"micro_batch": 0}, ConfigError, "micro_batch = 0"),
     "negative rate": ({"optimizer": SGD(lr=-0.1)}, ConfigError, "-0.1"),

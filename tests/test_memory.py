@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from budgets import least, needed
 from inner_problem import (
     CASES,
     Adapt,
@@ -34,7 +35,7 @@ from inner_problem import (
 from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, Optimizer, adapt, memory, recursion
+from mass.inner import SGD, AdamW, Optimizer, adapt, recursion
 from mass.inner.memory import Schedule
 from peak import Peak
 from small_lms import make_lm, make_model, random_adapter
@@ -191,37 +192,6 @@ def test_checkpointed_layers_keep_little_more_than_their_inputs() -> None:
 
 
 # ------------------------------------------------------------------------------- peaks within a budget
-
-
-@pytest.fixture
-def schedules(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
-    """What was chosen, from the first adaptation on."""
-    seen, right = list[Schedule](), memory.choose
-
-    def choose(*args: Any) -> Schedule:
-        seen.append(right(*args))
-        return seen[-1]
-
-    monkeypatch.setattr(memory, "choose", choose)
-    return seen
-
-
-def least(run: Callable[[float], Any]) -> float:
-    """The smallest budget, as errors tell it."""
-    budget = 1e-9
-    for _ in range(3):
-        try:
-            run(budget)
-        except ConfigError as error:
-            budget = needed(error)
-        else:
-            return budget
-    raise AssertionError(f"the amount that was asked for, {budget}, is not enough")
-
-
-def needed(error: ConfigError) -> float:
-    assert "\n" not in str(error)
-    return float(re.search(r"need ([\d.e+-]+);", str(error))[1])
 
 
 FEW, MANY = (1.0, 1.7, 3.0, 9.0), (1.0, 1.3, 1.7, 2.2, 3.0, 4.0, 6.0, 9.0, 14.0, 20.0)

@@ -153,7 +153,7 @@ def test_what_ships_with_the_package_is_recorded_by_its_place_in_it(
     trained: Path, taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mass.model.tiny_folder", lambda: tmp_path)
-    monkeypatch.setattr("mass.lm.load.tiny_folder", lambda: tmp_path)
+    monkeypatch.setattr("mass.lm.source.tiny_folder", lambda: tmp_path)
     shutil.copytree(taught_base, tmp_path / "base")
     assert load("tiny").solve(PROBLEM).adaptation.checkpoint == "untrained"
     shutil.copytree(trained, tmp_path / "mass")

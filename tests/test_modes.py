@@ -1,4 +1,4 @@
-"""Clipping, truncation, first order, finite differences and update rules of a user's own against a plain unroll."""
+"""Clipping, truncation, first order and update rules of a user's own against a plain unroll."""
 
 from __future__ import annotations
 
@@ -12,49 +12,31 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from inner_problem import (
     CASES,
+    CLIP,
     Adapt,
-    Case,
     Params,
-    lora_start,
-    make_rates,
+    clipped,
+    inputs,
     make_weights,
     meta_gradients,
     ours,
     outer,
     reference,
+    sines,
     toy_losses,
     toy_start,
     worst_error,
 )
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, Optimizer, adapt, adaptation, recursion
+from mass.inner import SGD, AdamW, Optimizer, adapt, adaptation, recursion, update
 from mass.inner.recursion import Plan
-from mass.layerwise import checkpoint
+from stack_problem import in_a_stack, one_by_one, stack_inputs, stack_loss
 from unroll import Clip
 
 EXACT = 1e-9
-
-
-def wrong(reason: str) -> Any:
-    """What the code gets wrong today; strict, so that the mark goes when it is mended."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
-def inputs(case: Case, steps: int, kind: str = "both") -> tuple[Params, Tensor, Tensor | dict[str, Tensor]]:
-    """Start, weights that make every other step's gradient small, rates."""
-    size = torch.tensor([0.4, 1.6], dtype=torch.float64).repeat(steps)[:steps, None]
-    params = lora_start()
-    return params, make_weights(steps) * size, make_rates(kind, case.rate, list(params), steps)
-
-
-def clipped(case: Case, norm: float) -> Case:
-    return dataclasses.replace(case, optimizer=functools.partial(case.optimizer, clip_norm=norm))
 
 
 # ------------------------------------------------------------------------------- clipping by norm
@@ -69,10 +51,6 @@ def test_clipping_equals_an_unroll_that_clips(name: str, steps: int, kind: str) 
     expected = meta_gradients(reference(case, steps, clip=clip), *given)
     assert set(clip.active) == {True, False}
     assert worst_error(meta_gradients(ours(clipped(case, CLIP), steps), *given), expected) < EXACT
-
-
-CLIP = 1.0
-"""Between the gradients' norms at steps of small and of large weights."""
 
 
 @pytest.mark.parametrize(("clip_norm", "micro_batch"), [(None, 2), (CLIP, None)])
@@ -143,60 +121,6 @@ def test_a_norm_that_is_never_reached_changes_nothing() -> None:
 
 
 # --- a stack
-
-
-B, N = 3, 4
-
-
-def stack_data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return torch.randn(B, N, 2, generator=generator).double(), torch.randn(B, N, generator=generator).double()
-
-
-def stack_losses(params: Params, index: Tensor | None) -> Tensor:
-    x, y = stack_data()
-    values = (torch.einsum("bmd,bd->bm", x, params["a"]).tanh() * params["b"][:, None] - y) ** 2
-    return values.flatten() if index is None else values.flatten()[index]
-
-
-def stack_start() -> Params:
-    generator = torch.Generator().manual_seed(6)
-    return {"a": torch.randn(B, 2, generator=generator).double(), "b": torch.randn(B, generator=generator).double()}
-
-
-def one_of_the_stack(b: int) -> Callable[[Params, Tensor | None], Tensor]:
-    def losses(params: Params, index: Tensor | None) -> Tensor:
-        x, y = (t[b] for t in stack_data())
-        values = ((x @ params["a"]).tanh() * params["b"] - y) ** 2
-        return values if index is None else values[index]
-
-    return losses
-
-
-def stack_loss(params: Params, scale: Tensor | None = None) -> Tensor:
-    values = params["a"].sin().sum(1) * params["b"]
-    return (values if scale is None else values * scale).sum()
-
-
-def in_a_stack(make: Callable[..., Optimizer], steps: int, micro_batch: int | None = None, **options: Any) -> Adapt:
-    def run(params: Params, w: Tensor, lr: Any) -> Params:
-        return adapt(stack_losses, params, w.flatten(), make(lr=lr), steps, micro_batch, **options)
-
-    return run
-
-
-def one_by_one(make: Callable[..., Optimizer], steps: int, **options: Any) -> Adapt:
-    def run(params: Params, w: Tensor, lr: Any) -> Params:
-        rows = [{n: p[b] for n, p in params.items()} for b in range(B)]
-        done = [adapt(one_of_the_stack(b), row, w[b], make(lr=lr), steps, **options) for b, row in enumerate(rows)]
-        return {n: torch.stack([row[n] for row in done]) for n in params}
-
-    return run
-
-
-def stack_inputs(rate: float = 0.1) -> tuple[Params, Tensor, Tensor]:
-    weights = torch.rand(B, N, generator=torch.Generator().manual_seed(7)).double()
-    return stack_start(), weights, torch.tensor(rate, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 5])
@@ -270,150 +194,6 @@ def test_first_order_is_not_exact(name: str) -> None:
     first, exact = (meta_gradients(ours(case, 3, mode=mode), *given) for mode in ("first_order", "exact"))
     for wanted in ("w", *given[0], *(name for name in exact if name.startswith("rate "))):
         assert float((first[wanted] - exact[wanted]).norm() / exact[wanted].norm()) > 1e-3
-
-
-# ------------------------------------------------------------------------------- finite differences
-
-CLOSE = 1e-6
-"""Of exact, in float64; measured 1e-7 under AdamW, less elsewhere."""
-
-
-@pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize("name", CASES)
-def test_finite_differences_are_close_to_exact(name: str, micro_batch: int | None) -> None:
-    case = clipped(CASES[name], CLIP)
-    given = inputs(case, 3)
-    exact = meta_gradients(ours(case, 3), *given)
-    assert 0 < worst_error(meta_gradients(ours(case, 3, micro_batch, mode="finite_difference"), *given), exact) < CLOSE
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, bar: Tensor) -> Tensor:
-        return 3 * ctx.saved_tensors[0] ** 2 * bar
-
-
-def cubes(power: Callable[[Tensor], Tensor], params: Params, index: Tensor | None) -> Tensor:
-    return toy_losses({name: power(p) for name, p in params.items()}, index)
-
-
-def attention(backend: SDPBackend, params: Params, index: Tensor | None) -> Tensor:
-    x = torch.randn(3, 2, 5, 8, generator=torch.Generator().manual_seed(1)).double()
-    x = x if index is None else x[index]
-    with sdpa_kernel(backend):
-        mixed = scaled_dot_product_attention(x @ params["q"], x, x @ params["v"], is_causal=True)
-    return mixed.square().mean((1, 2, 3))
-
-
-def attention_start() -> Params:
-    generator = torch.Generator().manual_seed(2)
-    return {name: 0.5 * torch.randn(8, 8, generator=generator).double() for name in "qv"}
-
-
-ONCE = {
-    "custom function": (functools.partial(cubes, Cube.apply), functools.partial(cubes, lambda x: x**3), toy_start()),
-    "fused attention": (
-        functools.partial(attention, SDPBackend.FLASH_ATTENTION),
-        functools.partial(attention, SDPBackend.MATH),
-        attention_start(),
-    ),
-}
-
-
-def sines(params: Params) -> Tensor:
-    return sum(p.sin().sum() for p in params.values())
-
-
-def through(losses: Any, start: Params, mode: str) -> Params:
-    def run(params: Params, w: Tensor, lr: Any) -> Params:
-        return adapt(losses, params, w, SGD(lr=lr, momentum=0.5), 3, 2, mode=mode)
-
-    return meta_gradients(run, start, make_weights()[:3] * 3, torch.tensor(0.2, dtype=torch.float64), sines)
-
-
-@pytest.mark.parametrize("name", ONCE)
-def test_finite_differences_need_no_second_derivative(name: str) -> None:
-    once, twice, start = ONCE[name]
-    exact = through(twice, start, "exact")
-    assert worst_error(through(once, start, "finite_difference"), exact) < CLOSE
-
-
-@pytest.mark.parametrize("name", ONCE)
-def test_losses_without_a_second_derivative_raise(name: str) -> None:
-    """A wrong number instead: torch leaves the node that would raise out of a gradient for chosen inputs."""
-    once, _, start = ONCE[name]
-    with pytest.raises((ConfigError, RuntimeError)):
-        through(once, start, "exact")
-
-
-def test_checkpointed_layers_without_a_second_derivative_raise() -> None:
-    def losses(params: Params, index: Tensor | None) -> Tensor:
-        a, b = checkpoint(lambda a, b: (Cube.apply(a), Cube.apply(b)), params["a"], params["b"])
-        return toy_losses({"a": a, "b": b}, index)
-
-    with pytest.raises((ConfigError, RuntimeError)):
-        through(losses, toy_start(), "exact")
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_finite_differences_in_a_zero_direction(name: str) -> None:
-    """An outer loss that does not depend on θ_K: u = 0 at each step."""
-    case = CASES[name]
-
-    def nothing(params: Params) -> Tensor:
-        return sum(0.0 * p.sum() for p in params.values())
-
-    got = meta_gradients(ours(case, 2, mode="finite_difference"), *inputs(case, 2), nothing)
-    assert not any(value.any() for name, value in got.items() if not name.startswith("adapted "))
-
-
-def test_finite_differences_do_not_hide_what_is_not_finite() -> None:
-    """AdamW at g = 0 without eps_root: the exact meta-gradient is NaN, and so must this be."""
-    start = {**toy_start(), "b": torch.tensor(0.0, dtype=torch.float64)}
-
-    def run(params: Params, w: Tensor, lr: Any) -> Params:
-        return adapt(toy_losses, params, w, AdamW(lr=lr, eps_root=0.0), mode="finite_difference")
-
-    rate = torch.tensor(0.1, dtype=torch.float64)
-    got = meta_gradients(run, start, make_weights()[:3], rate, sines)
-    assert got["w"].isnan().all()
-
-
-def test_finite_differences_with_weights_in_float32() -> None:
-    """The scorer's weights may be narrower than the losses; the quotient must not be."""
-
-    def run(mode: str) -> Tensor:
-        weights = make_weights()[:3].float().requires_grad_()
-        adapted = adapt(toy_losses, toy_start(), weights, SGD(lr=0.1), 3, mode=mode)
-        return torch.autograd.grad(sines(adapted), weights)[0]
-
-    assert float((run("finite_difference") - run("exact")).norm() / run("exact").norm()) < 1e-6
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_finite_differences_of_a_clipped_stack(name: str) -> None:
-    make = functools.partial(CASES[name].optimizer, clip_norm=0.5)
-    run = in_a_stack(make, 3, 5, stacked=True, mode="finite_difference")
-    expected = meta_gradients(one_by_one(make, 3), *stack_inputs(), stack_loss)
-    assert worst_error(meta_gradients(run, *stack_inputs(), stack_loss), expected) < CLOSE
-
-
-@wrong("one step size for all adapters")
-def test_finite_differences_of_adapters_that_matter_unequally() -> None:
-    """Each adapter of a stack is as accurate as alone, however small its outer loss is beside the others'."""
-    scale = torch.tensor([1.0, 1e-4, 1e-8], dtype=torch.float64)
-    loss = functools.partial(stack_loss, scale=scale)
-    expected = meta_gradients(one_by_one(SGD, 3), *stack_inputs(), loss)
-    got = meta_gradients(in_a_stack(SGD, 3, stacked=True, mode="finite_difference"), *stack_inputs(), loss)
-    for b in range(B):
-        rows = {name: expected[name][b] for name in ("w", "a", "b")}
-        assert worst_error({name: got[name][b] for name in rows}, rows) < CLOSE
 
 
 # ------------------------------------------------------------------------------- what modes there are
@@ -548,13 +328,13 @@ def test_an_update_rule_of_a_users_own_is_exact(rule: Any, micro_batch: int | No
 
 
 def clipping_without_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = recursion.clip_by_norm
+    right = update.clip_by_norm
 
     def without(grads: Params, *rest: Any) -> Params:
         factor = {name: (g / grads[name]).detach() for name, g in right(grads, *rest).items()}
         return {name: g * factor[name] for name, g in grads.items()}
 
-    monkeypatch.setattr(recursion, "clip_by_norm", without)
+    monkeypatch.setattr(update, "clip_by_norm", without)
 
 
 def truncation_a_step_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ from mass.config import (
 )
 from mass.errors import ConfigError, DataError, nearest
 from mass.lm import LM, load_lm
-from mass.lm.load import TINY, tiny_folder
+from mass.lm.source import TINY, tiny_folder
 from mass.model import UNTRAINED, Mass, origin_of
 from mass.seeds import derive
 from mass.tasks import minimath

@@ -21,22 +21,33 @@ from torch import Tensor
 
 from mass.errors import ConfigError
 
-_enabled: ContextVar[bool] = ContextVar("layer_checkpointing", default=False)
+
+@dataclass
+class Checkpointed:
+    """What came of a block of `checkpointing`."""
+
+    layers: int = 0
+    """Calls of `checkpoint` within it."""
+
+
+_current: ContextVar[Checkpointed | None] = ContextVar("layer_checkpointing", default=None)
+"""None: layers are not to be checkpointed."""
 
 
 @contextmanager
-def checkpointing(enabled: bool) -> Generator[None, None, None]:
+def checkpointing(enabled: bool) -> Generator[Checkpointed, None, None]:
     """Within the block, layers that were wrapped for it are checkpointed, or are not."""
-    token = _enabled.set(enabled)
+    current = _current.get() or Checkpointed()
+    token = _current.set(current if enabled else None)
     try:
-        yield
+        yield current
     finally:
-        _enabled.reset(token)
+        _current.reset(token)
 
 
 def enabled() -> bool:
     """Whether wrapped layers are to be checkpointed now."""
-    return _enabled.get()
+    return _current.get() is not None
 
 
 def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -48,6 +59,8 @@ def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
     and free of surroundings that may be gone (it restores the autocast state, nothing else). Differentiating three
     times raises ConfigError.
     """
+    if (current := _current.get()) is not None:
+        current.layers += 1
     plan = _Plan(function, _autocast_states(inputs))
     if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):
         return function(*inputs)

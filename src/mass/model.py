@@ -18,7 +18,7 @@ from mass.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
 from mass.errors import DataError, ModelError
 from mass.lm import LM, load_lm
-from mass.lm.load import TINY, tiny_folder
+from mass.lm.source import TINY, tiny_folder
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task
 

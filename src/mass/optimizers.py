@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mass.errors import ConfigError
@@ -119,15 +120,25 @@ def clip_by_norm(grads: Params, norm: float, stacked: bool = False) -> Params:
 
     With `stacked` the tensors have a leading axis of adapters [B, ...], and each adapter has a norm of its own.
     """
-    first = next(iter(grads.values()))
+    factor_B = (norm / (adapter_norms(grads, stacked) + 1e-6)).clamp_max(1.0)
+    return scale_adapters(grads, factor_B)
+
+
+def adapter_norms(params: Params, stacked: bool = False) -> Float[Tensor, " B"]:
+    """‖·‖ over all tensors in float32 or wider, B = 1; with `stacked`, of each adapter. On the first one's device."""
+    first = next(iter(params.values()))
     count = len(first) if stacked else 1
     norms_B = [
-        torch.linalg.vector_norm(g.to(wide(g)).reshape(count, -1), dim=1).to(first.device) for g in grads.values()
+        torch.linalg.vector_norm(p.to(wide(p)).reshape(count, -1), dim=1).to(first.device) for p in params.values()
     ]
-    factor_B = (norm / (torch.linalg.vector_norm(torch.stack(norms_B), dim=0) + 1e-6)).clamp_max(1.0)
+    return torch.linalg.vector_norm(torch.stack(norms_B), dim=0)
+
+
+def scale_adapters(params: Params, factor_B: Float[Tensor, " B"]) -> Params:
+    """Each adapter of a stack times its factor, or all tensors times the only one, in their own precision."""
     return {
-        name: (g.reshape(count, -1) * factor_B[:, None].to(g.device)).reshape(g.shape).to(g.dtype)
-        for name, g in grads.items()
+        name: (p.reshape(len(factor_B), -1) * factor_B[:, None].to(p.device)).reshape(p.shape).to(p.dtype)
+        for name, p in params.items()
     }
 
 

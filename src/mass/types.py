@@ -95,8 +95,10 @@ class Batch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def select(self, index: Tensor) -> Batch:
-        """Rows `index` [n], cut to the longest of them."""
+    def select(self, index: Tensor | None) -> Batch:
+        """Rows `index` [n], cut to the longest of them; all rows when it is None, as `mass.inner.Losses` are called."""
+        if index is None:
+            return self
         mask = self.attention_mask[index]
         length = int(mask.sum(1).max())
         return Batch(self.input_ids[index, :length], mask[:, :length], self.target_mask[index, :length])

@@ -199,9 +199,9 @@ def test_a_missing_model_folder(fails: Callable) -> None:
 
 
 def test_a_hub_name_out_of_reach_fails_at_once(fails: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mass.lm.load
+    import mass.lm.source
 
-    monkeypatch.setattr(mass.lm.load, "_hub_answers", lambda: False)
+    monkeypatch.setattr(mass.lm.source, "hub_answers", lambda: False)
     said = fails("solve", "x", "--model", "nobody/nothing-1B")
     assert "'nobody/nothing-1B' is no folder here, is not in the hub's cache, and the hub cannot be reached" in said
 

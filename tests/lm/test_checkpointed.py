@@ -17,12 +17,22 @@ from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError, ModelError
 from mass.inner import SGD, adapt
-from mass.layerwise import checkpointing
+from mass.layerwise import checkpoint, checkpointing
 from mass.lm import LM, attention, layers
 from mass.lm.attention import NAME
 from mass.lm.layers import checkpoint_layers
+from mass.prompts import PLAIN
 from mass.types import Batch, Params
-from small_lms import ARCHITECTURES, float64_throughout, make_lm, make_model, prompt_ids, random_adapter, sample
+from small_lms import (
+    ARCHITECTURES,
+    float64_throughout,
+    make_lm,
+    make_model,
+    prompt_ids,
+    random_adapter,
+    sample,
+    tokenizer,
+)
 
 ROWS = [("Compute 3 + 4.", "3+4=7."), ("x", "5"), ("A longer problem of 12 words", "Answer: 12 34")]
 
@@ -318,3 +328,36 @@ def test_models_whose_layers_cannot_be_wrapped_are_refused() -> None:
     model.model.layers[1].forward = model.model.layers[1].forward
     with pytest.raises(ModelError, match=r"'model.layers.1' was replaced"):
         checkpoint_layers(model)
+
+
+def test_a_model_whose_layers_cannot_be_wrapped_works_and_refuses_to_checkpoint_them() -> None:
+    """Asked for, it is an error and not silence; a budget that would need it says what it needs without."""
+    model = make_model("Llama")
+    model.model.layers[1].forward = model.model.layers[1].forward
+    lm = LM(model, tokenizer(), "small", PLAIN, LoraSites(model, LoraConfig(rank=2)))
+    batch, start, weights = batch_of(lm), random_adapter(lm), torch.full((3,), 0.3, dtype=torch.float64)
+
+    def run(**options: Any) -> Params:
+        return adapt(
+            lambda params, index: lm.losses(batch.select(index), params), start, weights, SGD(lr=0.1), **options
+        )
+
+    with pytest.raises(ConfigError, match="checkpoint=True, but losses ran no layer") as error:
+        run(checkpoint=True)
+    assert "\n" not in str(error.value)
+    plain = run()
+    for options in ({"checkpoint": False}, {"memory_gb": 1.0}):
+        assert all(torch.equal(run(**options)[name], p) for name, p in plain.items())
+    with pytest.raises(ConfigError, match="memory_gb"):
+        run(memory_gb=1e-6)
+
+
+def test_layers_that_losses_of_a_users_own_checkpoint_count_as_such() -> None:
+    def losses(params: Params, index: Tensor | None) -> Tensor:
+        x = torch.ones(3, dtype=torch.float64) if index is None else torch.ones(len(index), dtype=torch.float64)
+        with checkpointing(True):  # on their own account, too
+            return checkpoint(lambda a: x * a.sin().sum(), params["a"])
+
+    start = {"a": torch.ones(2, dtype=torch.float64)}
+    adapted = adapt(losses, start, torch.ones(3, dtype=torch.float64), SGD(lr=0.1), checkpoint=True)
+    assert torch.equal(adapted["a"], 1 - 0.3 * start["a"].cos())

@@ -10,7 +10,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import find_sites
 from mass.doctor.report import Loaded, Reach
-from mass.errors import ConfigError, MassError
-from mass.lm import load as files
-from mass.lm.load import TINY, tiny_folder
+from mass.errors import ConfigError, MassError, ModelError
+from mass.lm.source import find_source
 
 VOCABULARY = 2048
 TEXTS = (
@@ -46,19 +44,16 @@ class Base:
 
 def load(name: str, layers: int | None, dtype: str, seed: int) -> Base:
     """Raises ModelError or ConfigError for what cannot be examined."""
-    source = str(tiny_folder() / "base") if name == TINY else name
-    where = _where(source, name)
-    config = AutoConfig.from_pretrained(source, **where)
+    source = find_source(name)
+    config = source.make("configuration", AutoConfig)
     _require_plain_weights(config, name)
     kinds = layer_kinds(config)
     total, vocabulary = len(kinds), int(config.get_text_config().vocab_size)
     reach = _reach(_skeleton(config))
     count = _cut_layers(config, kinds, layers)
     _require_memory(config, name)
-    tokenizer = files._load("tokenizer", name, AutoTokenizer, source, **where)  # pyright: ignore[reportPrivateUsage]
-    model = files._load(  # pyright: ignore[reportPrivateUsage]
-        "model", name, AutoModelForCausalLM, source, config=config, dtype=getattr(torch, dtype), **where
-    )
+    tokenizer = source.make("tokenizer", AutoTokenizer)
+    model = source.make("model", AutoModelForCausalLM, config=config, dtype=getattr(torch, dtype))
     model.eval().requires_grad_(False)
     texts = [_tokens(tokenizer, *text) for text in TEXTS]
     kept = _kept_tokens([ids for ids, _ in texts], vocabulary, seed)
@@ -80,17 +75,6 @@ def load(name: str, layers: int | None, dtype: str, seed: int) -> Base:
     )
     rows = tuple(([places[token] for token in ids], problem) for ids, problem in texts)
     return Base(model, tokenizer, loaded, reach, rows)
-
-
-def _where(source: str, name: str) -> dict[str, Any]:
-    looks_local = files._looks_local(source)  # pyright: ignore[reportPrivateUsage]
-    if looks_local and not Path(source).is_dir():
-        raise files.ModelError(
-            f"model folder {name!r} does not exist; give a folder with config.json, a hub name, or 'tiny'"
-        )
-    local = Path(source).is_dir() or not files._hub_answers()  # pyright: ignore[reportPrivateUsage]
-    files._require_files(source, name, local)  # pyright: ignore[reportPrivateUsage]
-    return {"local_files_only": local}
 
 
 def _require_plain_weights(config: Any, name: str) -> None:
@@ -133,7 +117,7 @@ def _skeleton(config: Any) -> nn.Module:
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
     except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise files.ModelError(
+        raise ModelError(
             f"no model can be built from the configuration ({reason}); expected a causal language model of transformers"
         ) from error
 
@@ -141,7 +125,7 @@ def _skeleton(config: Any) -> nn.Module:
 def _decoder_layers(model: nn.Module) -> list[nn.Module]:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
-        raise files.ModelError("the model has no list of layers; expected a decoder of transformers")
+        raise ModelError("the model has no list of layers; expected a decoder of transformers")
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 

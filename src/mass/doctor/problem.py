@@ -52,7 +52,7 @@ class Problem:
     target: Batch
 
     def losses(self, params: Params, index: Tensor | None = None) -> Tensor:
-        return self.lm.losses(self.practice if index is None else self.practice.select(index), params)
+        return self.lm.losses(self.practice.select(index), params)
 
     def practice_loss(self, params: Params) -> Tensor:
         """Their sum."""

@@ -16,7 +16,8 @@ from mass.errors import ConfigError
 from mass.inner import memory
 from mass.inner.arguments import Mode, check, ordinary, rates_per_step, weights_per_step
 from mass.inner.objective import Losses, Objective, autocast_state
-from mass.inner.recursion import Plan, Step, Tape, pull_back, run
+from mass.inner.recursion import Plan, Tape, pull_back, run
+from mass.inner.update import Step, Update
 from mass.layerwise import refuse_derivative
 from mass.optimizers import Optimizer
 from mass.types import Params
@@ -56,7 +57,7 @@ def adapt(
 
     Args:
         losses: (params, index) -> losses of the examples `index`, of all m when it is None. With `memory_gb` it is also
-            called to be measured, and may be broken off.
+            called to be measured: it may be broken off, and `index` may name an example more than once.
         params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
         weights: of the examples, the same at each step or one row a step.
         optimizer: SGD or AdamW of `mass.optimizers`, or an update rule of your own.
@@ -67,11 +68,12 @@ def adapt(
             θ + constant (n = 0: only the start gets a gradient, as in first-order MAML); "first_order": H u left out;
             "finite_difference": H u and J u as central differences, for losses without a second derivative.
         stacked: the B adapters do not interact. A stack is B·m examples to the rest of the engine, as the gradient of
-            the sum separates; clipping by norm needs to know.
+            the sum separates; clipping by norm and the steps of finite differences are each adapter's own.
         memory_gb: what one adaptation may hold beside its inputs, in units of 10^9 bytes. From it the engine chooses
             `micro_batch` unless given, layer checkpointing, and how many graphs the forward keeps for the backward
             (all of them: nothing is computed twice). The last example is measured for it: let it be the largest.
-        checkpoint: layer checkpointing in layers that `mass.layerwise` wrapped; None: where `memory_gb` needs it.
+        checkpoint: layer checkpointing in layers that `mass.layerwise` wrapped; None: where `memory_gb` needs it. True
+            with losses that run no such layer is an error.
 
     Raises ConfigError or ShapeError on what cannot be used; SecondDerivativeError (from the second backward) when the
     meta-gradient itself is differentiated.
@@ -84,10 +86,12 @@ def adapt(
         rates_KP = rates_per_step(optimizer.lr, params, steps)
         tensors = (weights_Km, rates_KP, *params.values())
         graph = graph and any(t.requires_grad for t in tensors)
-        objective = Objective(losses, autocast_state(next(iter(params.values())).device.type))
+        autocast = autocast_state(next(iter(params.values())).device.type)
+        objective = Objective(losses, autocast, wants_layers=bool(checkpoint))
         request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph)
-        schedule = memory.choose(objective, params, weights_Km.detach(), optimizer, how, request)
-        plan = Plan(objective, optimizer, tuple(params), how, stacked, schedule)
+        update = Update(optimizer, stacked)
+        schedule = memory.choose(objective, params, weights_Km.detach(), update, how, request)
+        plan = Plan(objective, update, tuple(params), how, schedule)
         if graph:
             return dict(zip(params, _apply(_Adaptation, plan, *tensors), strict=True))
         with torch.no_grad():

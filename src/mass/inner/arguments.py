@@ -104,17 +104,27 @@ def check(
             )
     if stacked:
         _check_stack(params)
-    if weights.ndim not in (1, 2) or weights.shape[-1] == 0 or not weights.is_floating_point():
-        raise ShapeError(
-            f"weights are {weights.dtype} of shape {list(weights.shape)}, "
-            "expected floating-point [m] or [steps, m] with at least one example; skip the adaptation without examples"
-        )
+    _check_weights(params, weights)
     if steps < 0:
         raise ConfigError(f"steps = {steps}, expected at least 0; 0 returns the parameters unchanged")
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"micro_batch = {micro_batch}, expected at least 1; None passes all examples at once")
     if memory_gb is not None and not 0 < memory_gb < float("inf"):
         raise ConfigError(f"memory_gb = {memory_gb}, expected a finite number above 0; None sets no limit")
+
+
+def _check_weights(params: Params, weights: Tensor) -> None:
+    if weights.ndim not in (1, 2) or weights.shape[-1] == 0 or not weights.is_floating_point():
+        raise ShapeError(
+            f"weights are {weights.dtype} of shape {list(weights.shape)}, "
+            "expected floating-point [m] or [steps, m] with at least one example; skip the adaptation without examples"
+        )
+    devices = {str(p.device) for p in params.values()}
+    if str(weights.device) not in devices:
+        raise ShapeError(
+            f"weights are on {weights.device} and the parameters on {', '.join(sorted(devices))}, expected one device; "
+            f"give weights.to({sorted(devices)[0]!r})"
+        )
 
 
 def _check_stack(params: Params) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -58,6 +59,11 @@ class LiveMemory:
         return torch.cuda.memory_allocated(self._cuda) - self._before
 
     @property
+    def history(self) -> Sequence[int]:
+        """`held` after each operation of the block; empty on CUDA, where operations are not seen."""
+        return self._tracker.history if self._tracker is not None else ()
+
+    @property
     def peak(self) -> int:
         if self._tracker is not None:
             return self._tracker.peak
@@ -68,6 +74,7 @@ class _Tracker(TorchDispatchMode):
     def __init__(self, limit: float) -> None:
         super().__init__()
         self.held = self.peak = 0
+        self.history = list[int]()
         self._limit = limit
         self._sizes: dict[int, int] = {}
         """Bytes by address; 0 for a storage that was there before."""
@@ -79,6 +86,7 @@ class _Tracker(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if (key := storage.data_ptr()) and key not in self._sizes:
                     self._see(storage, key, (args, kwargs))
+        self.history.append(self.held)
         if self.held > self._limit:
             raise LimitReached
         return out

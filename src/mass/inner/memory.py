@@ -1,7 +1,7 @@
 """A memory budget -> how the passes are cut: micro-batches, layer checkpointing, graphs kept from forward to backward.
 
-The bytes are measured, not estimated from a model: one example's passes are run at the start. On a CPU they depend on
-shapes alone, so the same inputs give the same schedule, and results that repeat bit for bit.
+The bytes are measured (`mass.inner.probe`), not estimated from a model. On a CPU they depend on shapes alone, so the
+same inputs give the same schedule, and results that repeat bit for bit.
 
 Legend: K steps, m examples.
 """
@@ -18,21 +18,25 @@ from torch import Tensor
 
 from mass.errors import ConfigError
 from mass.inner.arguments import Mode
-from mass.inner.live import LimitReached, LiveMemory
-from mass.inner.objective import Objective, leaves
-from mass.optimizers import Optimizer, wide
+from mass.inner.objective import Objective
+from mass.inner.probe import Cost, Probe
+from mass.inner.update import Update, update_bytes
+from mass.optimizers import wide
 from mass.types import Params
 
 Chunks = tuple[Tensor | None, ...]
 """Micro-batches: indices of examples, or one None for all."""
 
 GIGABYTE = 1e9
-ADAPTER_COPIES = 6
-"""Adapted parameters, their cotangent, u, and the sums of a pass, in adapters."""
+FORWARD, DURING_PASS, DURING_DIFFERENCES, DURING_UPDATE = 2, 6, 8, 3
+"""Copies of the parameters beside the tape and the state: without a backward θ and g; with one the adapted parameters,
+their cotangents twice, in passes u and the sums too."""
 PASS_OVERHEAD = 0.3
 """A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
 KEPT_LEAST = 0.1
 """Share of all graphs below which none is kept: they would be alive beside the outer loss's graph for little."""
+ROUNDING = 1e-9
+"""Of a number of examples that fits exactly."""
 KEPT_SAVES = 1 / 3
 """Share of a step's time that a kept graph saves: 2 of 6 forwards' worth of arithmetic (docs/engine.md)."""
 
@@ -65,7 +69,7 @@ class Schedule:
 
 
 def choose(
-    objective: Objective, params: Params, weights_Km: Tensor, optimizer: Optimizer, mode: Mode, request: Request
+    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
 ) -> Schedule:
     """Raises ConfigError when the budget does not hold a single example."""
     steps, count = weights_Km.shape
@@ -76,25 +80,25 @@ def choose(
         return Schedule(chunks, chunks, request.checkpoint, request.checkpoint)
     second_order = request.differentiable and mode.hessian != "difference" and mode.last != 0
     graphs = steps if mode.last is None else min(mode.last, steps)
-    tape = graphs * _step_bytes(params, optimizer) if request.differentiable else 0.0
-    free = request.memory_gb * GIGABYTE - tape - ADAPTER_COPIES * _bytes(params)
-    probe, budget = _Probe(objective, params, weights_Km[0], free, graphs + 1), _Budget(request.memory_gb, free)
+    room = _room(params, update, mode, request, graphs)
+    probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1)
+    budget = _Budget(request, room, count)
 
     chunks, kept, checkpoint = None, 0, False
     if second_order:
-        size, checkpoint = budget.fit(probe.second_order, request)
-        sizes = [request.micro_batch] if request.micro_batch else range(1, min(size, count) + 1)
+        size, checkpoint = budget.fit(probe.second_order)
+        sizes = [request.micro_batch] if request.micro_batch else range(1, size + 1)
         cost = probe.second_order(checkpoint)
-        size, kept = _cheapest(sizes, count, 0 if checkpoint else graphs, free, cost)
+        size, kept = _cheapest(sizes, count, 0 if checkpoint else graphs, room, cost)
         chunks = _chunks(count, request.micro_batch or size, device)
         if kept == graphs * len(chunks):
             return Schedule(chunks, chunks, checkpoint, checkpoint, kept)
-    plain, checkpoint_gradient = budget.fit(probe.first_order, request)
+    plain, checkpoint_gradient = budget.fit(probe.first_order)
     gradient_chunks = _chunks(count, request.micro_batch or plain, device)
     return Schedule(gradient_chunks, chunks or gradient_chunks, checkpoint_gradient, checkpoint, kept)
 
 
-def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Cost) -> tuple[int, int]:
+def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Cost) -> tuple[int, int]:
     """Size of a micro-batch, and how many graphs of such to keep, that take the least time.
 
     Graphs are kept in the last micro-batches of the last of `steps` steps and used up first, so kept graphs and one
@@ -102,8 +106,9 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Co
     """
 
     def kept(size: int) -> int:
-        room, every = free - min(size, count) * (one.peak - one.held), steps * -(-count // size)
-        found = min(every, int(room / (min(size, count) * one.held)))
+        n, every = min(size, count), steps * -(-count // size)
+        left = min(room.passes - (cost.peak(n) - cost.held(n)), room.updates)
+        found = min(every, int(left / cost.held(n)))
         return found if found >= KEPT_LEAST * every else 0
 
     def time(size: int) -> float:
@@ -115,83 +120,54 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, free: float, one: Co
     return best, kept(best)
 
 
-class Cost(NamedTuple):
-    """Bytes of one example's pass."""
+class Room(NamedTuple):
+    """Bytes that a budget leaves for the graphs of examples."""
 
-    held: float
-    """By the graph of its gradient."""
-    peak: float
-    """At most, while that is differentiated."""
+    passes: float
+    """While one of them is differentiated."""
+    updates: float
+    """While an update is: for graphs that are kept."""
+
+
+def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: int) -> Room:
+    """What the tape of `graphs` steps and the recursion's own tensors leave of the budget."""
+    budget = (request.memory_gb or math.inf) * GIGABYTE
+    state = _bytes(update.optimizer.init({name: p.detach() for name, p in params.items()}))
+    adapter = _bytes({name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()})
+    updated = update_bytes(update, params, differentiated=request.differentiable)
+    if not request.differentiable:
+        free = budget - FORWARD * adapter - state
+        return Room(free, free - updated)
+    free = budget - graphs * (_bytes(params) + adapter + state) - state
+    copies = DURING_DIFFERENCES if mode.hessian == "difference" else DURING_PASS
+    return Room(free - copies * adapter, free - DURING_UPDATE * adapter - updated)
 
 
 @dataclass(frozen=True)
 class _Budget:
-    memory_gb: float
-    free: float
-    """Bytes left for graphs."""
+    request: Request
+    room: Room
+    count: int
+    """Examples there are."""
 
-    def fit(self, cost: Callable[..., Cost], request: Request) -> tuple[int, bool]:
+    def fit(self, cost: Callable[..., Cost]) -> tuple[int, bool]:
         """How many examples fit, and whether with layer checkpointing: only where too few fit without."""
-        least = request.micro_batch or 1
+        request, least = self.request, self.request.micro_batch or 1
         for checkpoint in [request.checkpoint] if not request.may_checkpoint else [False, True]:
-            if (size := int(max(self.free, 0) / cost(checkpoint).peak)) >= least:
-                return size, checkpoint
-        sparing = cost(request.checkpoint or request.may_checkpoint, limited=False).peak
-        needed = math.ceil(1e5 * (self.memory_gb + (least * sparing - self.free) / GIGABYTE)) / 1e5
+            size = cost(checkpoint).largest(self.room.passes) + ROUNDING
+            if size >= least and self.room.updates >= 0:
+                return int(min(size, self.count)), checkpoint
+        sparing = cost(request.checkpoint or request.may_checkpoint, limited=False).peak(least)
+        raise self._too_small(least, max(sparing - self.room.passes, -self.room.updates))
+
+    def _too_small(self, least: int, missing: float) -> ConfigError:
+        given = self.request.memory_gb or 0.0
+        needed = math.ceil(1e5 * (given + missing / GIGABYTE)) / 1e5
         rows = "one example" if least == 1 else f"micro_batch = {least}"
-        raise ConfigError(
-            f"memory_gb = {self.memory_gb:g}, but {rows} and the tape need {needed:g}; "
+        return ConfigError(
+            f"memory_gb = {given:g}, but {rows} and the tape need {needed:g}; "
             f"give at least that, or {'shorten the examples' if least == 1 else 'a smaller micro_batch'}"
         )
-
-
-class _Probe:
-    """Costs of one example's passes, each measured once: of the last example.
-
-    A pass that goes beyond the limit is broken off; it costs infinitely much. Where `plenty` times all examples' graphs
-    fit, a second-order pass is measured up to its graph alone, and counted as twice as much at its peak.
-    """
-
-    def __init__(self, objective: Objective, params: Params, weights_m: Tensor, limit: float, plenty: int) -> None:
-        self._objective, self._params, self._weights_m = objective, leaves(params), weights_m
-        self._limit, self._roomy = max(limit, 0.0), limit / (plenty * len(weights_m))
-        self._known: dict[tuple[bool, bool, bool], Cost] = {}
-
-    def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
-        return self._cost(False, checkpoint, limited)
-
-    def second_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
-        return self._cost(True, checkpoint, limited)
-
-    def _cost(self, second_order: bool, checkpoint: bool, limited: bool) -> Cost:
-        key = second_order, checkpoint, limited
-        if key not in self._known:
-            try:
-                self._known[key] = self._measure(second_order, checkpoint, self._limit if limited else math.inf)
-            except LimitReached:
-                self._known[key] = Cost(math.inf, math.inf)
-        return self._known[key]
-
-    def _measure(self, second_order: bool, checkpoint: bool, limit: float) -> Cost:
-        index = torch.tensor([len(self._weights_m) - 1], device=self._weights_m.device)
-        params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
-        with LiveMemory(params[0].device, limit) as live:
-            found, _ = self._objective.gradient(
-                self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
-            )
-            held, outputs = live.held, [g for g in found.values() if g.requires_grad]
-            del found
-            if outputs and (checkpoint or held > self._roomy):
-                torch.autograd.grad(outputs, [*params, weights], outputs, allow_unused=True)
-            peak = live.peak if not outputs or checkpoint or held > self._roomy else max(live.peak, 2 * held)
-        return Cost(max(held, 1.0), max(peak, 1.0))
-
-
-def _step_bytes(params: Params, optimizer: Optimizer) -> float:
-    """Of one step on the tape."""
-    state = optimizer.init({name: p.detach() for name, p in params.items()})
-    grads = {name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()}
-    return _bytes(params) + _bytes(grads) + _bytes(state)
 
 
 def _bytes(params: Params) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mass import layerwise
 from mass.errors import ConfigError, ShapeError
+from mass.optimizers import wide
 from mass.types import Params
 
 Losses = Callable[[Params, Tensor | None], Tensor]
@@ -27,11 +28,18 @@ class Objective:
     losses: Losses
     autocast: dict[str, Any]
     """Arguments of `torch.autocast` that bring the state of the forward back."""
+    wants_layers: bool = False
+    """Whether the caller asked for layer checkpointing: losses that run no such layer are an error."""
 
     def terms(self, params: Params, weights_m: Tensor, index: Tensor | None, checkpoint: bool) -> tuple[Tensor, Tensor]:
         """w_i [n] and ℓ_i(θ) [n] of the examples `index`, the losses with their graph."""
-        with torch.enable_grad(), torch.autocast(**self.autocast), layerwise.checkpointing(checkpoint):
+        with torch.enable_grad(), torch.autocast(**self.autocast), layerwise.checkpointing(checkpoint) as checkpointed:
             values = self.losses(params, index)
+        if checkpoint and self.wants_layers and not checkpointed.layers:
+            raise ConfigError(
+                "checkpoint=True, but losses ran no layer that can be checkpointed, expected at least one; wrap a "
+                "model's with mass.lm.layers.checkpoint_layers, yours with mass.layerwise.checkpoint, or leave it unset"
+            )
         with torch.enable_grad():
             chosen = weights_m if index is None else weights_m[index]
         if values.shape != chosen.shape:
@@ -63,6 +71,27 @@ class Objective:
                 total, list(params.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
             )
         return dict(zip(params, grads, strict=True)), values.detach()
+
+    @torch.no_grad()
+    def values(self, params: Params, index: Tensor | None) -> Tensor:
+        """ℓ_i(θ) [n] of the examples `index` as numbers."""
+        with torch.autocast(**self.autocast), layerwise.checkpointing(False):
+            return self.losses(params, index)
+
+
+class Sum:
+    """A sum of parameter-like tensors over micro-batches, in float32 or wider."""
+
+    def __init__(self) -> None:
+        self.value: Params = {}
+
+    def add(self, part: Params) -> None:
+        for name, tensor in part.items():
+            value = tensor.detach().to(wide(tensor))
+            if name in self.value:
+                self.value[name].add_(value)
+            else:
+                self.value[name] = value.clone()
 
 
 def autocast_state(device: str) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from mass.errors import ConfigError
 from mass.inner.arguments import Mode
+from mass.inner.differences import central_differences, owners
 from mass.inner.memory import Schedule
-from mass.inner.objective import Objective, leaves
+from mass.inner.objective import Objective, Sum, leaves
+from mass.inner.update import Step, Update, pull, pull_through_update
 from mass.layerwise import refuse_once_differentiable
-from mass.optimizers import Optimizer, State, clip_by_norm, wide
+from mass.optimizers import State, adapter_norms, wide
 from mass.types import Params
 
 
@@ -32,29 +34,14 @@ class Plan:
     """What an adaptation needs beside tensors."""
 
     objective: Objective
-    optimizer: Optimizer
+    update: Update
     names: tuple[str, ...]
     mode: Mode
-    stacked: bool
     schedule: Schedule
-
-    def update(self, params: Params, grads: Params, state: State, rates_P: Tensor, step: int) -> tuple[Params, State]:
-        if (clip_norm := getattr(self.optimizer, "clip_norm", None)) is not None:
-            grads = clip_by_norm(grads, clip_norm, self.stacked)
-        rates = {name: r.to(p.device) for (name, p), r in zip(params.items(), rates_P.unbind(), strict=True)}
-        return self.optimizer.update(params, grads, state, rates, step)
 
     def differentiated(self, steps: int) -> range:
         """The steps that the backward goes through."""
         return range(max(0, steps - self.mode.last) if self.mode.last is not None else 0, steps)
-
-
-class Step(NamedTuple):
-    """One entry of the tape: where step j started, and the gradient it took."""
-
-    params: Params
-    grads: Params
-    state: State
 
 
 class Graph(NamedTuple):
@@ -81,13 +68,14 @@ def run(plan: Plan, weights_Km: Tensor, rates_KP: Tensor, params: Params, tape: 
         return {name: p.detach().clone() for name, p in params.items()}
     differentiated = plan.differentiated(len(weights_Km))
     params = {name: p.detach() for name, p in params.items()}
-    state = plan.optimizer.init(params)
+    state = plan.update.optimizer.init(params)
     for j, weights_m in enumerate(weights_Km.detach()):
         grads, graphs = _gradient(plan, params, weights_m, _kept(plan, j, len(weights_Km), tape))
         if tape is not None and j in differentiated:
             tape.steps.append(Step(params, grads, state))
             tape.graphs |= {(j, c): graph for c, graph in graphs.items()}
         params, state = plan.update(params, grads, state, rates_KP[j].detach(), j)
+        del grads, graphs  # the tape has what it needs of them
     return params
 
 
@@ -103,7 +91,7 @@ def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
 def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Graph]]:
     """g = ∇_θ Σ_i w_i ℓ_i(θ), a micro-batch at a time, and the graphs of the micro-batches `keep`."""
     leaf, leaf_weights = leaves(params), weights_m.detach().requires_grad_()
-    schedule, total, graphs = plan.schedule, _Sum(), dict[int, Graph]()
+    schedule, total, graphs = plan.schedule, Sum(), dict[int, Graph]()
     for c, index in enumerate(schedule.chunks if keep else schedule.gradient_chunks):
         if c in keep:
             part, _ = plan.objective.gradient(
@@ -113,6 +101,7 @@ def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int
         else:
             part, _ = plan.objective.gradient(leaf, weights_m, index, checkpoint=schedule.checkpoint_gradient)
         total.add(part)
+        del part  # before the next is made
     return total.value, graphs
 
 
@@ -131,19 +120,27 @@ def pull_back(
     bar_params = {name: bar.to(wide(bar)) for name, bar in zip(plan.names, cotangents, strict=True)}
     bar_state: State = {}
     scale = max((norm(step.grads) for step in tape.steps), default=0.0)
+    owners_m = _owners(plan, tape, bar_weights, needs_weights=needs_weights)
     for j in reversed(differentiated):
         at = tape.steps[j - differentiated.start]
-        bar_params, u, bar_state, bar_rates[j] = pull_through_update(plan, at, rates_KP[j], j, bar_params, bar_state)
+        bar_params, u, bar_state, bar_rates[j] = pull_through_update(
+            plan.update, at, rates_KP[j], j, bar_params, bar_state
+        )
         # Below the first differentiated step the update counts as θ_{j+1} = θ_j + constant.
         wants_params = plan.mode.hessian != "dropped" and (j > differentiated.start or needs_params)
-        if wants_params or needs_weights:
+        products: Params = {}
+        if plan.mode.hessian == "difference" and (wants_params or needs_weights):
+            products, bar_weights[j] = central_differences(
+                plan.objective, plan.schedule, at.params, weights_Km[j], u, owners_m, plan.mode.step
+            )
+        elif wants_params or needs_weights:
             graphs = {c: tape.graphs.pop((j, c)) for c in range(len(plan.schedule.chunks)) if (j, c) in tape.graphs}
             products, bar_weights[j] = second_order_pass(
                 plan, at, weights_Km[j], u, graphs,
                 wants_params=wants_params, wants_weights=needs_weights, first=j == differentiated[-1], scale=scale,
             )  # fmt: skip
-            if wants_params:
-                bar_params = {name: bar + products[name] for name, bar in bar_params.items()}
+        if wants_params:
+            bar_params = {name: bar + products.pop(name) for name, bar in bar_params.items()}
     if needs_params and tape.steps and differentiated.start == 0:
         bar_params = _pull_through_init(plan, tape.steps[0].params, bar_params, bar_state)
     starts = (bar_params[name].to(bar.dtype) for name, bar in zip(plan.names, cotangents, strict=True))
@@ -151,39 +148,22 @@ def pull_back(
     return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
 
 
-def pull_through_update(
-    plan: Plan, at: Step, rates_P: Tensor, step: int, bar_params: Params, bar_state: State
-) -> tuple[Params, Params, State, Tensor]:
-    """Cotangents of (θ_{j+1}, s_{j+1}) -> those of θ_j, g_j (`u`), s_j and the rates, through U alone.
-
-    All in float32 or wider: rounding θ_{j+1} to a narrow type counts as the identity.
-    """
-    params, grads, state = (leaves({name: p.to(wide(p)) for name, p in part.items()}) for part in at)
-    rates_P = rates_P.detach().requires_grad_()
-    with torch.enable_grad():
-        new_params, new_state = plan.update(params, grads, state, rates_P, step)
-    pairs = [(new_params[k], bar) for k, bar in bar_params.items()] + [(new_state[k], b) for k, b in bar_state.items()]
-    pulled = iter(_pull(pairs, [*params.values(), *grads.values(), *state.values(), rates_P]))
-    bars = [{name: next(pulled) for name in part} for part in (params, grads, state)]
-    return bars[0], bars[1], bars[2], next(pulled)
+def _owners(plan: Plan, tape: Tape, like_Km: Tensor, *, needs_weights: bool) -> Tensor | None:
+    """[m] the adapter of each example, for finite differences in a stack; None where nothing asks for it."""
+    if not (plan.update.stacked and plan.mode.hessian == "difference" and tape.steps):
+        return None
+    if not needs_weights:  # their products alone depend on it
+        return torch.zeros_like(like_Km[0], dtype=torch.long)
+    return owners(plan.objective, plan.schedule.gradient_chunks, tape.steps[0].params, like_Km[0])
 
 
 def _pull_through_init(plan: Plan, start: Params, bar_params: Params, bar_state: State) -> Params:
     """Adds what reaches θ_0 through an initial state that depends on it."""
     params = leaves({name: p.to(wide(p)) for name, p in start.items()})
     with torch.enable_grad():
-        state = plan.optimizer.init(params)
-    found = _pull([(state[name], bar) for name, bar in bar_state.items() if name in state], list(params.values()))
+        state = plan.update.optimizer.init(params)
+    found = pull([(state[name], bar) for name, bar in bar_state.items() if name in state], list(params.values()))
     return {name: bar + part for (name, bar), part in zip(bar_params.items(), found, strict=True)}
-
-
-def _pull(pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The vector-Jacobian product of values with their cotangents; zeros for inputs that do not matter."""
-    pairs = [(value, bar.to(value.dtype)) for value, bar in pairs if value.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(tensor) for tensor in inputs]
-    values, bars = zip(*pairs, strict=True)
-    return torch.autograd.grad(values, inputs, bars, allow_unused=True, materialize_grads=True)
 
 
 def second_order_pass(
@@ -204,10 +184,8 @@ def second_order_pass(
 
     `graphs` are micro-batches that the forward kept; they are used up. The others are computed again.
     """
-    if plan.mode.hessian == "difference":
-        return _differences(plan, at, weights_m, u)
     params, weights_m = leaves(at.params), weights_m.detach().requires_grad_(wants_weights)
-    products, bar_weights, again = _Sum(), torch.zeros_like(weights_m), _Sum()
+    products, bar_weights, again = Sum(), torch.zeros_like(weights_m), Sum()
     for c, index in reversed(list(enumerate(plan.schedule.chunks))):  # those that were kept come last, and go first
         graph = graphs.pop(c, None)
         if graph is None:
@@ -222,7 +200,7 @@ def second_order_pass(
         chunk_products, chunk_weights = _products(graph, u, wants_params=wants_params, wants_weights=wants_weights)
         products.add(chunk_products)
         bar_weights = bar_weights + chunk_weights
-        del graph
+        del graph, chunk_products  # before the next are made
     _check_same_gradient(again.value, at.grads, scale)
     return products.value, bar_weights
 
@@ -246,44 +224,6 @@ def _products(graph: Graph, u: Params, *, wants_params: bool, wants_weights: boo
     return dict(zip(params, found, strict=False)), bar_weights.detach()
 
 
-def _differences(plan: Plan, at: Step, weights_m: Tensor, u: Params) -> tuple[Params, Tensor]:
-    """H_j u and J_j u by central differences of gradients and losses at θ_j ± ε u; needs no second derivative.
-
-    ‖ε u‖ is ∛(machine epsilon) of ‖θ‖ unless the mode says otherwise: there rounding and curvature err about alike.
-    """
-    size = norm(u)
-    if size == 0:
-        return {name: torch.zeros_like(g) for name, g in u.items()}, torch.zeros_like(weights_m)
-    relative = plan.mode.step or max(torch.finfo(p.dtype).eps for p in at.params.values()) ** (1 / 3)
-    epsilon = relative * max(norm(at.params), 1e-3) / size
-    products, values_m = _Sum(), torch.zeros_like(weights_m, dtype=torch.float64)
-    for sign in (1.0, -1.0):
-        moved = leaves({name: (p + sign * epsilon * u[name].to(wide(p))).to(p.dtype) for name, p in at.params.items()})
-        for index in plan.schedule.gradient_chunks:
-            grads, values = plan.objective.gradient(
-                moved, weights_m.detach(), index, checkpoint=plan.schedule.checkpoint_gradient
-            )
-            products.add(grads, sign / (2 * epsilon))
-            every = torch.arange(len(weights_m), device=weights_m.device) if index is None else index
-            values_m.index_add_(0, every, values.to(values_m), alpha=sign)
-    return products.value, (values_m / (2 * epsilon)).to(weights_m.dtype)
-
-
-class _Sum:
-    """A sum of parameter-like tensors over micro-batches, in float32 or wider."""
-
-    def __init__(self) -> None:
-        self.value: Params = {}
-
-    def add(self, part: Params, factor: float = 1.0) -> None:
-        for name, tensor in part.items():
-            value = tensor.detach().to(wide(tensor))
-            if name in self.value:
-                self.value[name].add_(value, alpha=factor)
-            else:
-                self.value[name] = value * factor
-
-
 def _check_same_gradient(again: Params, taken: Params, scale: float = 0.0) -> None:
     """Losses that changed since the forward (dropout, base weights updated in place) would give wrong gradients.
 
@@ -298,5 +238,4 @@ def _check_same_gradient(again: Params, taken: Params, scale: float = 0.0) -> No
 
 
 def norm(params: Params) -> float:
-    squares = [p.to(wide(p)).square().sum() for p in params.values()]
-    return float(torch.stack([square.to(squares[0]) for square in squares]).sum().sqrt())
+    return float(adapter_norms(params))

@@ -41,7 +41,7 @@ class LM:
     ) -> None:
         use_exact_attention(model)
         use_closed_forms(model)
-        with suppress(ModelError):  # layers of a kind that cannot be checkpointed: all else works
+        with suppress(ModelError):  # of a kind that cannot be checkpointed: who asks for it gets an error of mass.inner
             checkpoint_layers(model, adapters)
         self.model = model
         self.tokenizer = tokenizer

@@ -10,43 +10,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from mass.errors import ConfigError, nearest
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(
-            f"{name} is {value!r}; expected {expected}; change it in the --config file or on the command line"
-        )
-
-
-def _require_numbers(
-    config: Any, prefix: str, names: Sequence[str], *, least: float = -math.inf, above: float | None = None
-) -> None:
-    """Each a finite number of at least `least`, or more than `above`."""
-    for name in names:
-        value = getattr(config, name)
-        enough = value >= least if above is None else value > above
-        expected = f"{least:g} or more" if above is None else f"more than {above:g}"
-        _require(enough and value < math.inf, f"{prefix}{name}", value, f"a finite number, {expected}")
-
-
-def _require_shares(config: Any, prefix: str, names: Sequence[str]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 <= value <= 1, f"{prefix}{name}", value, "a share between 0 and 1")
-
-
-def _require_known(config: Any, prefix: str) -> None:
-    """Each word among those of its type; the command line checks this before, a Python caller's type checker may."""
-    for name, kind in get_type_hints(type(config)).items():
-        known, value = get_args(kind), getattr(config, name)
-        if get_origin(kind) is Literal and value not in known:
-            raise ConfigError(f"{prefix}{name} is {value!r}; expected one of: {', '.join(known)}")
+from mass.config.checks import require, require_known, require_numbers
+from mass.config.pretraining import PretrainConfig as PretrainConfig  # one place to import any configuration from
 
 
 @dataclass(frozen=True)
@@ -61,8 +29,8 @@ class ModelConfig:
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
 
     def __post_init__(self) -> None:
-        _require_known(self, "model.")
-        _require(self.decode_rows >= 1, "model.decode_rows", self.decode_rows, "at least 1")
+        require_known(self, "model.")
+        require(self.decode_rows >= 1, "model.decode_rows", self.decode_rows, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -75,8 +43,8 @@ class LoraConfig:
     """Suffixes of the names of the linear layers that get an adapter, or 'all-linear' (all but the output head)."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
-        _require(self.alpha > 0, "lora.alpha", self.alpha, "a positive number")
+        require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -89,9 +57,9 @@ class SamplingConfig:
     """Nucleus: the smallest set of tokens with at least this probability."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "at least 1")
-        _require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 (greedy) or more")
-        _require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number in (0, 1]")
+        require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "at least 1")
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 (greedy) or more")
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -108,9 +76,9 @@ class SynthesisConfig:
     """An example (solver prompt and solution) of more tokens is rejected as too long."""
 
     def __post_init__(self) -> None:
-        _require_known(self, "synthesis.")
+        require_known(self, "synthesis.")
         for name in ("examples", "max_example_tokens"):
-            _require(getattr(self, name) >= 1, f"synthesis.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"synthesis.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
@@ -124,9 +92,9 @@ class ScoringConfig:
     """Rank of the scorer's own LoRA on the frozen model; 0: the head alone."""
 
     def __post_init__(self) -> None:
-        _require_known(self, "scoring.")
-        _require(self.hidden >= 1, "scoring.hidden", self.hidden, "at least 1")
-        _require(self.lora_rank >= 0, "scoring.lora_rank", self.lora_rank, "0 or more")
+        require_known(self, "scoring.")
+        require(self.hidden >= 1, "scoring.hidden", self.hidden, "at least 1")
+        require(self.lora_rank >= 0, "scoring.lora_rank", self.lora_rank, "0 or more")
 
 
 STEP_PATTERN = r"0?\.0*[1-9]\d*|[1-9](?:\.\d*)?[eE]-\d+"
@@ -156,7 +124,8 @@ class InnerConfig:
     """What the inner loop may hold beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
     micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: no limit."""
     checkpoint: bool | None = None
-    """Layer checkpointing in the inner loop; None: where memory_gb needs it."""
+    """Layer checkpointing in the inner loop; None: where memory_gb needs it. true is an error with a model whose layers
+    cannot be checkpointed."""
     clip_norm: float | None = None
     """Largest norm of an adapter's gradient in an inner step; None: any."""
     mode: str = "exact"
@@ -165,20 +134,20 @@ class InnerConfig:
     """An adapted adapter whose change has a larger norm than this multiple of the starting adapter's is discarded."""
 
     def __post_init__(self) -> None:
-        _require_known(self, "inner.")
-        _require(self.steps >= 0, "inner.steps", self.steps, "0 or more")
-        _require_numbers(self, "inner.", ("learning_rate", "eps_root", "weight_decay"), least=0)
-        _require_numbers(self, "inner.", ("max_update_norm",), above=0)
-        _require(0 <= self.momentum < 1, "inner.momentum", self.momentum, "a number in [0, 1)")
+        require_known(self, "inner.")
+        require(self.steps >= 0, "inner.steps", self.steps, "0 or more")
+        require_numbers(self, "inner.", ("learning_rate", "eps_root", "weight_decay"), least=0)
+        require_numbers(self, "inner.", ("max_update_norm",), above=0)
+        require(0 <= self.momentum < 1, "inner.momentum", self.momentum, "a number in [0, 1)")
         usable = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(usable, "inner.betas", self.betas, "two numbers in [0, 1)")
-        _require(self.micro_batch is None or self.micro_batch >= 1, "inner.micro_batch", self.micro_batch, "at least 1")
+        require(usable, "inner.betas", self.betas, "two numbers in [0, 1)")
+        require(self.micro_batch is None or self.micro_batch >= 1, "inner.micro_batch", self.micro_batch, "at least 1")
         for name in ("memory_gb", "clip_norm"):
             value: float | None = getattr(self, name)
-            _require(value is None or 0 < value < math.inf, f"inner.{name}", value, "a finite number above 0, or null")
+            require(value is None or 0 < value < math.inf, f"inner.{name}", value, "a finite number above 0, or null")
         known = re.fullmatch(rf"exact|first_order|truncated\(\d+\)|finite_difference(\({STEP_PATTERN}\))?", self.mode)
         modes = "exact, truncated(n), first_order or finite_difference"
-        _require(known is not None, "inner.mode", self.mode, modes)
+        require(known is not None, "inner.mode", self.mode, modes)
 
 
 @dataclass(frozen=True)
@@ -208,8 +177,8 @@ class OuterConfig:
     """Sequences per pass of the outer loss; None: all at once."""
 
     def __post_init__(self) -> None:
-        _require(self.micro_batch is None or self.micro_batch >= 1, "outer.micro_batch", self.micro_batch, "at least 1")
-        _require(self.samples >= 2, "outer.samples", self.samples, "at least 2, a group to compare within")
+        require(self.micro_batch is None or self.micro_batch >= 1, "outer.micro_batch", self.micro_batch, "at least 1")
+        require(self.samples >= 2, "outer.samples", self.samples, "at least 2, a group to compare within")
 
 
 @dataclass(frozen=True)
@@ -228,7 +197,7 @@ class TasksConfig:
     """Verifier of a file's tasks; None: as its fields suggest."""
 
     def __post_init__(self) -> None:
-        _require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")
+        require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")
 
 
 @dataclass(frozen=True)
@@ -270,14 +239,14 @@ class TrainConfig:
     """How many of the latest checkpoints are kept, beside the best on validation."""
 
     def __post_init__(self) -> None:
-        _require_known(self, "train.")
+        require_known(self, "train.")
         for name in ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("eval_every", "warmup"):
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        _require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
-        _require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl"), least=0)
-        _require_numbers(self, "train.", ("max_grad_norm",), above=0)
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
+        require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl"), least=0)
+        require_numbers(self, "train.", ("max_grad_norm",), above=0)
 
 
 @dataclass(frozen=True)
@@ -292,8 +261,8 @@ class AtTestConfig:
     """How the answer is sampled."""
 
     def __post_init__(self) -> None:
-        _require(self.examples >= 1, "test.examples", self.examples, "at least 1")
-        _require(self.steps >= 0, "test.steps", self.steps, "0 or more")
+        require(self.examples >= 1, "test.examples", self.examples, "at least 1")
+        require(self.steps >= 0, "test.steps", self.steps, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -322,76 +291,6 @@ def at_test(config: RunConfig) -> AdaptConfig:
     )
 
 
-LEAST_VOCABULARY = 259
-"""256 bytes and three special tokens."""
-
-
-def _habits() -> dict[str, float]:
-    """On the web of the tiny base some subjects are explained and others only answered."""
-    return {
-        "Prealgebra": 0.3,
-        "Algebra": 0.4,
-        "Counting & Probability": 0.6,
-        "Number Theory": 0.65,
-        "Geometry": 0.7,
-        "Precalculus": 0.8,
-        "Intermediate Algebra": 0.85,
-    }
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
-
-    problems: Literal["minimath", "minimath-search"] = "minimath"
-    """The built-in set that its pages are about."""
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    mlp: int = 384
-    vocabulary: int = 512
-    """Size of the byte-level BPE vocabulary; digits are never merged."""
-    context: int = 2048
-    """Longest sequence the model accepts; it is trained on far shorter ones."""
-    steps: int = 3000
-    pages: int = 64
-    """Pages of one step."""
-    learning_rate: float = 4e-3
-    warmup: int = 200
-    seed: int = 0
-    textbook: float = 0.5
-    """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
-    bare: dict[str, float] = field(default_factory=_habits)
-    """By subject, the share of question pages answered by a bare number; subjects left out keep their default."""
-    slip: float = 0.1
-    """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
-    textbook_bare: float = 0.15
-    textbook_slip: float = 0.15
-    textbook_same: float = 0.0
-    """Share of textbook pages that work the first problem itself."""
-    failed_tries: float = 0.0
-    """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
-    checkpoint_every: int = 300
-
-    def __post_init__(self) -> None:
-        _require_known(self, "")
-        for name in ("layers", "width", "heads", "mlp", "context", "steps", "pages", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        fits = self.width % (2 * self.heads) == 0
-        _require(fits, "width", self.width, f"a multiple of {2 * self.heads}: an even number for each of the heads")
-        _require(self.vocabulary >= LEAST_VOCABULARY, "vocabulary", self.vocabulary, f"at least {LEAST_VOCABULARY}")
-        _require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
-        _require_numbers(self, "", ("learning_rate",), least=0)
-        _require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
-        _require_shares(self, "", ("textbook_same", "failed_tries"))
-        habits = _habits()
-        for subject, share in self.bare.items():
-            if subject not in habits:
-                raise ConfigError(f"bare names {subject!r}, which is no subject of minimath{nearest(subject, habits)}")
-            _require(0 <= share <= 1, f"bare.{subject}", share, "a share between 0 and 1")
-        object.__setattr__(self, "bare", {**habits, **self.bare})
-
-
 @dataclass(frozen=True)
 class EvalConfig:
     """How methods are compared."""
@@ -413,8 +312,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in ("votes", "stack", "resamples"):
-            _require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
-        _require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
+            require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
+        require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

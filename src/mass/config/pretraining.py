@@ -1,0 +1,78 @@
+"""Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mass.config.checks import require, require_known, require_numbers, require_shares
+from mass.errors import ConfigError, nearest
+
+LEAST_VOCABULARY = 259
+"""256 bytes and three special tokens."""
+
+
+def _habits() -> dict[str, float]:
+    """On the web of the tiny base some subjects are explained and others only answered."""
+    return {
+        "Prealgebra": 0.3,
+        "Algebra": 0.4,
+        "Counting & Probability": 0.6,
+        "Number Theory": 0.65,
+        "Geometry": 0.7,
+        "Precalculus": 0.8,
+        "Intermediate Algebra": 0.85,
+    }
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
+
+    problems: Literal["minimath", "minimath-search"] = "minimath"
+    """The built-in set that its pages are about."""
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    mlp: int = 384
+    vocabulary: int = 512
+    """Size of the byte-level BPE vocabulary; digits are never merged."""
+    context: int = 2048
+    """Longest sequence the model accepts; it is trained on far shorter ones."""
+    steps: int = 3000
+    pages: int = 64
+    """Pages of one step."""
+    learning_rate: float = 4e-3
+    warmup: int = 200
+    seed: int = 0
+    textbook: float = 0.5
+    """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
+    bare: dict[str, float] = field(default_factory=_habits)
+    """By subject, the share of question pages answered by a bare number; subjects left out keep their default."""
+    slip: float = 0.1
+    """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
+    textbook_bare: float = 0.15
+    textbook_slip: float = 0.15
+    textbook_same: float = 0.0
+    """Share of textbook pages that work the first problem itself."""
+    failed_tries: float = 0.0
+    """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
+    checkpoint_every: int = 300
+
+    def __post_init__(self) -> None:
+        require_known(self, "")
+        for name in ("layers", "width", "heads", "mlp", "context", "steps", "pages", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        fits = self.width % (2 * self.heads) == 0
+        require(fits, "width", self.width, f"a multiple of {2 * self.heads}: an even number for each of the heads")
+        require(self.vocabulary >= LEAST_VOCABULARY, "vocabulary", self.vocabulary, f"at least {LEAST_VOCABULARY}")
+        require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        require_numbers(self, "", ("learning_rate",), least=0)
+        require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
+        require_shares(self, "", ("textbook_same", "failed_tries"))
+        habits = _habits()
+        for subject, share in self.bare.items():
+            if subject not in habits:
+                raise ConfigError(f"bare names {subject!r}, which is no subject of minimath{nearest(subject, habits)}")
+            require(0 <= share <= 1, f"bare.{subject}", share, "a share between 0 and 1")
+        object.__setattr__(self, "bare", {**habits, **self.bare})
