@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "seeds"),
-    ("config", "prompts", "optimizers", "layerwise"),
+    ("types", "errors", "seeds", "bootstrap"),
+    ("config", "prompts", "optimizers", "layerwise", "methods"),
     ("tasks", "verify", "adapter"),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy"),
@@ -21,7 +21,8 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("adapt", "pretrain", "doctor"),
     ("model", "metastep"),
     ("train", "baselines"),
-    ("statistics",),
+    ("statistics", "controls"),
+    ("running",),
     ("comparison",),
     ("report",),
     ("demo",),
