@@ -15,7 +15,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("config", "prompts", "optimizers", "layerwise", "methods"),
     ("tasks", "verify", "adapter"),
     ("lm",),
-    ("synthesis", "practice", "scoring", "inner", "policy"),
+    ("synthesis", "practice", "scoring", "inner", "policy", "appraisal"),
     ("outer", "metagrad"),
     ("checkpoint", "runlog"),
     ("adapt", "pretrain", "doctor"),
