@@ -11,17 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "seeds"),
-    ("config", "prompts", "optimizers", "layerwise"),
+    ("types", "errors", "seeds", "bootstrap"),
+    ("config", "prompts", "optimizers", "layerwise", "methods"),
     ("tasks", "verify", "adapter"),
     ("lm",),
-    ("synthesis", "practice", "scoring", "inner", "policy"),
+    ("synthesis", "practice", "scoring", "inner", "policy", "appraisal"),
     ("outer", "metagrad"),
     ("checkpoint", "runlog"),
     ("adapt", "pretrain", "doctor"),
     ("model", "metastep"),
     ("train", "baselines"),
-    ("statistics",),
+    ("statistics", "controls"),
+    ("running",),
     ("comparison",),
     ("report",),
     ("demo", "study"),

@@ -88,12 +88,28 @@ class LM:
     def synthesis_prompt(self, problem: str) -> list[int]:
         return self._prompt(self.prompts.render_synthesis(problem), problem)
 
+    def shots_prompt(self, shots: Sequence[tuple[str, str]], problem: str) -> list[int]:
+        """The solver prompt of a problem with solved ones, (problem, solution), before it; of any length."""
+        prefix, ask = self.prompts.answer_prefix, self.prompts.render_solve
+        solved = [(ask(one), solution.strip()) for one, solution in shots]
+        if self.prompts.chat:
+            turns = [turn for one, solution in solved for turn in (("user", one), ("assistant", solution))]
+            return self._chat([*turns, ("user", ask(problem))])
+        return self._plain(
+            self.prompts.between.join([*(f"{one}{prefix}{solution}" for one, solution in solved), ask(problem)])
+        )
+
     def _encode(self, text: str) -> list[int]:
-        if not self.prompts.chat:
-            return list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
-        message = [{"role": "user", "content": text}]
+        return self._chat([("user", text)]) if self.prompts.chat else self._plain(text)
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
+
+    def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """(role, text) -> the conversation up to where the model speaks next."""
+        messages = [{"role": role, "content": text} for role, text in turns]
         encoded = self.tokenizer.apply_chat_template(
-            message, add_generation_prompt=True, tokenize=True, return_dict=True
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])
 
@@ -113,6 +129,12 @@ class LM:
             *self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
             self.tokenizer.eos_token_id,
         ]
+
+    def written_ids(self, problem: str, solution: str) -> list[int]:
+        """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
+        text = self.prompts.render_example(problem, solution)
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
 
     def example_row(self, problem: str, solution: str) -> Row:
         """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
