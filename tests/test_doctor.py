@@ -16,33 +16,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from mass.doctor import Check, Report, examine
-from mass.doctor.loading import load
+from examined import examined, failed, saved
+from mass.doctor import Check, examine
+from mass.doctor.loading import TEXTS, load
 from mass.errors import ConfigError, MassError, ModelError
 from mass.lm import attention
-from small_lms import ARCHITECTURES, MIXTURES, make_model, tokenizer
+from small_lms import ARCHITECTURES, MIXTURES, tokenizer
 
 examining = importlib.import_module("mass.doctor.examine")
-
-
-def saved(folder: Path, kind: str = "Llama", **changes: Any) -> Path:
-    make_model(kind, torch.float32, **changes).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("llama"))
-
-
-def examined(folder: Path, *attentions: str, dtype: str = "float64") -> Report:
-    """Float64 leaves the check of precision out."""
-    return examine(str(folder), attentions=attentions or ("eager",), dtype=dtype)
-
-
-def failed(report: Report) -> set[tuple[str, str]]:
-    return {(check.attention, check.name) for check in report.checks if check.status == "fail"}
 
 
 # ------------------------------------------------------------------------------- healthy models
@@ -273,7 +259,7 @@ def test_a_large_vocabulary_is_cut_to_the_tokens_in_use_and_some_more(tmp_path: 
     assert (base.loaded.vocabulary, base.loaded.total_vocabulary) == (2048, 5000)
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     words = tokenizer()
-    tokens = words("Compute 3 + 4.\n")["input_ids"]
+    tokens = words(f"{TEXTS[0][0]}\n")["input_ids"]
     ids, context = base.rows[0]
     assert torch.equal(base.model.get_input_embeddings().weight[ids[:context]], table[tokens])
     assert base.model.get_output_embeddings().weight is base.model.get_input_embeddings().weight, "tied as before"

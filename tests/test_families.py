@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass.inner import SGD, AdamW, adapt
+from mass.inner import SGD, AdamW, Optimizer, adapt
 from mass.lm import LM
 from mass.types import Batch, Params
 from small_lms import ARCHITECTURES, MIXTURES, float64_throughout, make_lm, random_adapter
@@ -31,6 +31,12 @@ from unroll import Rule, adamw, sgd, unroll
 
 BOUND = 1e-9
 ADAMW = {"betas": (0.9, 0.99), "eps": 1e-8, "eps_root": 1e-6, "weight_decay": 0.1}
+RULES: dict[str, tuple[Callable[..., Optimizer], Rule]] = {
+    "sgd": (SGD, sgd()),
+    "momentum": (functools.partial(SGD, momentum=0.8), sgd(0.8)),
+    "adamw": (functools.partial(AdamW, **ADAMW), adamw(**ADAMW)),
+}
+RATES = {"sgd": 0.05, "momentum": 0.03, "adamw": 0.01}
 FAMILIES = [
     (kind, attention)
     for kind in ARCHITECTURES
@@ -61,14 +67,14 @@ def practice_losses(lm: LM) -> Callable[[Params, Tensor | None], Tensor]:
 
 
 def ours(lm: LM, name: str, steps: int, micro_batch: int | None, *, checkpoint: bool = False) -> Adapt:
-    make = SGD if name == "sgd" else functools.partial(AdamW, **ADAMW)
     options = {"micro_batch": micro_batch, "checkpoint": checkpoint}
-    return lambda params, weights, rates: adapt(practice_losses(lm), params, weights, make(lr=rates), steps, **options)
+    return lambda params, weights, rates: adapt(
+        practice_losses(lm), params, weights, RULES[name][0](lr=rates), steps, **options
+    )
 
 
 def reference(lm: LM, name: str, steps: int) -> Adapt:
-    rule: Rule = sgd() if name == "sgd" else adamw(**ADAMW)
-    return lambda params, weights, rates: unroll(practice_losses(lm), params, weights, rule, rates, steps)
+    return lambda params, weights, rates: unroll(practice_losses(lm), params, weights, RULES[name][1], rates, steps)
 
 
 def meta_gradients(lm: LM, run: Adapt, rate: float) -> Params:
@@ -90,9 +96,6 @@ def worst_error(got: Params, expected: Params) -> float:
     assert got.keys() == expected.keys()
     assert all(float(value.norm()) > 1e-12 for value in expected.values()), "nothing to compare"
     return max(float((got[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
-
-
-RATES = {"sgd": 0.05, "adamw": 0.01}
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -119,9 +122,9 @@ def test_equals_the_plain_unroll_with_padding(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RATES)
-@pytest.mark.parametrize("kind", ["Llama", "Gemma3", "Qwen3Moe"])
-def test_equals_the_plain_unroll_after_sixteen_steps(kind: str, name: str) -> None:
-    lm = family(kind, "sdpa")
+@pytest.mark.parametrize(("kind", "attention"), FAMILIES)
+def test_equals_the_plain_unroll_after_sixteen_steps(kind: str, attention: str, name: str) -> None:
+    lm = family(kind, attention)
     expected = meta_gradients(lm, reference(lm, name, 16), RATES[name] / 8)
     assert worst_error(meta_gradients(lm, ours(lm, name, 16, micro_batch=2), RATES[name] / 8), expected) < BOUND
 

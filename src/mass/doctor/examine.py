@@ -1,11 +1,15 @@
-"""A model's name -> its report: loads the first layers, then makes each check with each attention."""
+"""A model's name -> its report: loads the first layers, then makes each check with each attention.
+
+The first attention is held against central differences. One that comes after it is held against the first, where that
+one is proven: at the same point, in float64, numbers that are the same have the same proof. Where they are not, it is
+held against central differences too, which say whose are wrong.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +17,19 @@ import torch
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig
-from mass.doctor import derivatives, precision
+from mass.doctor import precision
+from mass.doctor.derivatives import Around, meta_gradient, meta_gradients_at_once
 from mass.doctor.loading import Base, load
 from mass.doctor.problem import Point, Problem, make_point, make_problem
 from mass.doctor.report import CHECKPOINTING, MICRO_BATCHES, Check, Report
+from mass.doctor.weights import Weights
 from mass.doctor.wide import widen
 from mass.errors import ModelError
-from mass.inner.verification import relative_error
+from mass.inner.verification import gradient, relative_error
 from mass.lm import LM
 from mass.lm.attention import always_fused
 from mass.prompts import PLAIN
+from mass.types import Params
 
 EXACT_ATTENTIONS = ("eager", "sdpa")
 """Those that `mass.lm` differentiates twice."""
@@ -31,6 +38,7 @@ EXACT, SAME = 1e-6, 1e-9
 OTHER_ATTENTION = "try another --attention; where the model has kernels of its own, replace them by plain PyTorch"
 NO_SECOND = 'use another --attention, or adapt(..., mode="finite_difference") in float32'
 STATEFUL = "turn dropout off (model.eval()); a layer that keeps something between calls has to go"
+NO_LAYERS = "this model's layers cannot be checkpointed"
 
 
 def examine(
@@ -57,15 +65,64 @@ def examine(
     began = time.monotonic()
     progress(f"loading {name}")
     base = load(name, layers, dtype, seed)
-    checks, exact = [_tokenizer(base.tokenizer)], dict[str, Point]()
+    bench = Bench(base, seed, progress)
+    checks, known = [_tokenizer(base.tokenizer)], list[Found]()
     for attention in attentions:
         with always_fused():
-            found, point = examine_attention(base, attention, seed, progress)
-        checks += found
-        if point is not None:
-            checks += _agreement(exact, attention, point)
-            exact[attention] = point
+            rows, found = examine_attention(bench, attention, known)
+        checks += rows
+        if found is not None:
+            checks += _agreement(known, found)
+            known.append(found)
     return Report(base.loaded, base.reach, tuple(checks), time.monotonic() - began)
+
+
+class Bench:
+    """A loaded model, with what all attentions share."""
+
+    def __init__(self, base: Base, seed: int, progress: Callable[[str], None]) -> None:
+        self.base, self.seed, self.progress = base, seed, progress
+        self.dtype: torch.dtype = getattr(torch, base.loaded.dtype)
+        self.explained: float | None = None
+        """The error that rounding to `dtype` makes: it depends on the modules, not on the attention."""
+
+    @functools.cached_property
+    def _wide(self) -> Weights:
+        return Weights(self.base.model, torch.float64)
+
+    def problem(self, attention: str, dtype: torch.dtype) -> Problem:
+        """On the model with this attention. In float64 its experts are plain: grouped kernels have no float64."""
+        if attention not in EXACT_ATTENTIONS:  # before transformers looks for its kernels on the hub
+            raise ModelError(f"attention {attention!r} has no exact second derivative; expected eager or sdpa")
+        weights = self._wide if dtype == torch.float64 else Weights(self.base.model, dtype)
+        model = weights.copy()
+        model.set_attn_implementation(attention)
+        if dtype == torch.float64 and self.has_grouped_experts:
+            model.set_experts_implementation("eager")
+        sites = LoraSites(model, LoraConfig(rank=4, alpha=8.0))
+        lm = LM(model, self.base.tokenizer, self.base.loaded.model, PLAIN, sites)
+        if dtype == torch.float64:
+            widen(model)
+        return make_problem(lm, self.base.rows)
+
+    @property
+    def has_grouped_experts(self) -> bool:
+        return getattr(self.base.model.config, "_experts_implementation", None) not in (None, "eager")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one attention gave, for others to be held against."""
+
+    attention: str
+    at: Point
+    gradient: Params
+    product: Params
+    """H u of the practice losses; only where it is proven."""
+    meta: Point
+    """Meta-gradients."""
+    proven: bool
+    """Whether every check passed that is needed."""
 
 
 def _tokenizer(tokenizer: Any) -> Check:
@@ -75,41 +132,28 @@ def _tokenizer(tokenizer: Any) -> Check:
     return Check("tokenizer", "fail" if missing else "pass", note=note, way_out=way_out)
 
 
-def examine_attention(
-    base: Base, attention: str, seed: int, progress: Callable[[str], None]
-) -> tuple[list[Check], Point | None]:
-    """All checks with this attention, and the meta-gradients in float64 where they were had."""
-    progress(f"{attention}: preparing float64")
+def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> tuple[list[Check], Found | None]:
+    """All checks with this attention, and what it gave where meta-gradients were had."""
+    rows, proof = _Rows(attention, bench.progress), next((found for found in known if found.proven), None)
+    bench.progress(f"{attention}: preparing float64")
     try:
-        wide = make_problem(_language_model(base, attention, torch.float64), base.rows)
-        at = make_point(wide, seed)
+        problem = bench.problem(attention, torch.float64)
+        if known:
+            at, slope = known[0].at, gradient(problem.practice_loss, known[0].at.start)
+        else:
+            at, slope = make_point(problem, bench.seed)
     except Exception as error:  # whatever a model or kernel raises is what we are here to report
-        failed = Check("runs", "fail", attention, note=_one_line(error), way_out="use another --attention")
-        return [failed], None
-    rows = _Rows(attention, progress)
-    found = [Check("runs", "pass", attention, note=""), _repeats(rows, wide, at)]
-    found += list(_derivatives(rows, wide, at, seed))
-    exact = rows.attempt("meta-gradient", functools.partial(wide.meta_gradients, at))
-    if isinstance(exact, Check):
-        return [*found, replace(exact, way_out=NO_SECOND)], None
-    found += list(_meta_gradients(rows, wide, at, exact, seed))
-    found += list(_economies(rows, wide, at, exact))
-    found.append(_precision(rows, base, wide, at, exact))
-    return found, exact
-
-
-def _language_model(base: Base, attention: str, dtype: torch.dtype) -> LM:
-    """A copy of the model. In float64 its experts are plain: grouped kernels have no float64."""
-    if attention not in EXACT_ATTENTIONS:  # before transformers looks for its kernels on the hub
-        raise ModelError(f"attention {attention!r} has no exact second derivative; expected eager or sdpa")
-    model = copy.deepcopy(base.model).to(dtype)
-    model.set_attn_implementation(attention)
-    if dtype == torch.float64 and getattr(model.config, "_experts_implementation", None) not in (None, "eager"):
-        model.set_experts_implementation("eager")
-    lm = LM(model, base.tokenizer, base.loaded.model, PLAIN, LoraSites(model, LoraConfig(rank=4, alpha=8.0)))
-    if dtype == torch.float64:
-        widen(model)
-    return lm
+        return [rows.check("runs", "fail", note=_one_line(error), way_out="use another --attention")], None
+    around = Around(problem, at, slope, bench.seed + 100)
+    found = [rows.check("runs", "pass"), _repeats(rows, problem, at), *_derivatives(rows, around, proof)]
+    meta = rows.attempt("meta-gradient", functools.partial(problem.meta_gradients, at))
+    if isinstance(meta, Check):
+        return [*found, replace(meta, way_out=NO_SECOND)], None
+    found += _meta_gradients(rows, problem, at, meta, proof, bench.seed + 300)
+    found += _economies(rows, problem, around)
+    proven = all(row.status != "fail" for row in found if row.needed)
+    found.append(_precision(rows, bench, problem, at, meta))
+    return found, Found(attention, at, slope, around.product if proven else {}, meta, proven)
 
 
 @dataclass(frozen=True)
@@ -119,13 +163,16 @@ class _Rows:
     attention: str
     progress: Callable[[str], None]
 
+    def check(self, name: str, status: Any, **fields: Any) -> Check:
+        return Check(name, status, self.attention, **fields)
+
     def attempt(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, or the failed check of what it raised."""
         self.progress(f"{self.attention}: {name}")
         try:
             return make()
         except Exception as error:  # as above
-            return Check(name, "fail", self.attention, note=_one_line(error))
+            return self.check(name, "fail", note=_one_line(error))
 
     def error(
         self, name: str, bound: float, note: str, way_out: str, make: Callable[[], float], *, needed: bool = True
@@ -135,9 +182,10 @@ class _Rows:
         if isinstance(measured, Check):
             return replace(measured, bound=bound, way_out=way_out, needed=needed)
         good = measured <= bound
-        return Check(
-            name, "pass" if good else "fail", self.attention, measured, bound, note, "" if good else way_out, needed
-        )
+        return self.check(
+            name, "pass" if good else "fail", measured=measured, bound=bound, note=note,
+            way_out="" if good else way_out, needed=needed,
+        )  # fmt: skip
 
 
 def _repeats(rows: _Rows, problem: Problem, at: Point) -> Check:
@@ -155,72 +203,108 @@ def _repeats(rows: _Rows, problem: Problem, at: Point) -> Check:
     return rows.error("same loss twice", 0.0, "bit for bit: no dropout, no state", STATEFUL, difference)
 
 
-def _derivatives(rows: _Rows, problem: Problem, at: Point, seed: int) -> Generator[Check, None, None]:
-    yield rows.error(
-        "first derivative", EXACT, "central differences", OTHER_ATTENTION,
-        lambda: derivatives.first_derivative(problem, at, seed + 100),
-    )  # fmt: skip
-    yield rows.error(
-        "second derivative", EXACT, "central differences of gradients", NO_SECOND,
-        lambda: derivatives.second_derivative(problem, at, seed + 200),
-    )  # fmt: skip
+def _derivatives(rows: _Rows, around: Around, proof: Found | None) -> list[Check]:
+    """Of the practice losses."""
+
+    def row(name: str, note: str, way_out: str, make: Callable[[], float], same: Callable[[Found], float]) -> Check:
+        if proof is not None:
+            check = rows.error(name, SAME, _proof_of(proof), way_out, functools.partial(same, proof))
+            if check.status == "pass":
+                return check
+        return rows.error(name, EXACT, note, way_out, make)
+
+    return [
+        row(
+            "first derivative", "central differences", OTHER_ATTENTION,
+            around.first_derivative, lambda proof: relative_error(around.gradient, proof.gradient),
+        ),
+        row(
+            "second derivative", "central differences of gradients", NO_SECOND,
+            around.second_derivative, lambda proof: relative_error(around.product, proof.product),
+        ),
+    ]  # fmt: skip
 
 
-def _meta_gradients(rows: _Rows, problem: Problem, at: Point, exact: Point, seed: int) -> Generator[Check, None, None]:
-    for part in ("weights", "start", "rates"):
-        yield rows.error(
-            f"meta-gradient of {part}", EXACT, "central differences, K = 2", NO_SECOND,
-            functools.partial(derivatives.meta_gradient, problem, at, part, exact, seed + 300),
-        )  # fmt: skip
+def _meta_gradients(
+    rows: _Rows, problem: Problem, at: Point, exact: Point, proof: Found | None, seed: int
+) -> list[Check]:
+    parts = list(at.parts())
+    if proof is not None:
+        errors = [relative_error(exact.parts()[part], proof.meta.parts()[part]) for part in parts]
+        if max(errors) <= SAME:
+            same = functools.partial(rows.check, status="pass", bound=SAME, note=_proof_of(proof))
+            return [same(f"meta-gradient of {part}", measured=e) for part, e in zip(parts, errors, strict=True)]
+
+    def row(part: str, measure: Callable[[], float]) -> Check:
+        return rows.error(f"meta-gradient of {part}", EXACT, "central differences, K = 2", NO_SECOND, measure)
+
+    together = row(parts[0], lambda: meta_gradients_at_once(problem, at, exact, seed))
+    if together.status == "pass":
+        return [replace(together, name=f"meta-gradient of {part}") for part in parts]
+    return [row(part, functools.partial(meta_gradient, problem, at, part, exact, seed)) for part in parts]
 
 
-def _economies(rows: _Rows, problem: Problem, at: Point, exact: Point) -> Generator[Check, None, None]:
-    """What saves memory must not change numbers."""
-    yield rows.error(
-        MICRO_BATCHES, SAME, "all examples at once", "leave micro_batch unset",
-        lambda: _difference(problem.meta_gradients(at, micro_batch=1), exact), needed=False,
-    )  # fmt: skip
-    sizes = rows.attempt(CHECKPOINTING, lambda: [problem.saved_bytes(at.start, flag) for flag in (False, True)])
+def _economies(rows: _Rows, problem: Problem, around: Around) -> list[Check]:
+    """What saves memory must not change numbers: both ways at once, and one by one where that does."""
+    sizes = rows.attempt(CHECKPOINTING, lambda: [problem.saved_bytes(around.at, flag) for flag in (False, True)])
+    share = 1.0 if isinstance(sizes, Check) else sizes[1] / sizes[0]
+    wrapped = share < 0.9
+
+    def row(name: str, note: str, option: str, *, one_by_one: bool, checkpoint: bool) -> Check:
+        make = functools.partial(around.with_economies, one_by_one=one_by_one, checkpoint=checkpoint)
+        return rows.error(name, SAME, note, f"leave {option} unset", make, needed=False)
+
+    notes = "gradient, H u of all at once", f"none; its graph is {share:.2f} as large"
+    micro = row(MICRO_BATCHES, notes[0], "micro_batch", one_by_one=True, checkpoint=wrapped)
+    if wrapped and micro.status == "pass":
+        return [micro, replace(micro, name=CHECKPOINTING, note=notes[1])]
+    if wrapped:
+        micro = row(MICRO_BATCHES, notes[0], "micro_batch", one_by_one=True, checkpoint=False)
+        return [micro, row(CHECKPOINTING, notes[1], "checkpoint", one_by_one=False, checkpoint=True)]
     if isinstance(sizes, Check):
-        yield replace(sizes, needed=False, way_out="leave checkpoint unset")
-    elif sizes[1] >= 0.9 * sizes[0]:
-        yield Check(
-            CHECKPOINTING, "skipped", rows.attention, note="this model's layers cannot be checkpointed", needed=False
-        )
-    else:
-        yield rows.error(
-            CHECKPOINTING, SAME, f"none; its graph is {sizes[1] / sizes[0]:.2f} as large",
-            "leave checkpoint unset", lambda: _difference(problem.meta_gradients(at, checkpoint=True), exact),
-            needed=False,
-        )  # fmt: skip
+        return [micro, replace(sizes, needed=False, way_out="leave checkpoint unset")]
+    return [micro, rows.check(CHECKPOINTING, "skipped", note=NO_LAYERS, needed=False)]
 
 
-def _precision(rows: _Rows, base: Base, wide: Problem, at: Point, exact: Point) -> Check:
+def _precision(rows: _Rows, bench: Bench, wide: Problem, at: Point, exact: Point) -> Check:
     """The meta-gradients in the precision asked for, against float64 with the same weights."""
-    name = f"in {base.loaded.dtype}"
-    dtype: torch.dtype = getattr(torch, base.loaded.dtype)
-    if dtype == torch.float64:
-        return Check(name, "skipped", rows.attention, note="is the reference itself")
-    allowed = rows.attempt(name, lambda: precision.explained(wide, at, exact, dtype))
+    name = f"in {bench.base.loaded.dtype}"
+    if bench.dtype == torch.float64:
+        return rows.check(name, "skipped", note="is the reference itself")
+    way_out = f"--dtype {'float32' if bench.dtype != torch.float32 else 'float64'}"
+    if bench.has_grouped_experts:
+        way_out = f'"experts_implementation": "eager" in config.json, or {way_out}'
+    check = rows.error(
+        name, precision.FINEST, "float64", way_out,
+        lambda: precision.error_of(bench.problem(rows.attention, bench.dtype), at, exact),
+    )  # fmt: skip
+    if check.measured is None or check.status == "pass":
+        return check
+    allowed = bench.explained
+    if allowed is None:
+        allowed = rows.attempt(name, lambda: precision.explained(wide, at, exact, bench.dtype))
     if isinstance(allowed, Check):
         return replace(allowed, way_out="give --dtype float64 to leave this out")
-    narrow = "float32" if dtype != torch.float32 else "float64"
-    experts = getattr(base.model.config, "_experts_implementation", None) not in (None, "eager")
-    way_out = '"experts_implementation": "eager" in config.json, or ' if experts else ""
-    return rows.error(
-        name, precision.bound_of(allowed), f"float64; rounding explains {allowed:.1g}",
-        f"{way_out}--dtype {narrow}",
-        lambda: precision.error_of(make_problem(_language_model(base, rows.attention, dtype), base.rows), at, exact),
+    bench.explained = allowed
+    bound = precision.bound_of(allowed)
+    good = check.measured <= bound
+    return replace(
+        check, status="pass" if good else "fail", bound=bound, note=f"float64; rounding explains {allowed:.1g}",
+        way_out="" if good else way_out,
     )  # fmt: skip
 
 
-def _agreement(others: dict[str, Point], attention: str, point: Point) -> list[Check]:
-    if not others:
-        return []
-    name, other = next(iter(others.items()))
-    error = _difference(point, other)
-    status, way_out = ("pass", "") if error <= SAME else ("fail", "use the one whose other checks pass")
-    return [Check("same as others", status, attention, error, SAME, f"meta-gradients with {name}", way_out, False)]
+def _agreement(known: Iterable[Found], found: Found) -> list[Check]:
+    for other in known:
+        error = _difference(found.meta, other.meta)
+        status, way_out = ("pass", "") if error <= SAME else ("fail", "use the one whose other checks pass")
+        note = f"meta-gradients with {other.attention}"
+        return [Check("same as others", status, found.attention, error, SAME, note, way_out, False)]
+    return []
+
+
+def _proof_of(found: Found) -> str:
+    return f"the same with {found.attention}, which is proven above"
 
 
 def _difference(got: Point, expected: Point) -> float:

@@ -22,12 +22,9 @@ from mass.errors import ConfigError, MassError, ModelError
 from mass.lm.source import find_source
 
 VOCABULARY = 2048
-TEXTS = (
-    ("Compute 3 + 4.", "3+4=7. Answer: 7"),
-    ("Find the area of a 2 by 5 rectangle.", "2*5=10. Answer: 10"),
-    ("Compute 9 * 8 - 1.", "9*8=72. 72-1=71. Answer: 71"),
-)
-"""Two practice examples of different lengths, and the target."""
+TEXTS = (("3+4", "7"), ("9+1", "=10."), ("5+4", "=9."))
+"""Two practice examples of different lengths, and the target. Short: time grows with each token, and what can make a
+derivative wrong is in a few as in many."""
 
 
 @dataclass(frozen=True)

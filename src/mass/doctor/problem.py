@@ -54,28 +54,28 @@ class Problem:
     def losses(self, params: Params, index: Tensor | None = None) -> Tensor:
         return self.lm.losses(self.practice.select(index), params)
 
-    def practice_loss(self, params: Params) -> Tensor:
+    def practice_loss(self, params: Params, index: Tensor | None = None) -> Tensor:
         """Their sum."""
-        return self.losses(params).sum()
+        return self.losses(params, index).sum()
 
-    def adapted_loss(self, at: Point, micro_batch: int | None = None, checkpoint: bool = False) -> Tensor:
+    def adapted_loss(self, at: Point) -> Tensor:
         """The outer loss after adaptation."""
         optimizer = SGD(lr=dict(zip(at.start, at.rates.unbind(), strict=True)))
-        adapted = adapt(self.losses, at.start, at.weights, optimizer, STEPS, micro_batch, checkpoint=checkpoint)
+        adapted = adapt(self.losses, at.start, at.weights, optimizer, STEPS)
         return self.lm.losses(self.target, adapted).sum()
 
-    def meta_gradients(self, at: Point, micro_batch: int | None = None, checkpoint: bool = False) -> Point:
+    def meta_gradients(self, at: Point) -> Point:
         weights, rates = (t.detach().clone().requires_grad_() for t in (at.weights, at.rates))
         start = leaves(at.start)
-        loss = self.adapted_loss(Point(weights, start, rates), micro_batch, checkpoint)
+        loss = self.adapted_loss(Point(weights, start, rates))
         first, second, *others = torch.autograd.grad(loss, [weights, rates, *start.values()])
         return Point(first, dict(zip(start, others, strict=True)), second)
 
     def saved_bytes(self, start: Params, checkpoint: bool) -> int:
-        """What the graph of one pass holds, with layers checkpointed or not."""
+        """What the graph of one example's pass holds, with layers checkpointed or not."""
 
         with LiveMemory(torch.device("cpu")) as live, layerwise.checkpointing(checkpoint):
-            loss = self.practice_loss(leaves(start))
+            loss = self.losses(leaves(start), torch.tensor([0])).sum()
             held = live.held
         del loss
         return held
@@ -96,8 +96,9 @@ def _batch(rows: Sequence[tuple[Sequence[int], int]]) -> Batch:
     return Batch(padded, mask.long(), counted)
 
 
-def make_point(problem: Problem, seed: int) -> Point:
-    """Random, with B away from zero, and rates with which a step moves the adapter by a few percent."""
+def make_point(problem: Problem, seed: int) -> tuple[Point, Params]:
+    """Random, with B away from zero, and rates with which a step moves the adapter by a few percent; and the gradient
+    of the practice loss there."""
     generator = torch.Generator().manual_seed(seed)
     fresh = problem.lm.adapters.init(seed, torch.float64, rank=4)
     start = {
@@ -107,4 +108,4 @@ def make_point(problem: Problem, seed: int) -> Point:
     grads = gradient(problem.practice_loss, start)
     rate = MOVE * float(norm(start) / norm(grads))
     spread = 0.5 + torch.rand(len(start), generator=generator, dtype=torch.float64)
-    return Point(torch.tensor([0.4, 0.6], dtype=torch.float64), start, rate * spread)
+    return Point(torch.tensor([0.4, 0.6], dtype=torch.float64), start, rate * spread), grads

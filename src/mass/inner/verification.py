@@ -59,7 +59,7 @@ def gradient_error(function: Callable[[Params], Tensor], at: Params, seed: int) 
     exact = gradient(function, at)
 
     def error(u: Params) -> float:
-        return slope_error(lambda h: float(function(_moved(at, u, h))), exact, u)
+        return slope_error(lambda h: float(function(moved(at, u, h))), exact, u)
 
     with torch.no_grad():
         return max(error(random_direction(at, seed + i)) for i in range(DIRECTIONS))
@@ -70,12 +70,7 @@ def hessian_error(function: Callable[[Params], Tensor], at: Params, seed: int) -
 
     def error(u: Params) -> float:
         exact = hessian_product(function, at, u)
-
-        def difference(h: float) -> Params:
-            above, below = (gradient(function, _moved(at, u, step)) for step in (h, -h))
-            return {name: (above[name] - below[name]) / (2 * h) for name in above}
-
-        return _best(relative_error(difference(h), exact) for h in STEPS_H)
+        return curvature_error(lambda h: gradient(function, moved(at, u, h)), exact)
 
     return max(error(random_direction(at, seed + i)) for i in range(DIRECTIONS))
 
@@ -86,33 +81,60 @@ def slope_error(value: Callable[[float], float], exact: Params, u: Params) -> fl
     Relative to the slope, or to what it is along most directions where this one happens to be flat.
     """
     slope = float(dot(exact, u))
-    usual = float(norm(exact) * norm(u)) / math.sqrt(sum(g.numel() for g in exact.values()))
-    differences = ((value(h) - value(-h)) / (2 * h) for h in STEPS_H)
-    return _best(abs(d - slope) / max(abs(slope), usual, 1e-300) for d in differences)
+    return best_slope(value, slope, max(abs(slope), usual_slope(exact, u), 1e-300))
+
+
+def usual_slope(exact: Params, u: Params) -> float:
+    """|⟨exact, u⟩| as it is along most directions of u's length."""
+    return float(norm(exact) * norm(u)) / math.sqrt(sum(g.numel() for g in exact.values()))
+
+
+def best_slope(value: Callable[[float], float], slope: float, scale: float) -> float:
+    """How far central differences of `value` are from `slope`, in units of `scale`."""
+    return _best(abs((value(h) - value(-h)) / (2 * h) - slope) / scale for h in STEPS_H)
+
+
+def curvature_error(gradient_at: Callable[[float], Params], exact: Params) -> float:
+    """Error of `exact` = H u against central differences of the gradient, which moves by h along u."""
+
+    def difference(h: float) -> Params:
+        above, below = gradient_at(h), gradient_at(-h)
+        return {name: (above[name] - below[name]) / (2 * h) for name in above}
+
+    return _best(relative_error(difference(h), exact) for h in STEPS_H)
 
 
 def gradient(function: Callable[[Params], Tensor], at: Params) -> Params:
+    return value_and_gradient(function, at)[1]
+
+
+def value_and_gradient(function: Callable[[Params], Tensor], at: Params) -> tuple[float, Params]:
     params = leaves(at)
     with torch.enable_grad():
         value = function(params)
     grads = torch.autograd.grad(value, list(params.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(params, grads, strict=True))
+    return float(value.detach()), dict(zip(params, grads, strict=True))
 
 
 def hessian_product(function: Callable[[Params], Tensor], at: Params, u: Params) -> Params:
-    """H u by a double backward, as the engine takes it."""
+    return gradient_and_product(function, at, u)[1]
+
+
+def gradient_and_product(function: Callable[[Params], Tensor], at: Params, u: Params) -> tuple[Params, Params]:
+    """The gradient and H u by a double backward, as the engine takes it."""
     params = leaves(at)
     with torch.enable_grad():
         value = function(params)
     grads = torch.autograd.grad(
         value, list(params.values()), create_graph=True, allow_unused=True, materialize_grads=True
     )
+    first = {name: g.detach() for name, g in zip(params, grads, strict=True)}
     with torch.enable_grad():
         along = torch.stack([(g * u[name]).sum() for name, g in zip(params, grads, strict=True)]).sum()
     if not along.requires_grad:
-        return {name: torch.zeros_like(p) for name, p in params.items()}
+        return first, {name: torch.zeros_like(p) for name, p in params.items()}
     products = torch.autograd.grad(along, list(params.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(params, products, strict=True))
+    return first, dict(zip(params, products, strict=True))
 
 
 def random_direction(like: Params, seed: int) -> Params:
@@ -149,5 +171,5 @@ def _best(errors: Iterable[float]) -> float:
     return best
 
 
-def _moved(params: Params, u: Params, by: float) -> Params:
+def moved(params: Params, u: Params, by: float) -> Params:
     return {name: p + by * u[name] for name, p in params.items()}

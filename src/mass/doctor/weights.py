@@ -1,0 +1,28 @@
+"""A model, a precision -> copies of the model that share one set of weights in that precision."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Weights:
+    """Weights and buffers of a model, converted once. The model's own where it has the precision already."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self._model = model
+        self._tensors: dict[int, Any] = {id(t): _converted(t, dtype) for t in (*model.parameters(), *model.buffers())}
+
+    def copy(self) -> Any:
+        """A model whose modules may be changed, and whose tensors may not."""
+        return copy.deepcopy(self._model, dict(self._tensors))
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    wide = tensor.detach().to(dtype)
+    return nn.Parameter(wide, requires_grad=False) if isinstance(tensor, nn.Parameter) else wide
