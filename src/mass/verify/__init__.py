@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mass.errors import DataError, MassError, nearest
 from mass.types import Task, Verdict
-from mass.verify import choice, exact, math
+from mass.verify import choice, code, exact, math
 from mass.verify.extract import final_answer
 
 __all__ = ["VERIFIERS", "check", "check_all", "final_answer"]
@@ -20,6 +20,7 @@ VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "math": math.check,
     "exact": exact.check,
     "choice": choice.check,
+    "code": code.check,
 }
 """Verifier name -> function. Add your own under a new name; what it raises becomes "no verdict"."""
 
@@ -44,7 +45,7 @@ def check_all(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
 
     Side by side, with all workers busy, where math-verify may be asked: the other verifiers take less than a thread.
     """
-    if not any(task.verifier == "math" for task, _ in pairs):
+    if not any(task.verifier in ("math", "code") for task, _ in pairs):
         return [check(task, text) for task, text in pairs]
     with ThreadPoolExecutor(max_workers=math.POOL.size) as threads:
         return list(threads.map(check, *zip(*pairs, strict=True)))
