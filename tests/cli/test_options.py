@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def recipe_verb(path: Path) -> str:
-    return "pretrain" if path.stem == "base" else "train"
+    return {"base": "pretrain", "table": "study"}.get(path.stem, "train")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def test_what_fails_is_named_with_its_log(run: Callable, tmp_path: Path) -> None
     assert said.startswith("error: 2 of 2 runs did not finish: mine, seed 1")
     assert str(tmp_path / "out" / "train" / "mine-1.log.txt") in said
     assert "no-model" in (tmp_path / "out" / "train" / "mine-1.log.txt").read_text()
+
+
+TABLES = sorted((Path(__file__).parents[2] / "recipes").rglob("table.yaml"))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
+def test_every_command_of_a_checked_in_study_is_one(
+    run: Callable, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    listed = run("study", "--config", path, "--seeds", "[0]", "--out", tmp_path / "out", "--dry_run")
+    assert listed.code == 0, listed.err
+    commands = [shlex.split(line.split("mass ", 1)[1]) for line in listed.out.splitlines()]
+    assert {command[0] for command in commands} == {"train", "eval"}
+    for command in commands:
+        ran = run(*command, "--print_config")
+        assert ran.code == 0, (command, ran.err)
 
 
 def test_a_study_without_a_folder_is_refused(fails: Callable) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mass.cli import console, options
 from mass.cli.console import duration
 from mass.cli.failures import INTERRUPTED
+from mass.config import to_dict
 from mass.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def run(arguments: Sequence[str]) -> int:
 
     given = options.parse(_parser(), arguments)
     study = StudyConfig(**{field.name: getattr(given, field.name) for field in fields(StudyConfig)})
+    if given.print_config:
+        options.print_yaml(to_dict(study))
+        return 0
     if given.out is None:
         raise ConfigError("--out is missing; expected a folder for the study, as in --out runs/table")
     if given.parallel < 1:
