@@ -228,6 +228,7 @@ def _derivatives(rows: _Rows, around: Around, proof: Found | None) -> list[Check
 def _meta_gradients(
     rows: _Rows, problem: Problem, at: Point, exact: Point, proof: Found | None, seed: int
 ) -> list[Check]:
+    """By differences all parts at once, and one by one where that is not good."""
     parts = list(at.parts())
     if proof is not None:
         errors = [relative_error(exact.parts()[part], proof.meta.parts()[part]) for part in parts]
