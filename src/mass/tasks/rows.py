@@ -1,8 +1,8 @@
 r"""A row of a data set -> Task.
 
 Rows are recognised by their field names: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`text` or `prompt`,
-`code`, `test_list`), MMLU (`question`, `choices`, `answer`), SVAMP (`Body`, `Question`, `Answer`), GSM8K (`question`, `answer`),
-MATH, AIME and our own (`problem`); other names are mapped by `fields`.
+`code`, `test_list`), MMLU (`question`, `choices`, `answer`), SVAMP (`Body`, `Question`, `Answer`), GSM8K (`question`,
+`answer`), MATH, AIME and our own (`problem`); other names are mapped by `fields`.
 """
 
 from __future__ import annotations
