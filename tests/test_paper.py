@@ -132,11 +132,13 @@ def test_every_kind_of_picture_is_drawn_and_stands_alone(results: Results) -> No
 
 
 def test_a_picture_of_its_own_has_colours_and_paper() -> None:
-    found = standalone('<svg role="img" viewBox="0 0 20 10"><path fill="var(--s1)"/></svg>')
+    found = standalone('<svg role="img" viewBox="0 0 20.5 10"><path fill="var(--s1)"/></svg>', "a < b")
     assert LIGHT["--s1"] in found
-    assert '<rect width="20" height="10" fill="#ffffff"/>' in found
+    assert 'viewBox="0 -24 20.5 34"' in found
+    assert '<rect y="-24" width="20.5" height="34" fill="#ffffff"/>' in found
+    assert "a &lt; b</text>" in found
     with pytest.raises(ValueError, match="viewBox"):
-        standalone("<svg></svg>")
+        standalone("<svg></svg>", "")
 
 
 def test_what_is_not_measured_yet_is_said_in_the_text(results: Results) -> None:

@@ -68,20 +68,22 @@ def two_level(sample: Sample, resamples: int = 4000) -> Float[Values, " R"]:
     Which problems and seeds are drawn depends on the names of the problem sets and the number of seeds alone, so that
     what was measured on the same problems with the same seeds is drawn together, and differences of draws are paired.
     """
-    rows = [_drawn_means(row, name, resamples) for row, name in zip(sample.values, sample.problems, strict=True)]
-    draws = np.mean(rows, axis=0)
-    seeds = len(rows)
+    names = dict.fromkeys(sample.problems)
+    of_set = [[row for row, own in zip(sample.values, sample.problems, strict=True) if own == name] for name in names]
+    draws = sum(_drawn_sums(np.stack(rows, 1), name, resamples) for rows, name in zip(of_set, names, strict=True))
+    seeds = len(sample.values)
+    draws = np.asarray(draws) / seeds
     if seeds > 1:
         means = np.array([np.nanmean(row) for row in sample.values])
         draws = draws + _seed_weights(seeds, resamples) @ (means - means.mean())
     return draws
 
 
-def _drawn_means(row: Values, problems: str, resamples: int) -> Float[Values, " R"]:
-    weights = _problem_weights(problems, len(row), resamples)
-    known = ~np.isnan(row)
-    counted = weights @ known.astype(np.float64)
-    return (weights @ np.where(known, row, 0.0)) / np.maximum(counted, 1e-12)
+def _drawn_sums(rows: Float[Values, "P S"], problems: str, resamples: int) -> Float[Values, " R"]:
+    """The sum over seeds of the means over the problems drawn."""
+    weights, known = _problem_weights(problems, len(rows), resamples), ~np.isnan(rows)
+    counted = len(rows) if known.all() else np.maximum(weights @ known.astype(np.float64), 1e-12)
+    return ((weights @ np.where(known, rows, 0.0)) / counted).sum(1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -280,7 +280,7 @@ class Asked:
         practice, practice-levels, practice-distances, weights, room."""
         plot = self._plot(kind, of, at, more)
         name = "-".join([kind, *(part for part in (of.replace("/", "-"), "" if at == GREEDY else at) if part)]) + ".svg"
-        self.document.pictures[name] = standalone(str(plot.svg))
+        self.document.pictures[name] = standalone(str(plot.svg), plot.title)
         return f"![{plot.title}]({self.pictures_at}/{name})\n\n*{plot.title}. {plot.caption}*"
 
     def _plot(self, kind: str, of: str, at: str, more: dict[str, Any]) -> Plot:

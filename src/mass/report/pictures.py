@@ -133,7 +133,7 @@ def data(answers: Answers, part: str, at: str) -> Plot:
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel("gold training problems (log scale)")
-        axes.set_ylabel("test problems answered correctly, %")
+        axes.set_ylabel("test problems right, %")
         canvas.legend(columns=3)
         svg = canvas.svg()
     seeds = found[0].estimates[0].seeds
@@ -163,7 +163,7 @@ def learning(answers: Answers, part: str, names: Sequence[str]) -> Plot:
         for index, name in enumerate(n for n in chosen if n in trainings):
             _draw_learning(canvas.axes, name, trainings[name], SERIES[1 + index % 7])
         canvas.axes.set_xlabel("outer steps")
-        canvas.axes.set_ylabel("validation problems answered correctly, %")
+        canvas.axes.set_ylabel("validation problems right, %")
         canvas.legend(columns=2)
         svg = canvas.svg()
     return Plot(
@@ -274,7 +274,7 @@ def weights(answers: Answers, of: str) -> Plot:
                              label=label)  # fmt: skip
         if not drawn:
             raise NotMeasured(f"{of}: neither correctness nor effect")
-        canvas.axes.set_xlabel("place of an example by its weight among those of its problem (1: most weight)")
+        canvas.axes.set_xlabel("place by weight among the examples of a problem (1: most)")
         canvas.axes.set_ylabel("examples, %")
         canvas.axes.set_xticks(range(1, 1 + max(len(ranks) for ranks in found.values())))
         canvas.legend(columns=2)
@@ -302,6 +302,8 @@ def room(answers: Answers, of: str, at: str) -> Plot:
             _draw_source(canvas.axes, mine, source, SERIES[index % 8], MARKERS[index % 8])
         canvas.axes.axhline(0, color=MUTED, linewidth=0.8)
         canvas.axes.set_xscale("log")
+        canvas.axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        canvas.axes.xaxis.set_minor_formatter(lambda *_: "")
         canvas.axes.set_xlabel("norm of the update over that of the adapter (log scale)")
         canvas.axes.set_ylabel(f"points over {percent(base['accuracy'])}% unadapted")
         canvas.legend(columns=3)

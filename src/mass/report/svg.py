@@ -132,16 +132,23 @@ LIGHT = {
 """The page's colours in light, for a picture that stands alone."""
 
 
-def standalone(svg: str) -> str:
-    """A picture of its own from an inline one: fixed colours, a font, and paper behind it, for dark pages too."""
+TITLE_PT = 24
+"""Height of the line above a picture that stands alone."""
+
+
+def standalone(svg: str, title: str) -> str:
+    """A picture of its own from an inline one: fixed colours, a font, its title, and paper behind it for dark pages."""
     text = re.sub(r"var\((--[a-z0-9]+)\)", lambda match: LIGHT[match[1]], svg)
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', text)
     if box is None:
         raise ValueError("the picture has no viewBox; expected what `inline` made")
-    size = f'width="{box[1]}pt" height="{box[2]}pt" font-family="{FONT}"'
-    paper = f'<rect width="{box[1]}" height="{box[2]}" fill="{LIGHT["--background"]}"/>'
+    width, height = float(box[1]), float(box[2]) + TITLE_PT
+    text = text.replace(box[0], f'viewBox="0 {-TITLE_PT} {width:g} {height:g}"')
+    size = f'width="{width:g}pt" height="{height:g}pt" font-family="{FONT}"'
+    paper = f'<rect y="{-TITLE_PT}" width="{width:g}" height="{height:g}" fill="{LIGHT["--background"]}"/>'
+    said = f'<text x="4" y="-8" font-size="11" font-weight="bold" fill="{LIGHT["--ink"]}">{escape(title)}</text>'
     start = text.index(">", text.index("<svg"))
-    return f"{text[:start]} {size}>{paper}{text[start + 1 :]}\n"
+    return f"{text[:start]} {size}>{paper}{said}{text[start + 1 :]}\n"
 
 
 def _rounded(attribute: re.Match[str]) -> str:
