@@ -18,10 +18,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from mass import tasks as task_sets
 from mass.adapt import Groups
-from mass.appraisal import appraise, recogniser
+from mass.appraisal import appraise, is_file, recogniser
 from mass.baselines import Contestant, training_examples
 from mass.config import SamplingConfig
 from mass.errors import ConfigError
@@ -49,19 +50,22 @@ class Problems:
 
 
 def problems_of(source: str, split: str, size: int, seed: int, train: str | None, pool_size: int = 1000) -> Problems:
-    """Raises ConfigError where gold practice is asked of a file without training problems."""
-    if source != "minimath":
+    """Of a JSONL file, or of one of minimath's sets by its name."""
+    if is_file(source):
         found = task_sets.load(source, size=size, seed=seed)
         return Problems(source, found, [], [] if train is None else task_sets.load(train, split="train"))
-    rng = random.Random(f"room:{split}:{seed}")
+    rng = random.Random(f"room:{source}:{split}:{seed}")
+    of_source: dict[str, Any] = {} if source == "minimath" else {"source": source}
     cells = [(subject, level) for level in minimath.LEVELS for subject in minimath.SUBJECTS]
     drawn: dict[str, minimath.Problem] = {}
     while len(drawn) < size:
         for subject, level in cells[: size - len(drawn)]:
-            problem = minimath.draw(rng, split, [subject], [level])
+            problem = minimath.draw(rng, split, [subject], [level], **of_source)
             drawn.setdefault(problem.text, problem)
     tasks = [problem.task(f"room-{split}-{seed}-{i}") for i, problem in enumerate(drawn.values())]
-    return Problems(source, tasks, list(drawn.values()), minimath.load("train", pool_size, seed))
+    return Problems(
+        source, tasks, list(drawn.values()), task_sets.load(source, split="train", size=pool_size, seed=seed)
+    )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("statistics", "controls"),
     ("running",),
     ("comparison",),
+    ("results",),
     ("report",),
     ("demo", "study"),
     ("serve", "cli"),

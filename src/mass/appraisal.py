@@ -65,8 +65,13 @@ class Appraisal:
 
 
 def recogniser(source: str) -> Recognise | None:
-    """How problems of a source are recognised by their text; None where they cannot be."""
-    return getattr(minimath, "recognise", None) if source == "minimath" else None
+    """How problems of a source are recognised by their text; None where they cannot be, as those of a file."""
+    return None if is_file(source) else getattr(minimath, "recognise", None)
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is the path of a file, not a name of ours."""
+    return source.endswith((".jsonl", ".jsonl.gz"))
 
 
 def appraise(task: Task, example: Example, recognise: Recognise | None) -> Appraisal:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mass import checkpoint as checkpoint_files
+from mass import tasks as task_sets
 from mass.adapt import Groups, answer_all
 from mass.checkpoint import MetaState, init_state
 from mass.config import (
@@ -33,11 +34,10 @@ from mass.methods import TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
 from mass.runlog import training_of
 from mass.seeds import derive
-from mass.tasks import minimath
 from mass.types import Adaptation, Example, Params, Task
 
 TRAINING_POOL = 1000
-"""Problems of minimath's train split that base-ttt draws from when it is given no training tasks."""
+"""Problems of the train split that base-ttt draws from when it is given no training tasks."""
 
 Checkpoints = Mapping[str, str | Path]
 """Method -> a run folder of `mass train`, one of its checkpoints, or 'untrained'."""
@@ -173,7 +173,8 @@ def _trained(
         return _from_folder(model.lm, Path(given).expanduser(), name, lms, config, f"checkpoint {given}")
     if model.method == name:
         adapt = dataclasses.replace(model.config, answer=config.answer)
-        return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin)
+        training = {"method": name, **training_of(Path(model.checkpoint))} if model.checkpoint else {}
+        return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin, training)
     if model.lm.name == TINY and shipped.is_dir():
         return _from_folder(model.lm, shipped, name, lms, config, "the checkpoint shipped with the package")
     raise ConfigError(
@@ -280,12 +281,15 @@ def after(drawn: Sequence[Drawn], tokens: float, seconds: float) -> tuple[Drawn,
     return tuple(dataclasses.replace(d, tokens=d.tokens + tokens, seconds=d.seconds + seconds) for d in drawn)
 
 
-def training_pool(train_tasks: Sequence[Task] | None, seed: int, held_out: Sequence[str]) -> list[Task]:
-    """Training tasks with a worked solution, none of them among the `held_out` problems.
+def training_pool(
+    train_tasks: Sequence[Task] | None, seed: int, held_out: Sequence[str], source: str = "minimath"
+) -> list[Task]:
+    """Training tasks with a worked solution, none of them among the `held_out` problems. Where none are given, they
+    come from the train split of a built-in source.
 
     Raises DataError when none is left.
     """
-    tasks = minimath.load("train", TRAINING_POOL, seed) if train_tasks is None else train_tasks
+    tasks = task_sets.load(source, split="train", size=TRAINING_POOL, seed=seed) if train_tasks is None else train_tasks
     texts = set(held_out)
     pool = [task for task in tasks if task.solution.strip() and task.problem not in texts]
     if not pool:

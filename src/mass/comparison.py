@@ -82,12 +82,13 @@ def evaluate(
     if not tasks:
         raise DataError("there are no tasks to answer; give at least one")
     config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
+    trained_from = _built_in(source)
     runner = Runner(
         tasks=tasks,
         contestants=contestants(model, names, config, checkpoints or {}, seed),
         config=config,
         seeds=[derive(seed, "eval", index) for index in range(len(tasks))],
-        pool=training_pool(train_tasks, seed, [t.problem for t in tasks]) if "base-ttt" in names else [],
+        pool=training_pool(train_tasks, seed, [t.problem for t in tasks], trained_from) if "base-ttt" in names else [],
         progress=on_progress,
     )
     runner.check_lengths()
@@ -98,7 +99,8 @@ def evaluate(
             for records in runner.run(name, found):
                 found[name] += records
                 write(records)
-    comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, train_tasks is None)
+    pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
+    comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
     if out is not None:
         _write_table(comparison, Path(out))
     return comparison
@@ -113,7 +115,7 @@ def _comparison(
     model: Mass,
     seed: int,
     source: Mapping[str, Any] | None,
-    default_pool: bool,
+    pool: str,
 ) -> Comparison:
     base, resamples = found.get("base"), runner.config.resamples
     rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
@@ -121,6 +123,7 @@ def _comparison(
     config = {
         "eval": to_dict(runner.config),
         "adapt": {name: to_dict(runner.contestants[name].config) for name in found if name in ADAPTING},
+        "training": {name: training for name in found if (training := runner.contestants[name].training)},
     }
     return Comparison(
         rows=rows,
@@ -138,20 +141,25 @@ def _comparison(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=_version(),
         examples=_examples(runner, found),
-        notes=_notes(runner, found, default_pool),
+        notes=_notes(runner, found, pool),
         records=tuple(record for records in found.values() for record in records),
     )
 
 
-def _notes(runner: Runner, found: Found, default_pool: bool) -> list[str]:
+def _built_in(source: Mapping[str, Any] | None) -> str:
+    """The built-in source that the tasks come from, else minimath."""
+    name = str((source or {}).get("source") or "")
+    return name if name.startswith("minimath") and not name.endswith((".jsonl", ".jsonl.gz")) else "minimath"
+
+
+def _notes(runner: Runner, found: Found, pool: str) -> list[str]:
     config, notes = runner.config, list[str]()
     for name, contestant in runner.contestants.items():
         if contestant.origin:
             notes.append(f"{name}: {contestant.origin}.")
     if "base-ttt" in found:
-        origin = "minimath's train split" if default_pool else "the training tasks given"
         m = runner.contestants["base-ttt"].config.synthesis.examples
-        notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {origin}.")
+        notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {pool}.")
     notes += [_choice_note(name, found, config) for name in found if choice_of(name) is not None]
     if IN_CONTEXT in found:
         notes.append(_in_context_note(found[IN_CONTEXT]))

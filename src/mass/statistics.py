@@ -117,6 +117,8 @@ class Record:
         attempt, adaptation = self.attempt, self.attempt.record
         return {
             "task": self.task.id,
+            "subject": self.task.subject,
+            "level": self.task.level,
             "problem": self.task.problem,
             "gold": self.task.answer,
             "method": self.method,

@@ -19,10 +19,11 @@ VERBS = {
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "pretrain": "make the tiny base model from minimath",
     "study": "run the trainings and evaluations of a study, seed by seed",
-    "report": "write the HTML page of a run or comparison folder anew",
+    "collect": "store what finished runs measured in a few kilobytes each",
+    "report": "write the page of a run or comparison, or a document from stored results",
     "demo": "watch the shipped model practise, then compare it with its baselines",
 }
-LIGHT = ("report",)
+LIGHT = ("collect", "report")
 """Verbs that do not load torch."""
 
 USAGE = """usage: mass VERB [options]

@@ -29,11 +29,12 @@ def load(
     """Tasks of `source`.
 
     Args:
-        source: "minimath" or "minimath-search"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet` file; the name of a known data set (a key
-            of `KNOWN`) or an id of the hub, "owner/name" or "owner/name:config"; "reasoning_gym:NAME".
+        source: "minimath" or "minimath-search"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet` file; the name of a
+            known data set (a key of `KNOWN`) or an id of the hub, "owner/name" or "owner/name:config";
+            "reasoning_gym:NAME".
         split: of a built-in set or a data set of the hub; a file is what it is.
         size: None takes all rows, in their order; a smaller number takes a random subset of that size, drawn with
-            `seed` and kept in order; a larger one takes all. Built-in sets and reasoning-gym make as many as are asked for.
+            `seed` and kept in order; a larger one takes all. Built-in sets and reasoning-gym make as many as asked for.
         fields: our field name -> the data set's, such as `{"problem": "prompt", "answer": "gold"}`.
         verifier: judges all tasks, instead of the one their layout suggests: a key of `mass.verify.VERIFIERS`, or one
             of your own, "module:function" or "command:PROGRAM ARGUMENTS".
