@@ -188,7 +188,9 @@ class TasksConfig:
     split: str = "train"
     """minimath: train, validation or test."""
     size: int | None = None
-    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating."""
+    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating. Training
+    on a number of them goes through them again and again, each time in a new random order. Of minimath, those of one
+    seed are nested: the first 30 of 100 are the 30."""
     seed: int = 0
     """Which tasks: of minimath's stream, or of a random subset of a file."""
     fields: dict[str, str] = field(default_factory=dict[str, str])
@@ -202,8 +204,10 @@ class TasksConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    method: Literal["mass", "mass-gold", "solver-grpo"] = "mass"
-    """mass: verifier outer loss. mass-gold: gold outer loss. solver-grpo: policy gradient on solving, no adaptation."""
+    method: Literal["mass", "mass-gold", "solver-grpo", "solver-sft", "self-sft"] = "mass"
+    """mass: verifier outer loss. mass-gold: gold outer loss. The others never adapt: solver-grpo, policy gradient on
+    solving; solver-sft, the loss of the gold solutions; self-sft, that of the practice that the base writes for the
+    problems, neither weighed nor verified."""
     steps: int = 100
     """Outer steps."""
     tasks_per_step: int = 8
@@ -224,6 +228,11 @@ class TrainConfig:
     """Weight of the generator's KL divergence from the base (nats per token), measured on the practice it writes."""
     kl: float = 0.0
     """Weight of the KL divergence of the solver from the base."""
+    canary_kl: float = 0.0
+    """Weight of learned safety: the KL divergence (nats per token) of theta from the adapted theta_K on answers to
+    problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.canary."""
+    canary_tasks: int = 2
+    """Such problems for each adapted problem, where canary_kl is above 0."""
     max_grad_norm: float = 1.0
     """Each group of parameters is clipped to this gradient norm."""
     warmup: int = 5
@@ -233,6 +242,9 @@ class TrainConfig:
     """Steps between evaluations on held-out problems; 0: none."""
     eval_size: int = 140
     """Held-out problems per evaluation."""
+    eval_temperature: float = 0.0
+    """Above 0, held-out problems are also answered by one sample each at this temperature, with adaptation and without:
+    what sampling gives on average, beside what test.answer gives."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -240,13 +252,35 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_known(self, "train.")
-        for name in ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints"):
+        least_one = ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints")
+        for name in (*least_one, "canary_tasks"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("eval_every", "warmup"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
-        require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl"), least=0)
+        require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "canary_kl"), least=0)
+        require_numbers(self, "train.", ("eval_temperature",), least=0)
         require_numbers(self, "train.", ("max_grad_norm",), above=0)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the method adapts to each problem, in training and at test."""
+        return self.method in ("mass", "mass-gold")
+
+    @property
+    def practises(self) -> bool:
+        """Whether practice is written for the training problems."""
+        return self.adapts or self.method == "self-sft"
+
+    @property
+    def learns_gold(self) -> bool:
+        """Whether the outer loss is that of the gold solutions."""
+        return self.method in ("mass-gold", "solver-sft")
+
+    @property
+    def samples_solutions(self) -> bool:
+        """Whether the outer loss is that of sampled and verified solutions."""
+        return self.method in ("mass", "solver-grpo")
 
 
 @dataclass(frozen=True)
