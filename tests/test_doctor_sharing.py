@@ -83,7 +83,7 @@ def test_copies_of_a_model_share_its_weights_and_not_its_modules() -> None:
 
 
 def test_an_examination_takes_few_passes(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are what it costs on a model of 8 B: a minute on two cores."""
+    """They are what it costs on a model of 8 B, where each reads all weights."""
     passes, right = list[str](), LM.losses
 
     def counted(lm: LM, *args: Any, **kwargs: Any) -> Tensor:
