@@ -1,4 +1,4 @@
-"""Every gold of real data sets is accepted, every corrupted gold rejected. Exceptions are listed, each with its reason."""
+"""Golds of real data sets are accepted, corrupted ones rejected. Exceptions are listed, each with its reason."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 `harness.prompts("gsm8k", shots)` is a `Prompts` for `mass.lm.LM`: the shots stand before each problem as the harness
 writes them (but for GSM8K's calculator marks, which our solutions leave out), and what it stops at ends an answer.
-Which shots, the harness decides: five random training rows of gsm8k, the first five `dev` rows of an MMLU subject, tasks
-2 to 4 of MBPP, four examples of its own for MATH (they come with lm_eval, minerva_math/utils.py). HumanEval has none.
+Which shots, the harness decides: five random training rows of gsm8k, the first five `dev` rows of an MMLU subject,
+tasks 2 to 4 of MBPP, four examples of its own for MATH (they come with lm_eval, minerva_math/utils.py). HumanEval has
+none.
 
 References: lm-evaluation-harness 0.4.13, lm_eval/tasks/{gsm8k/gsm8k,minerva_math/minerva_math_algebra,mmlu/default/
 _default_template,humaneval/humaneval,mbpp/mbpp,aime/aime}.yaml.
