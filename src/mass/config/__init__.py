@@ -184,9 +184,10 @@ class OuterConfig:
 @dataclass(frozen=True)
 class TasksConfig:
     source: str = "minimath"
-    """'minimath', 'minimath-search', or the path of a JSONL file."""
+    """'minimath'; 'minimath-search'; the path of a .jsonl or .parquet file; 'gsm8k', 'math', 'math500', 'aime', 'svamp', 'humaneval',
+    'mbpp', 'mmlu' or any owner/name of the hub (extra data); 'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
-    """minimath: train, validation or test."""
+    """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
     size: int | None = None
     """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating. Training
     on a number of them goes through them again and again, each time in a new random order. Of minimath, those of one
@@ -196,7 +197,8 @@ class TasksConfig:
     fields: dict[str, str] = field(default_factory=dict[str, str])
     """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
     verifier: str | None = None
-    """Verifier of a file's tasks; None: as its fields suggest."""
+    """Judges all tasks: math, exact, choice, code, ... or your own, 'module:function' or 'command:PROGRAM'; None: as
+    the fields suggest."""
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")

@@ -40,5 +40,6 @@ def _beginning(task: Task) -> tuple[str, str]:
     called = _ENTRY.search(task.answer)
     if called is None:
         return "", ""
-    prompts = [part for part in (task.problem, *programs.blocks(task.problem)) if programs.defines(part, [called[1]])]
+    parts = [task.problem, *(f"{block}\n" for block in programs.blocks(task.problem))]
+    prompts = [part for part in parts if programs.defines(part, [called[1]])]
     return (prompts[-1], called[1]) if prompts else ("", "")

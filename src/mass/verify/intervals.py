@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 _SPACING = re.compile(r"\\left|\\right|\\[!,;: ]|\s+")
-_SIGNS = {r"\geqslant": "≥", r"\leqslant": "≤", r"\geq": "≥", r"\leq": "≤", r"\ge": "≥", r"\le": "≤",
-          r"\gt": ">", r"\lt": "<", ">=": "≥", "<=": "≤"}  # fmt: skip
+_SIGNS = {
+    **{rf"\{name}": "≥" for name in ("geqslant", "geq", "ge")},
+    **{rf"\{name}": "≤" for name in ("leqslant", "leq", "le")},
+    **{r"\gt": ">", r"\lt": "<", ">=": "≥", "<=": "≤"},
+}
 _SIGN = re.compile(r"[<>≤≥]")
 _VARIABLE = re.compile(r"[A-Za-z](?:_\{?\w\}?)?")
 _INTERVAL = re.compile(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].+,.+[)\]]", re.S)

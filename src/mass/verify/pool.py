@@ -31,8 +31,8 @@ class NoVerdict(Exception):
 class _Worker:
     """One process, and a thread that reads its replies so that waiting for one can have a time limit."""
 
-    def __init__(self, program: Path, timeout_s: float) -> None:
-        command = [sys.executable, str(program), str((PATIENCE + 1) * timeout_s + 5)]
+    def __init__(self, mode: str, timeout_s: float) -> None:
+        command = [sys.executable, str(PROGRAM), str((PATIENCE + 1) * timeout_s + 5), mode]
         try:
             # A session of its own: Ctrl-C in the terminal is the parent's to handle.
             self._process = subprocess.Popen(
@@ -108,9 +108,9 @@ class _Worker:
 class Pool:
     """At most `size` workers, each started when no idle one is at hand. Safe to use from any thread."""
 
-    def __init__(self, size: int, timeout_s: float = 5.0, start_s: float = 60.0, program: Path = PROGRAM) -> None:
+    def __init__(self, size: int, timeout_s: float = 5.0, start_s: float = 60.0, mode: str = "math") -> None:
         self.size = size
-        self.program = program
+        self.mode = mode
         self.timeout_s = timeout_s
         self.start_s = start_s
         self.forget()
@@ -151,7 +151,7 @@ class Pool:
                     return worker
                 self._workers.discard(worker)
                 worker.kill()
-        worker = _Worker(self.program, self.timeout_s)
+        worker = _Worker(self.mode, self.timeout_s)
         self._workers.add(worker)
         return worker
 
