@@ -20,7 +20,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "runlog"),
     ("adapt", "pretrain", "doctor"),
     ("model", "metastep"),
-    ("train", "baselines"),
+    ("train", "baselines", "analysis"),
     ("statistics", "controls"),
     ("running",),
     ("comparison",),
