@@ -92,7 +92,7 @@ class Answers:
             ("level", question.level, [*dict.fromkeys(level for e in found for level in e.levels)]),
         ):
             if value is not None and value not in known:
-                if name == "decoding" and DECODING.fullmatch(question.at):
+                if name == "decoding" and DECODING.fullmatch(str(value)):
                     raise NotMeasured(f"{question.of} at {value}")
                 raise DataError(f"{question.of} has no {name} {value!r}{nearest(str(value), map(str, known))}")
 

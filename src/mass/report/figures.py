@@ -135,7 +135,7 @@ def cost_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
         for row, look in priced:
             _upright_point(axes, row.tokens or 0.0, row, look, _short(row.label))
         if logarithmic:
-            log_axis(axes, costs)
+            _log_axis(axes, costs)
         else:
             axes.set_xlim(0, 1.08 * max(costs))
         axes.set_xlabel("generated tokens per answer, practice included" + (" (log scale)" if logarithmic else ""))
@@ -246,7 +246,7 @@ def _method_axis(axes: Axes, rows: Sequence[Row]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def log_axis(axes: Axes, values: Sequence[float]) -> None:
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_xscale("log")

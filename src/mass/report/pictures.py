@@ -301,7 +301,9 @@ def room(answers: Answers, of: str, at: str) -> Plot:
             mine = [(p, room_decodings(p["row"])[name]) for p in points if p["source"] == source]
             _draw_source(canvas.axes, mine, source, SERIES[index % 8], MARKERS[index % 8])
         canvas.axes.axhline(0, color=MUTED, linewidth=0.8)
-        figures.log_axis(canvas.axes, [max(point["update_norm"], SMALLEST_UPDATE) for point in points])
+        canvas.axes.set_xscale("log")
+        canvas.axes.xaxis.set_major_formatter("{x:g}")
+        canvas.axes.xaxis.set_minor_formatter("")
         canvas.axes.set_xlabel("norm of the update over that of the adapter (log scale)")
         canvas.axes.set_ylabel(f"points over {percent(base['accuracy'])}% unadapted")
         canvas.legend(columns=3)
