@@ -401,7 +401,7 @@ class EvalConfig:
     samples: int = 0
     """Answers sampled for each problem, method and temperature, beside the one of `answer`; 0: none."""
     temperatures: tuple[float, ...] = (0.6, 1.0)
-    """Where `samples` are drawn. One adaptation of a problem serves all of them."""
+    """Where `samples` are drawn, as in [0.6,1.0]. One adaptation of a problem serves all of them."""
     votes: int = 8
     """n of maj@n, best-of-n and the like when mass is not compared; otherwise as many samples as generate at least the
     tokens of mass."""
