@@ -13,10 +13,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from room_practice import SOURCES
 
+from mass.report.fragments import room_decodings, room_table
 from mass.report.words import amount, percent, percent_interval, points, points_interval
+from mass.results.stored import GREEDY
 from mass.runlog import replace_text
 
-GREEDY = "greedy"
 _COLOURS = dict(
     zip(SOURCES, ("#0072B2", "#56B4E9", "#7F7F7F", "#CC79A7", "#009E73", "#E69F00", "#D55E00"), strict=True)
 )
@@ -36,20 +37,14 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
     return [table, picture]
 
 
-def decodings(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Greedy, then each temperature: what holds the accuracy and the difference of each."""
-    return {GREEDY: row, **{f"T = {part['temperature']:g}": part for part in row["sampled"]}}
-
-
 # --- the table
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     settings, unadapted = results["settings"], results["unadapted"]
-    names = list(decodings(unadapted["row"]))
+    names = list(room_decodings(unadapted["row"]))
     skipped = {p["source"]: p["skipped"] for p in results["points"].values() if "skipped" in p}
     measured = [p for p in results["points"].values() if "skipped" not in p]
-    best = _best(measured, names)
     head = f"| source | inner loop | {' | '.join(names)} | update | practice loss | used | none |"
     rule = f"| --- | --- |{' --- |' * (len(names) + 4)}"
     parts = [
@@ -62,7 +57,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         _unadapted(unadapted, settings["samples"]),
         "## The best point of each source, by each decoding",
         "Chosen on these same problems, so it flatters; the whole grid is below.",
-        "\n".join([f"| source | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}", *best]),
+        room_table({**results, "points": measured}),
         *([f"Not measured: {'; '.join(f'{s}: {why}' for s, why in skipped.items())}."] if skipped else []),
         "## The whole grid",
         "\n".join([head, rule, *(_line(point, names) for point in measured)]),
@@ -75,7 +70,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _unadapted(unadapted: Mapping[str, Any], samples: int) -> str:
     lines = ["| decoding | accuracy | pass@N | maj@N |", "| --- | --- | --- | --- |"]
-    for name, part in decodings(unadapted["row"]).items():
+    for name, part in room_decodings(unadapted["row"]).items():
         some = "" if name == GREEDY else percent(part["pass_at_n"])
         votes = "" if name == GREEDY else percent(part["maj_at_n"])
         lines.append(f"| {name} | {_accuracy(part)} | {some} | {votes} |")
@@ -87,20 +82,8 @@ def _unadapted(unadapted: Mapping[str, Any], samples: int) -> str:
     )
 
 
-def _best(measured: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    lines: list[str] = []
-    for source in dict.fromkeys(point["source"] for point in measured):
-        cells: list[str] = []
-        for name in names:
-            mine = [point for point in measured if point["source"] == source]
-            top = max(mine, key=lambda point, name=name: decodings(point["row"])[name]["difference"] or 0.0)
-            cells.append(f"{_difference(decodings(top['row'])[name])} ({_inner(top)})")
-        lines.append(f"| {source} | {' | '.join(cells)} |")
-    return lines
-
-
 def _line(point: Mapping[str, Any], names: Sequence[str]) -> str:
-    found = decodings(point["row"])
+    found = room_decodings(point["row"])
     losses = f"{amount(point['loss_before'])} → {amount(point['loss_after'])}"
     cells = [_difference(found[name]) for name in names]
     return (
@@ -125,7 +108,7 @@ def _difference(part: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], path: Path) -> None:
-    base = decodings(results["unadapted"]["row"])
+    base = room_decodings(results["unadapted"]["row"])
     figure, axes = plt.subplots(
         1, len(base), figsize=(4.6 * len(base), 4.6), sharey=True, squeeze=False, layout="constrained"
     )
@@ -148,7 +131,7 @@ def draw(results: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], path
 
 def _panel(axes: Axes, name: str, base: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
     for point in measured:
-        part = decodings(point["row"])[name]
+        part = room_decodings(point["row"])[name]
         if part["difference"] is None or point["update_norm"] is None:
             continue
         x, y = max(point["update_norm"], LEAST_NORM), 100 * part["difference"]

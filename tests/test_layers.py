@@ -21,7 +21,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("adapt", "pretrain", "doctor", "gradients", "problems"),
     ("model", "targets", "validation"),
     ("metastep", "solverstep"),
-    ("train", "baselines"),
+    ("train", "baselines", "analysis"),
     ("statistics", "controls"),
     ("running",),
     ("comparison",),

@@ -19,6 +19,7 @@ VERBS = {
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "pretrain": "make the tiny base model from minimath",
     "study": "run the trainings and evaluations of a study, seed by seed",
+    "analyse": "what a checkpoint's practice is like, and what each example is worth",
     "collect": "store what finished runs measured in a few kilobytes each",
     "report": "write the page of a run or comparison, or a document from stored results",
     "demo": "watch the shipped model practise, then compare it with its baselines",

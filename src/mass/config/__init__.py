@@ -184,8 +184,8 @@ class OuterConfig:
 @dataclass(frozen=True)
 class TasksConfig:
     source: str = "minimath"
-    """'minimath'; 'minimath-search'; the path of a .jsonl or .parquet file; 'gsm8k', 'math', 'math500', 'aime', 'svamp', 'humaneval',
-    'mbpp', 'mmlu' or any owner/name of the hub (extra data); 'reasoning_gym:NAME' (extra gym)."""
+    """'minimath'; 'minimath-search'; the path of a .jsonl or .parquet file; 'gsm8k', 'math', 'math500', 'aime', 'svamp',
+    'humaneval', 'mbpp', 'mmlu' or any owner/name of the hub (extra data); 'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
     """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
     size: int | None = None
@@ -344,7 +344,7 @@ class EvalConfig:
     samples: int = 0
     """Answers sampled for each problem, method and temperature, beside the one of `answer`; 0: none."""
     temperatures: tuple[float, ...] = (0.6, 1.0)
-    """Where `samples` are drawn. One adaptation of a problem serves all of them."""
+    """Where `samples` are drawn, as in [0.6,1.0]. One adaptation of a problem serves all of them."""
     votes: int = 8
     """n of maj@n, best-of-n and the like when mass is not compared; otherwise as many samples as generate at least the
     tokens of mass."""
