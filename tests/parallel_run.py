@@ -16,7 +16,7 @@ import torch
 from mass import parallel
 from mass.cli.main import main
 from mass.config import LoraConfig, ModelConfig, RunConfig
-from mass.errors import DataError, MassError, RunError
+from mass.errors import ConfigError, DataError, MassError, RunError
 from mass.lm import LM, load_lm
 from mass.parallel import Ranks
 from mass.problems import read_problems
@@ -79,6 +79,11 @@ def everything(base: Path, tasks: Path, out: Path, methods: list[str]) -> None:
         train(config_for(base, tasks, "mass", steps=2), out / "two-then-one", False, shown(ranks))
         train(config_for(base, tasks, "mass"), out / "one-then-two", True, shown(ranks))
         agreement(ranks)
+        with pytest.raises(
+            ConfigError, match=r"tasks_per_step is 1 for 2 processes; expected at least one problem each"
+        ):
+            train(config_for(base, tasks, "mass", tasks_per_step=1), out / "few", False, shown(ranks))
+        assert not (out / "few").exists()
         (out / f"said {ranks.rank}").write_text(disagreement(base, tasks, out, ranks))
 
 
@@ -109,6 +114,7 @@ def disagreement(base: Path, tasks: Path, out: Path, ranks: Ranks) -> str:
     """The error of a run in which the parameters of one process moved by themselves."""
     config = config_for(base, tasks, "solver-grpo", eval_every=0, steps=1)
     lm = lm_of(base, "float32")
+    (out / "apart").mkdir(exist_ok=True)
     trainer = Trainer(lm, config, read_problems(lm, config), RunFolder(out / "apart"), ranks)
     trainer.start(resume=False)
     if not ranks.first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def torchrun(*arguments: object) -> Ran:
 
 
 SCRIPT = Path(__file__).with_name("parallel_run.py")
+pytestmark = pytest.mark.timeout(900)  # two processes start on what a busy machine has left
 
 
 # ------------------------------------------------------------------------------- who takes what
@@ -223,10 +225,6 @@ def test_the_command_says_all_once_and_ends_in_one_line(taught_base: Path, sums:
     line, torchruns = ours(again.err)
     assert line.startswith(f"error: {tmp_path / 'run'} is in use")
     assert torchruns.startswith("Traceback")
-    few = torchrun("-m", "mass", *command(taught_base, sums, tmp_path / "few", "--train.tasks_per_step=1"))
-    line, _ = ours(few.err)
-    assert "train.tasks_per_step is 1 for 2 processes; expected at least one problem each" in line
-    assert not (tmp_path / "few").exists()
 
 
 @pytest.mark.slow
@@ -235,7 +233,7 @@ def test_a_killed_process_ends_the_other_with_one_line(taught_base: Path, sums: 
     assert ran.code != 0
     said = [line for line in ours(ran.err) if not line.startswith("step ")]
     assert [line.split(" ")[0] for line in said] == ["error:", "Traceback"], ran.err  # the latter is torchrun's
-    assert said[0].startswith("error: process 0 of 2 ends because another has ended or cannot be reached (")
+    assert re.match(r"error: process 0 of 2 (ends because another has ended or|was told to end \(SIGTERM\))", said[0])
     assert "Signal 9 (SIGKILL)" in ran.err
     assert RunFolder(tmp_path / "run").latest()[0] == 1
     assert main([str(part) for part in command(taught_base, sums, tmp_path / "run", "--resume")]) == 0

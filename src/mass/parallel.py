@@ -12,6 +12,8 @@ docs/adr/0007-torchrun-alone.md.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,8 +168,30 @@ def joined(device: str) -> Generator[tuple[Ranks, str], None, None]:
             f"the {size} processes of this run did not meet ({reason[:200]}); start them with "
             f"torchrun --standalone --nproc_per_node {size} -m mass train ..."
         ) from error
-    yield Ranks(dist.get_rank(), dist.get_world_size()), own
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    with _ended_by_torchrun(ranks):
+        yield ranks, own
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others
+
+
+@contextmanager
+def _ended_by_torchrun(ranks: Ranks) -> Generator[None, None, None]:
+    """Within the block, SIGTERM raises LostProcess: torchrun sends it to the others when one has ended."""
+
+    def end(number: int, frame: object) -> None:  # noqa: ARG001
+        raise LostProcess(
+            f"process {ranks.rank} of {ranks.size} was told to end (SIGTERM), as torchrun does when another has ended; "
+            "see what the other said; --resume goes on from the last checkpoint"
+        )
+
+    if threading.current_thread() is not threading.main_thread():  # where no signal is handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _launched() -> bool:

@@ -35,7 +35,7 @@ def _on_targets(stack: Stack, params: Params, clock: Clock, measured: Measured) 
         solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), verify.check_all)
     judged = solutions.judged.sum(1).clamp_min(1)
     measured.add(
-        reward=float((solutions.rewards * solutions.judged).sum(1).div(judged).sum()),
+        reward=float((solutions.rewards * solutions.judged).double().sum(1).div(judged).sum()),
         solved_by_any=float((solutions.rewards > 0).any(1).sum()),
         no_verdict=float((~solutions.judged).sum()) / config.outer.samples,
         tokens=sum(len(s.tokens) for s in solutions.samples),

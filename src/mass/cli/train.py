@@ -73,7 +73,7 @@ def _parser() -> ArgumentParser:
 
 def _note_stacks(config: RunConfig, processes: int) -> None:
     count, stack = config.train.tasks_per_step, config.train.stack
-    if (stacks := -(-count // stack)) % processes:
+    if count >= processes and (stacks := -(-count // stack)) % processes:
         console.note(
             f"stacks of {stack} (train.stack): {stacks} of them do not divide among {processes} processes: each cuts "
             f"its part of the {count} problems anew; the result differs by rounding alone"
