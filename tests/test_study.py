@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mass.comparison import COMPARISON
 from mass.errors import ConfigError
+from mass.results.collect import COMPARISON
 from mass.runlog import CONFIG
 from mass.study import EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs
 

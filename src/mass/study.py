@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mass.comparison import COMPARISON
 from mass.errors import ConfigError, nearest
+from mass.results.collect import COMPARISON
 from mass.runlog import CONFIG, RunFolder
 
 

@@ -19,8 +19,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from mass.errors import ConfigError, nearest
 
 TASKS_HELP = (
-    "minimath; minimath-search; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, humaneval, mbpp, mmlu or any owner/name "
-    "of the hub; reasoning_gym:NAME."
+    "minimath; minimath-search; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, humaneval, mbpp, mmlu or "
+    "any owner/name of the hub; reasoning_gym:NAME."
 )
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
