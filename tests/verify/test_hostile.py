@@ -20,6 +20,8 @@ from traces import left_behind
 from mass.types import Task, Verdict
 from mass.verify import code, sandbox
 
+pytestmark = pytest.mark.slow
+
 TASK = Task(PROMPT, "    return a + b\n", TESTS, id="add", verifier="code")
 LIMITS = sandbox.Limits(cpu_s=1, wall_s=3)
 IN_TIME_S = 60
