@@ -66,7 +66,7 @@ class Appraisal:
 
 def recogniser(source: str) -> Recognise | None:
     """How problems of a source are recognised by their text; None where they cannot be, as those of a file."""
-    return None if is_file(source) else getattr(minimath, "recognise", None)
+    return minimath.recognise if source in minimath.SOURCES else None
 
 
 def is_file(source: str) -> bool:

@@ -76,6 +76,8 @@ def prompts(name: str, shots: Sequence[Task] = (), subject: str = "") -> Prompts
         solve=text + form.problem,
         synthesis=CHAT.synthesis,
         answer_prefix="" if form.problem.endswith("\n") else " ",
+        example=CHAT.example,
+        between=form.between,
         stop=form.stop,
     )
 
