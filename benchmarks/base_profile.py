@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from mass.runlog import replace_text
 from mass.seeds import derive
 from mass.types import Sample, Task
 
-MAX_TOKENS = 72
+TRY = re.compile(r"Try .*\. (ok|no)\. Answer:")
 
 
 def right(task: Task, sample: Sample) -> bool:
@@ -37,13 +38,23 @@ def mean(values: list[float]) -> float:
     return round(sum(values) / max(1, len(values)), 4)
 
 
-def profile(name: str, split: str, size: int, k: int, seed: int) -> dict[str, object]:
+def tries(problems: list[Task], groups: list[list[Sample]]) -> dict[str, float]:
+    """Whether the test of a tried value tells: how often a sample is right that calls its value ok, or no."""
+    said: dict[str, list[float]] = {"ok": [], "no": []}
+    for task, group in zip(problems, groups, strict=True):
+        for sample in group:
+            if (found := TRY.search(sample.text)) is not None:
+                said[found[1]].append(right(task, sample))
+    return {f"right where it says {word} ({len(values)})": mean(values) for word, values in said.items()}
+
+
+def profile(name: str, source: str, split: str, size: int, k: int, seed: int, max_tokens: int) -> dict[str, object]:
     lm = load_lm(ModelConfig(name=name), LoraConfig())
-    problems = tasks.load("minimath", split=split, size=size, seed=seed)
+    problems = tasks.load(source, split=split, size=size, seed=seed)
     prompts = [lm.solve_prompt(task.problem) for task in problems]
-    greedy = lm.sample(prompts, SamplingConfig(MAX_TOKENS, 0.0), [0] * size)
+    greedy = lm.sample(prompts, SamplingConfig(max_tokens, 0.0), [0] * size)
     seeds = [derive(seed, "profile", i) for i in range(size * k)]
-    flat = lm.sample([p for p in prompts for _ in range(k)], SamplingConfig(MAX_TOKENS, 1.0), seeds)
+    flat = lm.sample([p for p in prompts for _ in range(k)], SamplingConfig(max_tokens, 1.0), seeds)
     groups = [flat[i * k : (i + 1) * k] for i in range(size)]
     pages = lm.sample([lm.synthesis_prompt(t.problem) for t in problems], SamplingConfig(128, 1.0), seeds[:size])
     measures: dict[str, list[float]] = {
@@ -64,13 +75,14 @@ def profile(name: str, split: str, size: int, k: int, seed: int) -> dict[str, ob
         "model": name,
         "parameters": sum(p.numel() for p in lm.model.parameters()),
         "tasks": {
-            "source": "minimath",
+            "source": source,
             "split": split,
             "size": size,
             "seed": seed,
             "hash": tasks.content_hash(problems),
         },
         "all": {name: mean(values) for name, values in measures.items()},
+        "tries": tries(problems, groups),
         "by_subject": table(lambda t: t.subject),
         "by_level": table(lambda t: t.level),
     }
@@ -79,13 +91,17 @@ def profile(name: str, split: str, size: int, k: int, seed: int) -> dict[str, ob
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--tasks", default="minimath", choices=list(tasks.minimath.SOURCES))
     parser.add_argument("--split", default="test")
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=72, help="of an answer")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = json.dumps(profile(args.model, args.split, args.size, args.samples, args.seed), indent=2)
+    result = json.dumps(
+        profile(args.model, args.tasks, args.split, args.size, args.samples, args.seed, args.max_tokens), indent=2
+    )
     print(result)
     if args.out:
         replace_text(args.out, result + "\n")

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mass import checkpoint
-from mass.baselines import (
-    METHODS,
-    answer_adapted,
-    answer_plain,
-    check_methods,
-    contestants,
-    elect,
-    training_examples,
-    training_pool,
-    vote,
+from mass import adapt, baselines, checkpoint
+from mass.adapter import pick
+from mass.baselines import answer_adapted, answer_plain, contestants, training_examples, training_pool
+from mass.config import (
+    AdaptConfig,
+    EvalConfig,
+    InnerConfig,
+    LoraConfig,
+    RunConfig,
+    SamplingConfig,
+    SynthesisConfig,
+    TasksConfig,
+    TrainConfig,
+    to_dict,
 )
-from mass.config import AdaptConfig, EvalConfig, InnerConfig, LoraConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, ModelError
+from mass.methods import METHODS, TRAINED
 from mass.model import Mass, load
+from mass.seeds import derive
 from mass.tasks import minimath
-from mass.types import Sample, Task
+from mass.types import Task
 
 SHORT = SamplingConfig(max_tokens=12, temperature=0.0)
 CONFIG = EvalConfig(answer=SHORT, ttt=InnerConfig(learning_rate=5.0))
@@ -54,18 +59,7 @@ def saved(model: Mass, folder: Path, method: str = "mass", step: int = 7, seed: 
 # --- methods and checkpoints
 
 
-def test_unknown_methods_name_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="'mas' is unknown; did you mean 'mass'"):
-        check_methods(["base", "mas"])
-    for wrong in ("maj@0", "maj@", "maj@x", "maj@-3"):
-        with pytest.raises(ConfigError, match="unknown"):
-            check_methods([wrong])
-    with pytest.raises(ConfigError, match="no methods"):
-        check_methods([])
-    assert check_methods(["mass", "base", "maj@9", "mass"]) == ["mass", "base", "maj@9"]
-
-
-@pytest.mark.parametrize("method", ["mass", "mass-gold", "solver-grpo", "mass-unadapted"])
+@pytest.mark.parametrize("method", [*TRAINED, "mass-gold-unadapted", "mass-unadapted"])
 def test_a_missing_checkpoint_says_which_and_how_to_give_it(model: Mass, method: str) -> None:
     name = method.removesuffix("-unadapted")
     with pytest.raises(ConfigError) as error:
@@ -95,8 +89,8 @@ def test_a_checkpoint_brings_its_state_and_configuration_but_not_its_answer_samp
     assert "7 steps of mass" in found.origin
     assert found.recorded["checkpoint"] == str(tmp_path / "c")
     assert contestant(model, "tt-ss").recorded == model.origin
-    texts = [a.text for a in answer_plain(found, PROBLEMS, SEEDS, SHORT)]
-    base = [a.text for a in answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, SHORT)]
+    texts = [a.text for a in answer_plain(found, PROBLEMS, SEEDS, CONFIG)]
+    base = [a.text for a in answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, CONFIG)]
     assert texts != base
 
 
@@ -116,15 +110,15 @@ def test_a_checkpoint_of_another_lora_shape_gets_its_own_base(tiny_base: Path, m
     assert found["mass"].lm is not model.lm
     assert found["mass-unadapted"].lm is found["mass"].lm
     assert found["mass"].lm.adapters.config == other.lm.adapters.config
-    texts = [a.text for a in answer_plain(found["mass"], PROBLEMS, SEEDS, SHORT)]
-    assert texts == [a.text for a in answer_plain(contestant(other, "mass", {"mass": folder}), PROBLEMS, SEEDS, SHORT)]
+    texts = [a.text for a in answer_plain(found["mass"], PROBLEMS, SEEDS, CONFIG)]
+    assert texts == [a.text for a in answer_plain(contestant(other, "mass", {"mass": folder}), PROBLEMS, SEEDS, CONFIG)]
 
 
 # --- answers
 
 
 def test_plain_answers_are_those_of_the_base_and_count_their_tokens(model: Mass) -> None:
-    attempts = answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, SHORT)
+    attempts = answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, CONFIG)
     prompts = [model.lm.solve_prompt(problem) for problem in PROBLEMS]
     samples = model.lm.sample(prompts, SHORT, SEEDS)
     assert [a.text for a in attempts] == [s.text.strip() for s in samples]
@@ -134,12 +128,12 @@ def test_plain_answers_are_those_of_the_base_and_count_their_tokens(model: Mass)
 
 def test_adapting_at_rate_0_answers_as_the_base_and_at_a_high_rate_does_not(model: Mass) -> None:
     pool = training_pool(None, 0, PROBLEMS)
-    base = [a.text for a in answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, SHORT)]
+    base = [a.text for a in answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, CONFIG)]
     for rate, same in ((0.0, True), (50.0, False)):
         config = EvalConfig(answer=SHORT, ttt=InnerConfig(learning_rate=rate, steps=2, max_update_norm=1e9))
         found = contestant(model, "base-ttt", config=config)
         practice = training_examples(found.lm, pool, found.config.synthesis, SEEDS)
-        attempts = answer_adapted(found, PROBLEMS, SEEDS, practice)
+        attempts = answer_adapted(found, PROBLEMS, SEEDS, config, practice)
         assert ([a.text for a in attempts] == base) is same
         record = attempts[0].record
         assert record is not None
@@ -149,7 +143,7 @@ def test_adapting_at_rate_0_answers_as_the_base_and_at_a_high_rate_does_not(mode
 
 def test_practice_counts_as_generated_only_when_the_model_wrote_it(model: Mass) -> None:
     found = contestant(model, "tt-ss")
-    own = answer_adapted(found, PROBLEMS[:2], SEEDS[:2])
+    own = answer_adapted(found, PROBLEMS[:2], SEEDS[:2], CONFIG)
     for attempt in own:
         record = attempt.record
         assert record is not None
@@ -158,9 +152,78 @@ def test_practice_counts_as_generated_only_when_the_model_wrote_it(model: Mass) 
         assert record.unadapted_text is None
     pool = training_pool(None, 0, PROBLEMS)
     given = answer_adapted(
-        found, PROBLEMS[:2], SEEDS[:2], training_examples(found.lm, pool, ADAPT.synthesis, SEEDS[:2])
+        found, PROBLEMS[:2], SEEDS[:2], CONFIG, training_examples(found.lm, pool, ADAPT.synthesis, SEEDS[:2])
     )
     assert all(a.record is not None and a.tokens == a.record.tokens["answer"] for a in given)
+
+
+def test_one_adaptation_serves_the_greedy_answer_and_all_sampled_ones(
+    model: Mass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sampled answer is that of the adapted weights with its own seed, and costs the practice and itself."""
+    config = replace(
+        CONFIG, samples=3, temperatures=(0.6, 1.0), ttt=InnerConfig(learning_rate=50.0, max_update_norm=1e9)
+    )
+    found = contestant(model, "base-ttt", config=config)
+    practice = training_examples(found.lm, training_pool(None, 0, PROBLEMS), found.config.synthesis, SEEDS)
+    adaptations: list[Any] = []
+
+    def answer_all(*args: Any, **kwargs: Any) -> Any:
+        adaptations.append(adapt.answer_all(*args, **kwargs))
+        return adaptations[-1]
+
+    monkeypatch.setattr(baselines, "answer_all", answer_all)
+    attempts = answer_adapted(found, PROBLEMS, SEEDS, config, practice)
+    ((records, adapted),) = adaptations
+    assert [a.text for a in attempts] == [r.text for r in records]
+    assert [a.text for a in attempts] == [a.text for a in answer_adapted(found, PROBLEMS, SEEDS, CONFIG, practice)]
+    for i, attempt in enumerate(attempts):
+        assert [d.temperature for d in attempt.drawn] == [0.6, 1.0]
+        before = attempt.tokens - records[i].tokens["answer"]
+        before_s = attempt.seconds - records[i].seconds["answer"]
+        for drawn in attempt.drawn:
+            seeds = [derive(SEEDS[i], "sampled", f"{drawn.temperature:g}", j) for j in range(3)]
+            sampling = SamplingConfig(12, drawn.temperature)
+            prompts = [found.lm.solve_prompt(PROBLEMS[i])] * 3
+            alone = found.lm.sample(prompts, sampling, seeds, pick(adapted.stack, i))
+            assert drawn.texts == tuple(s.text.strip() for s in alone)
+            assert drawn.tokens == pytest.approx(before + sum(len(s.tokens) for s in alone) / 3)
+            assert before_s < drawn.seconds
+    plain = answer_plain(contestant(model, "base"), PROBLEMS, SEEDS, config)
+    assert [d.texts for a in plain for d in a.drawn] != [d.texts for a in attempts for d in a.drawn]
+
+
+def test_sampled_answers_do_not_depend_on_how_problems_are_batched(model: Mass) -> None:
+    config = replace(CONFIG, samples=2)
+    found = contestant(model, "base", config=config)
+    together = answer_plain(found, PROBLEMS, SEEDS, config)
+    apart = [a for p, s in zip(PROBLEMS, SEEDS, strict=True) for a in answer_plain(found, [p], [s], config)]
+    assert [[d.texts for d in a.drawn] for a in together] == [[d.texts for d in a.drawn] for a in apart]
+    assert len({text for a in together for d in a.drawn for text in d.texts}) > 10
+
+
+def test_the_comparison_sets_m_and_k_of_every_adapting_method(model: Mass, tmp_path: Path) -> None:
+    config = replace(CONFIG, examples=5, steps=3)
+    found = contestants(model, ["tt-ss", "mass"], config, {"mass": saved(model, tmp_path / "c")}, seed=0)
+    for method in ("tt-ss", "mass"):
+        adapt = found[method].config
+        assert (adapt.synthesis.examples, adapt.inner.steps, adapt.answer) == (5, 3, SHORT)
+    kept = contestants(model, ["mass"], CONFIG, {"mass": tmp_path / "c"}, seed=0)["mass"].config
+    assert (kept.synthesis.examples, kept.inner.steps) == (3, 1)
+
+
+def test_a_checkpoint_of_a_run_says_how_it_was_trained(model: Mass, tmp_path: Path) -> None:
+    config = RunConfig(tasks=TasksConfig(size=30), train=TrainConfig(steps=10, tasks_per_step=8, seed=4))
+    folder = saved(model, tmp_path / "run-a" / "checkpoints" / "best")
+    known = {"method": "mass", "step": 7}
+    assert contestant(model, "mass", {"mass": folder}).training == known
+    (tmp_path / "run-a" / "config.json").write_text(json.dumps(to_dict(config)))
+    known |= {"run": "run-a", "seed": 4, "steps": 10, "problems": 30}
+    assert contestant(model, "mass", {"mass": folder}).training == known
+    assert contestant(model, "mass", {"mass": tmp_path / "run-a"}).training == known
+    endless = replace(config, tasks=TasksConfig())
+    (tmp_path / "run-a" / "config.json").write_text(json.dumps(to_dict(endless)))
+    assert contestant(model, "mass", {"mass": folder}).training["problems"] == 80
 
 
 def test_training_examples_are_a_draw_of_each_seed_and_never_a_problem_to_answer(model: Mass) -> None:
@@ -189,79 +252,5 @@ def test_a_training_task_too_long_to_learn_from_is_rejected(model: Mass) -> None
 
 
 def test_every_method_is_known_to_the_roster(model: Mass, tmp_path: Path) -> None:
-    folders = {n: saved(model, tmp_path / n, n) for n in ("mass", "mass-gold", "solver-grpo")}
+    folders = {n: saved(model, tmp_path / n, n) for n in TRAINED}
     assert set(contestants(model, METHODS, CONFIG, folders, 0)) == set(METHODS)
-
-
-# --- the vote
-
-
-def sample(text: str, tokens: int = 3) -> Sample:
-    return Sample(tuple(range(tokens)), text, finished=True)
-
-
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [
-        (["Answer: 1", "Answer: 2", "so. Answer: 2"], "Answer: 2"),
-        (["Answer: 3", "Answer: 4", "Answer: 4", "Answer: 3"], "Answer: 3"),
-        (["Answer: 1", "Answer: 0.5", "Answer: 1/2"], "Answer: 0.5"),
-        (["no idea", "who knows", "Answer: 7"], "Answer: 7"),
-        (["no idea", "who knows"], "no idea"),
-        (["Answer: Cat", "Answer: dog", "Answer: cat"], "Answer: Cat"),
-    ],
-)
-def test_the_majority_answers_and_ties_go_to_the_first_seen(texts: list[str], expected: str) -> None:
-    attempt = elect([sample(f" {text}\n") for text in texts])
-    assert attempt.text == expected
-    assert attempt.tokens == 3 * len(texts)
-    assert attempt.samples == len(texts)
-
-
-@dataclass
-class Scripted:
-    """Stands in for a language model: sample j of a problem has `lengths[j]` tokens, then the last length."""
-
-    lengths: tuple[int, ...]
-    drawn: int = 0
-
-    def solve_prompt(self, problem: str) -> list[int]:
-        return [len(problem)]
-
-    def sample(self, prompts: list[list[int]], config: SamplingConfig, seeds: list[int]) -> list[Sample]:
-        assert config.temperature == 1
-        assert len(prompts) == len(seeds)
-        assert len(set(seeds)) == len(seeds)
-        count = len(prompts) // 2
-        lengths = [self.lengths[min(self.drawn + j, len(self.lengths) - 1)] for j in range(count)]
-        self.drawn += count
-        return [sample("Answer: 1", n) for _ in range(2) for n in lengths]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "tokens", "n"),
-    [
-        ((10,), 90.0, 9),
-        ((10,), 91.0, 10),
-        ((10,), 3.0, 1),
-        ((10, 8), 40.0, 5),  # 4 by the first samples' length; 10 + 3 x 8 falls short
-        ((10, 1), 30.0, 21),
-        ((4, 9), 20.0, 5),
-    ],
-)
-def test_votes_are_as_many_as_the_tokens_ask_for(lengths: tuple[int, ...], tokens: float, n: int) -> None:
-    lm: Any = Scripted(lengths)
-    attempts = vote(lm, ["a", "b"], [1, 2], SamplingConfig(), votes=99, tokens=tokens)
-    assert [a.samples for a in attempts] == [n, n]
-    assert all(a.tokens >= tokens for a in attempts)
-
-
-def test_votes_do_not_depend_on_how_they_are_batched(model: Mass) -> None:
-    sampling = SamplingConfig(max_tokens=8, temperature=1.0)
-    together = vote(model.lm, PROBLEMS, SEEDS, sampling, votes=4, stack=5)
-    done: list[int] = []
-    apart = vote(model.lm, PROBLEMS, SEEDS, sampling, votes=4, stack=2, tick=done.append)
-    assert [a.votes for a in apart] == [a.votes for a in together]
-    assert [a.text for a in apart] == [a.text for a in together]
-    assert done == [2, 4, 5]
-    assert all(a.samples == 4 for a in apart)

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mass import synthesis, verify
-from mass.baselines import Attempt
+from mass.baselines import Attempt, Drawn
+from mass.bootstrap import mean_interval
 from mass.comparison import Comparison, evaluate, write_comparison
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, RunError
 from mass.model import Mass, load
 from mass.report import html_page, terminal_table
-from mass.statistics import Record, paired_bootstrap, row_of, wilson
+from mass.statistics import Judged, Record, paired_bootstrap, row_of, wilson
 from mass.tasks import content_hash, minimath
 from mass.tasks import load as load_tasks
 from mass.types import Adaptation, Example, Task, Verdict
@@ -31,8 +32,10 @@ CONFIG = EvalConfig(
     answer=SamplingConfig(max_tokens=8, temperature=0.0), ttt=InnerConfig(learning_rate=20.0), stack=3, resamples=500
 )
 ADAPT = AdaptConfig(SynthesisConfig(examples=2, sampling=SamplingConfig(max_tokens=10)))
+SAMPLED = replace(CONFIG, samples=2)
 UNTRAINED = {"mass": "untrained"}
 METHODS = ("base", "base-ttt", "tt-ss", "mass", "maj@n")
+ALL = (*METHODS, "mass-unadapted", "mass-maj@n", "base-best-of-n", "best-of-n", "in-context")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +66,15 @@ def texts(comparison: Comparison) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for record in comparison.records:
         found.setdefault(record.method, []).append(record.attempt.text)
+        found[record.method] += [text for drawn in record.attempt.drawn for text in drawn.texts]
     return found
 
 
 def without_clock(comparison: Comparison) -> dict[str, Any]:
     data = comparison.to_dict()
     for row in data["rows"]:
-        row.pop("seconds_per_answer")
+        for part in (row, *row["sampled"]):
+            part.pop("seconds_per_answer")
     return {key: value for key, value in data.items() if key != "created"}
 
 
@@ -158,6 +163,44 @@ def test_rows_without_any_verdict_have_no_accuracy() -> None:
     assert (row.helped, row.hurt, row.unchanged, row.no_verdict) == (0, 0, 0, 2)
 
 
+def test_the_bootstrap_of_means_agrees_with_drawing_problems_and_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 9, 400) / 8
+    drawn = rng.choice(values, size=(20_000, 400)).mean(1)
+    assert mean_interval(list(values), 20_000, 1) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=2e-3)
+    assert mean_interval([0.25] * 9, 100, 0) == (0.25, 0.25)
+    assert mean_interval([], 100, 0) is None
+    chances = rng.beta(0.5, 0.5, (600, 150))  # of each of 150 problems to be solved by one sample; their mean is 1/2
+    shares = rng.binomial(8, chances) / 8
+    intervals = [mean_interval(list(row), 400, i) or (0.0, 0.0) for i, row in enumerate(shares)]
+    covered = sum(low <= 0.5 <= high for low, high in intervals) / len(intervals)
+    assert 0.93 <= covered <= 0.97
+
+
+def sampled(right: str, majority: bool | None, method: str = "tt-ss", tokens: float = 5.0) -> Record:
+    """A record whose sampled answers at 0.6 are right (1), wrong (0) or without a verdict (?)."""
+    correct = tuple({"1": True, "0": False, "?": None}[c] for c in right)
+    judged = Judged(Drawn(0.6, ("",) * len(right), tokens, tokens / 10), correct, majority)
+    return replace(record(True, method), sampled=(judged,))
+
+
+def test_a_sampled_row_averages_over_problems_and_pairs_them_with_base() -> None:
+    base = [sampled("0000", False, "base"), sampled("1100", None, "base"), sampled("????", None), sampled("1111", True)]
+    now = [sampled("1000", False), sampled("110?", True), sampled("1111", True), sampled("????", None, tokens=9.0)]
+    (row,) = row_of("tt-ss", now, base, 3000, 7).sampled
+    assert (row.temperature, row.samples) == (0.6, 4)
+    assert row.accuracy == pytest.approx((1 / 4 + 2 / 3 + 1) / 3)
+    assert row.interval == mean_interval([1 / 4, 2 / 3, 1.0], 3000, 7)
+    assert row.difference == pytest.approx((1 / 4 + 2 / 3 - 2 / 4) / 2)
+    assert row.difference_interval == mean_interval([1 / 4, 2 / 3 - 2 / 4], 3000, 7)
+    assert (row.pass_at_n, row.pass_interval) == (1.0, wilson(3, 3))
+    assert (row.maj_at_n, row.maj_interval) == (2 / 3, wilson(2, 3))
+    assert (row.tokens_per_answer, row.seconds_per_answer) == (6.0, 0.6)
+    (row,) = row_of("base", base, base, 100, 7).sampled
+    assert (row.difference, row.difference_interval) == (None, None)
+    assert (row.pass_at_n, row.maj_at_n) == (2 / 3, 1 / 2)
+
+
 def test_groups_are_by_subject_and_by_level_in_order() -> None:
     now = [
         record(True, subject="Geometry", level=10),
@@ -229,11 +272,70 @@ def test_verdicts_of_the_rows_are_the_verifiers(model: Mass, tasks: list[Task], 
     assert adaptation.verdict == found.records[-1].verdict
 
 
+def test_sampled_answers_are_judged_like_any_other(model: Mass, tasks: list[Task], monkeypatch: Any) -> None:
+    def first_word(task: Task, text: str) -> Verdict:
+        asked.append((task.problem, text))
+        return Verdict(len(text) % 2 == 0)
+
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setitem(verify.VERIFIERS, "even", first_word)
+    judged = [replace(task, verifier="even") for task in tasks]
+    found = evaluate(model, judged, ["base", "tt-ss", "maj@2"], config=replace(CONFIG, samples=3))
+    assert len(asked) > 2 * 7
+    base, practised, voted = found.rows
+    assert [row.temperature for row in base.sampled] == [0.6, 1.0]
+    assert voted.sampled == ()
+    for row, records in ((base, found.records[:7]), (practised, found.records[7:14])):
+        for place, at in enumerate(row.sampled):
+            texts = [record.sampled[place].drawn.texts for record in records]
+            assert at.accuracy == pytest.approx(sum(len(t) % 2 == 0 for group in texts for t in group) / 21)
+            assert at.pass_at_n == sum(any(len(t) % 2 == 0 for t in group) for group in texts) / 7
+            assert at.tokens_per_answer > 1
+    assert practised.sampled[0].difference is not None
+    assert practised.sampled[0].tokens_per_answer > base.sampled[0].tokens_per_answer + 8
+    line = json.loads(json.dumps(found.records[0].to_dict()))
+    assert [s["temperature"] for s in line["sampled"]] == [0.6, 1.0]
+    assert len(line["sampled"][0]["texts"]) == len(line["sampled"][0]["correct"]) == 3
+    assert "sampled" not in found.records[14].to_dict()
+
+
+@pytest.mark.usefixtures("valid_practice")
+def test_controls_spend_the_tokens_of_mass_on_the_samples_of_base_and_checkpoint(
+    model: Mass, tasks: list[Task], monkeypatch: Any
+) -> None:
+    drawn: list[int] = []
+    sample = type(model.lm).sample
+
+    def counted(self: Any, prompts: Any, sampling: Any, *args: Any, **kwargs: Any) -> Any:
+        if sampling.temperature == 1.0 and sampling.max_tokens == 8:
+            drawn.append(len(prompts))
+        return sample(self, prompts, sampling, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.lm), "sample", counted)
+    methods = ["maj@n", "base-best-of-n", "mass-maj@n", "best-of-n", "best-of-2", "in-context", "mass"]
+    found = evaluate(model, tasks, methods, checkpoints=UNTRAINED, config=CONFIG)
+    rows = {row.method: row for row in found.rows}
+    n = int(rows["maj@n"].label.removeprefix("maj@"))
+    labels = [rows[m].label for m in methods]
+    expected = [f"maj@{n}", f"base-best-of-{n}", f"mass-maj@{n}", f"best-of-{n}", "best-of-2", "in-context", "mass"]
+    assert labels == expected  # an untrained adapter changes nothing, so both samplers write as much
+    assert sum(drawn) == 2 * 7 * n  # maj@n and base-best-of-n share their samples, and so do the other three
+    for method in ("maj@n", "best-of-n", "base-best-of-n", "mass-maj@n"):
+        assert rows[method].tokens_per_answer == rows["maj@n"].tokens_per_answer >= rows["mass"].tokens_per_answer
+    assert rows["best-of-2"].tokens_per_answer < rows["maj@n"].tokens_per_answer
+    practice = 2 * len(model.lm.target_ids("2 + 2"))
+    assert practice < rows["in-context"].tokens_per_answer <= practice + 8
+    said = " ".join(found.notes)
+    assert f"base-best-of-{n}: the one that the scorer of mass likes most of that many base answers" in said
+    assert f"mass-maj@{n}: majority vote of that many answers of the unadapted checkpoint of mass" in said
+    assert "0 examples at 0 of 7 problems did not fit" in said
+
+
 @pytest.mark.usefixtures("valid_practice")
 def test_no_gold_reaches_a_method(model: Mass, tasks: list[Task]) -> None:
     poison = [Task(t.problem, "POISON 1", "POISON 2", "POISON 3", 99, f"POISON {i}") for i, t in enumerate(tasks)]
-    clean = evaluate(model, tasks, METHODS, checkpoints=UNTRAINED, config=CONFIG)
-    poisoned = evaluate(model, poison, METHODS, checkpoints=UNTRAINED, config=CONFIG)
+    clean = evaluate(model, tasks, ALL, checkpoints=UNTRAINED, config=SAMPLED)
+    poisoned = evaluate(model, poison, ALL, checkpoints=UNTRAINED, config=SAMPLED)
     assert texts(clean) == texts(poisoned)
     for a, b in zip(clean.records, poisoned.records, strict=True):
         if a.attempt.record is not None and b.attempt.record is not None:
@@ -245,14 +347,15 @@ def test_no_gold_reaches_a_method(model: Mass, tasks: list[Task]) -> None:
 @pytest.mark.usefixtures("valid_practice")
 def test_two_runs_are_equal_whatever_the_stack_and_other_seeds_are_not(model: Mass, tasks: list[Task]) -> None:
     def run(stack: int, seed: int = 0) -> Comparison:
-        config = replace(CONFIG, stack=stack)
-        return evaluate(model, tasks, METHODS, checkpoints=UNTRAINED, config=config, seed=seed)
+        config = replace(SAMPLED, stack=stack)
+        return evaluate(model, tasks, ALL, checkpoints=UNTRAINED, config=config, seed=seed)
 
     first, again, wider, other = run(3), run(3), run(7), run(3, seed=1)
     assert without_clock(first) == without_clock(again)
     assert texts(first) == texts(wider)
     assert texts(first)["maj@n"] != texts(other)["maj@n"]
-    assert texts(first)["base"] == texts(other)["base"]  # greedy
+    greedy, others = ([r.attempt.text for r in c.records if r.method == "base"] for c in (first, other))
+    assert greedy == others
     first_examples, other_examples = (
         [r.attempt.record.examples for r in c.records if r.method == "base-ttt" and r.attempt.record]
         for c in (first, other)

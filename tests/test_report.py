@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mass.errors import DataError, RunError
-from mass.report import html_page, terminal_table, training_page, write_html, write_page
+from mass.report import html_page, sampled_tables, terminal_table, training_page, write_html, write_page
 from mass.report.curves import MAX_POINTS, curves_of, unit_of
 from mass.report.figures import comparison_plots, looks_of
 from mass.report.rows import rows_of
@@ -51,6 +51,21 @@ def row(
         "by_level": {"1": group(accuracy), "2": group(accuracy / 2)},
     }
     return {**values, **more}
+
+
+def sampled(temperature: float, accuracy: float, difference: float | None, half: float = 0.02) -> dict[str, Any]:
+    return {
+        "temperature": temperature,
+        "samples": 8,
+        "accuracy": accuracy,
+        "interval": [accuracy - half, accuracy + half],
+        "difference": difference,
+        "difference_interval": None if difference is None else [difference - half, difference + half],
+        "pass_at_n": 0.875,
+        "maj_at_n": None,
+        "tokens_per_answer": 41.25,
+        "seconds_per_answer": 0.012,
+    }
 
 
 def comparison(*rows: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +106,31 @@ def printed(data: dict[str, Any], width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(terminal_table(data))
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_sampled_answers_have_a_table_for_each_temperature() -> None:
+    from rich.console import Console
+
+    parts = {"sampled": [sampled(0.6, 0.45, None), sampled(1.0, 0.31, None)]}
+    better = {"sampled": [sampled(0.6, 0.5, 0.05), sampled(1.0, 0.32, 0.01)]}
+    data = comparison(row("base", 0.41, 0, **parts), row("mass", 0.54, 0.13, **better), row("maj@8", 0.6, 0.2))
+    console = Console(file=io.StringIO(), width=80)
+    tables = sampled_tables(data)
+    for table in tables:
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert len(tables) == 2
+    assert "sampled at temperature 0.6, 8 answers to each problem" in text
+    assert re.search(r"mass +50.0 \[48.0, 52.0\] +\+5.0 \[\+3.0, \+7.0\] +87.5 +– +41.2 +0.012", text)
+    assert re.search(r"base +31.0 \[29.0, 33.0\] +87.5", text)
+    assert [table.row_count for table in tables] == [2, 2]  # maj@8 samples by itself
+    page = html_page(data)
+    Page(page)
+    assert "Sampled at temperature 1, 8 answers to each problem" in page
+    assert "pass@8, %" in page
+    assert '<td class="better">+5.0' in page
+    assert sampled_tables(comparison()) == []
+    assert "Sampled at" not in html_page(comparison())
 
 
 class Page(HTMLParser):

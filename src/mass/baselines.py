@@ -1,31 +1,22 @@
-"""Problems -> attempts: the methods of the comparison, each with what it cost. Source of the rows: arXiv 2603.03524.
+"""Problems -> attempts: the methods that answer by themselves, each with what it cost. Source: arXiv 2603.03524.
 
-| method | adapter | practice |
-| --- | --- | --- |
-| base | none | none |
-| base-ttt | untrained | random training problems with their worked solutions |
-| tt-ss | untrained | written by the model itself, all weighed alike |
-| solver-grpo, mass-unadapted | meta-trained | none |
-| mass-gold, mass | meta-trained | written and weighed by the model itself |
-| maj@n | none | none: majority vote of n sampled answers |
-
-A method sees the texts of problems, never a `Task`: gold cannot reach it. The tasks that base-ttt learns from are
-training tasks. Answer i is a function of its problem and `seeds[i]` (and, but for rounding, not of its neighbours).
+`mass.methods` says what each is made of; those that choose among sampled answers are in `mass.controls`. A method sees
+the texts of problems, never a `Task`: gold cannot reach it. The tasks that base-ttt learns from are training tasks.
+Answer i is a function of its problem and `seeds[i]` (and, but for rounding, not of its neighbours).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mass import checkpoint as checkpoint_files
+from mass import tasks as task_sets
 from mass.adapt import Groups, answer_all
 from mass.checkpoint import MetaState, init_state
 from mass.config import (
@@ -33,30 +24,35 @@ from mass.config import (
     EvalConfig,
     LoraConfig,
     ModelConfig,
-    SamplingConfig,
     ScoringConfig,
     SynthesisConfig,
 )
 from mass.errors import ConfigError, DataError, nearest
 from mass.lm import LM, load_lm
 from mass.lm.source import TINY, tiny_folder
+from mass.methods import TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
+from mass.runlog import training_of
 from mass.seeds import derive
-from mass.tasks import minimath
-from mass.types import Adaptation, Example, Params, Sample, Task
-from mass.verify import final_answer
-from mass.verify.exact import number
+from mass.types import Adaptation, Example, Params, Task
 
-UNTRAINED_METHODS = ("base-ttt", "tt-ss")
-ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
-TRAINED = ("solver-grpo", "mass-gold", "mass", "mass-unadapted")
-METHODS = ("base", "base-ttt", "tt-ss", "solver-grpo", "mass-gold", "mass", "mass-unadapted", "maj@n")
 TRAINING_POOL = 1000
-"""Problems of minimath's train split that base-ttt draws from when it is given no training tasks."""
+"""Problems of the train split that base-ttt draws from when it is given no training tasks."""
 
 Checkpoints = Mapping[str, str | Path]
 """Method -> a run folder of `mass train`, one of its checkpoints, or 'untrained'."""
-_MAJORITY = re.compile(r"maj@(n|[1-9][0-9]{0,4})")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Sampled answers to one problem at one temperature, all from the weights that gave the attempt they belong to."""
+
+    temperature: float
+    texts: tuple[str, ...]
+    tokens: float
+    """Generated tokens that one of these answers costs: the practice before it and, on average, the answer itself."""
+    seconds: float
+    """Likewise."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,13 @@ class Attempt:
     record: Adaptation | None = None
     """Of an adapting method."""
     votes: dict[str, int] | None = None
-    """Of maj@n: answers and their votes, in order of first appearance."""
+    """Of a majority: answers and their votes, in order of first appearance."""
     samples: int = 1
-    """Answers sampled: n of maj@n."""
+    """Answers sampled to choose among: n of maj@n."""
+    drawn: tuple[Drawn, ...] = ()
+    """Answers sampled beside this one, by temperature, where they were asked for."""
+    left_out: int = 0
+    """Of in-context: practice examples that did not fit."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +88,14 @@ class Contestant:
     """Where a trained state comes from, in words; empty for the untrained methods."""
     recorded: dict[str, Any] = field(default_factory=dict[str, Any])
     """The same for the records: fields of `Adaptation` (see `mass.model.origin_of`)."""
+    training: dict[str, Any] = field(default_factory=dict[str, Any])
+    """How a trained state was trained (see `mass.runlog.training_of`); empty where that is not known."""
+    samples_base: bool = False
+    """Whether its answers are the base's, though it has a state: of that, only the scorer is used."""
 
     @property
     def theta(self) -> Params | None:
-        return None if self.state is None else self.state.theta
-
-
-def is_majority(method: str) -> bool:
-    return _MAJORITY.fullmatch(method) is not None
-
-
-def fixed_votes(method: str) -> int | None:
-    """9 for 'maj@9'; None for 'maj@n', which chooses n."""
-    size = method.partition("@")[2]
-    return None if size == "n" else int(size)
-
-
-def check_methods(methods: Sequence[str]) -> list[str]:
-    """The methods without repeats. Raises ConfigError for an unknown one, or when there is none."""
-    for method in methods:
-        if method not in METHODS and not is_majority(method):
-            raise ConfigError(f"method {method!r} is unknown{nearest(method, METHODS)}")
-    if not methods:
-        raise ConfigError(f"no methods given; expected some of {', '.join(METHODS)}")
-    return list(dict.fromkeys(methods))
+        return None if self.state is None or self.samples_base else self.state.theta
 
 
 # --- who takes part
@@ -126,17 +110,17 @@ def contestants(
         ConfigError: a method needs a checkpoint that is not there. ModelError: a checkpoint cannot be used.
     """
     for name in checkpoints:
-        if name not in TRAINED or name == "mass-unadapted":
-            raise ConfigError(f"a checkpoint is given for {name!r}{nearest(name, TRAINED[:3])}")
+        if name not in TRAINED:
+            raise ConfigError(f"a checkpoint is given for {name!r}{nearest(name, TRAINED)}")
     lms = {model.lm.adapters.config: model.lm}
     trained: dict[str, Contestant] = {}
     found: dict[str, Contestant] = {}
     for method in methods:
-        if method in TRAINED:
-            name = method.removesuffix("-unadapted")
+        name = checkpoint_of(method)
+        if name is not None:
             if name not in trained:
-                trained[name] = _trained(model, name, checkpoints, lms, config, seed)
-            found[method] = trained[name]
+                trained[name] = _at_test(_trained(model, name, checkpoints, lms, config, seed), config)
+            found[method] = _of_base(trained[name]) if _samples_base(method) else trained[name]
         elif method in UNTRAINED_METHODS:
             adapt = _untrained_config(model, config)
             recorded = origin_of(model.lm, None, seed)
@@ -149,7 +133,32 @@ def contestants(
 def _untrained_config(model: Mass, config: EvalConfig) -> AdaptConfig:
     """As much practice as the model's own configuration, in uniform weights."""
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
-    return AdaptConfig(synthesis, ScoringConfig(normalise="uniform"), inner, config.answer)
+    return _with_counts(AdaptConfig(synthesis, ScoringConfig(normalise="uniform"), inner, config.answer), config)
+
+
+def _at_test(contestant: Contestant, config: EvalConfig) -> Contestant:
+    return dataclasses.replace(contestant, config=_with_counts(contestant.config, config))
+
+
+def _with_counts(adapt: AdaptConfig, config: EvalConfig) -> AdaptConfig:
+    """With the m and K of the comparison, where it sets them."""
+    m = adapt.synthesis.examples if config.examples is None else config.examples
+    k = adapt.inner.steps if config.steps is None else config.steps
+    return dataclasses.replace(
+        adapt,
+        synthesis=dataclasses.replace(adapt.synthesis, examples=m),
+        inner=dataclasses.replace(adapt.inner, steps=k),
+    )
+
+
+def _samples_base(method: str) -> bool:
+    choice = choice_of(method)
+    return choice is not None and choice.sampler == "base"
+
+
+def _of_base(contestant: Contestant) -> Contestant:
+    """The base, with the scorer of a checkpoint."""
+    return dataclasses.replace(contestant, samples_base=True)
 
 
 def _trained(
@@ -164,7 +173,8 @@ def _trained(
         return _from_folder(model.lm, Path(given).expanduser(), name, lms, config, f"checkpoint {given}")
     if model.method == name:
         adapt = dataclasses.replace(model.config, answer=config.answer)
-        return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin)
+        training = {"method": name, **training_of(Path(model.checkpoint))} if model.checkpoint else {}
+        return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin, training)
     if model.lm.name == TINY and shipped.is_dir():
         return _from_folder(model.lm, shipped, name, lms, config, "the checkpoint shipped with the package")
     raise ConfigError(
@@ -188,7 +198,8 @@ def _from_folder(
     adapt = dataclasses.replace(description.adapt, answer=config.answer)
     steps = f"{description.step} steps of {description.method}" if description.step else "untrained: 0 steps"
     lm = lms[description.lora]
-    return Contestant(lm, state, adapt, f"{origin} ({steps})", origin_of(lm, folder, None))
+    training = {"method": description.method, "step": description.step, **training_of(folder)}
+    return Contestant(lm, state, adapt, f"{origin} ({steps})", origin_of(lm, folder, None), training)
 
 
 def _as_loaded(lm: LM) -> ModelConfig:
@@ -199,34 +210,86 @@ def _as_loaded(lm: LM) -> ModelConfig:
 
 
 def answer_plain(
-    contestant: Contestant, problems: Sequence[str], seeds: Sequence[int], sampling: SamplingConfig
+    contestant: Contestant, problems: Sequence[str], seeds: Sequence[int], config: EvalConfig
 ) -> list[Attempt]:
     """Answer with the contestant's weights as they are; the same random numbers as an adapted answer has."""
+    prompts = [contestant.lm.solve_prompt(problem) for problem in problems]
+    return answer_prompts(contestant, prompts, seeds, config)
+
+
+def answer_prompts(
+    contestant: Contestant, prompts: Sequence[Sequence[int]], seeds: Sequence[int], config: EvalConfig
+) -> list[Attempt]:
+    """One answer to each prompt as `config.answer` says, and those sampled beside it."""
     lm, start = contestant.lm, time.perf_counter()
-    prompts = [lm.solve_prompt(problem) for problem in problems]
-    samples = lm.sample(prompts, sampling, [derive(seed, "answer") for seed in seeds], contestant.theta)
-    seconds = (time.perf_counter() - start) / len(problems)
-    return [Attempt(s.text.strip(), len(s.tokens), seconds) for s in samples]
+    samples = lm.sample(prompts, config.answer, [derive(seed, "answer") for seed in seeds], contestant.theta)
+    seconds = (time.perf_counter() - start) / len(prompts)
+    attempts = [Attempt(s.text.strip(), len(s.tokens), seconds) for s in samples]
+    drawn = draw_beside(lm, prompts, seeds, contestant.theta, config)
+    return [dataclasses.replace(attempt, drawn=some) for attempt, some in zip(attempts, drawn, strict=True)]
 
 
 def answer_adapted(
-    contestant: Contestant, problems: Sequence[str], seeds: Sequence[int], practice: Groups | None = None
+    contestant: Contestant,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    config: EvalConfig,
+    practice: Groups | None = None,
 ) -> list[Attempt]:
-    """Adapt to each problem, on its own practice or on what is given, and answer it."""
+    """Adapt to each problem, on its own practice or on what is given, and answer it; one adaptation for all answers."""
     assert contestant.state is not None
-    records, _ = answer_all(
-        contestant.lm, contestant.state, problems, contestant.config, seeds, unadapted=False, replay=practice
+    lm = contestant.lm
+    records, adapted = answer_all(
+        lm, contestant.state, problems, contestant.config, seeds, unadapted=False, replay=practice
     )
     records = [dataclasses.replace(record, **contestant.recorded) for record in records]
-    return [Attempt(r.text, sum(r.tokens.values()), sum(r.seconds.values()), r) for r in records]
+    drawn = draw_beside(lm, [lm.solve_prompt(problem) for problem in problems], seeds, adapted.stack, config)
+    return [_adapted_attempt(record, some) for record, some in zip(records, drawn, strict=True)]
 
 
-def training_pool(train_tasks: Sequence[Task] | None, seed: int, held_out: Sequence[str]) -> list[Task]:
-    """Training tasks with a worked solution, none of them among the `held_out` problems.
+def _adapted_attempt(record: Adaptation, drawn: tuple[Drawn, ...]) -> Attempt:
+    """The practice is part of what each answer costs."""
+    tokens, seconds = sum(record.tokens.values()), sum(record.seconds.values())
+    attempt = Attempt(record.text, tokens, seconds, record, drawn=drawn)
+    own_tokens, own_seconds = record.tokens["answer"], record.seconds["answer"]
+    return dataclasses.replace(attempt, drawn=after(drawn, tokens - own_tokens, seconds - own_seconds))
+
+
+def draw_beside(
+    lm: LM, prompts: Sequence[Sequence[int]], seeds: Sequence[int], adapter: Params | None, config: EvalConfig
+) -> list[tuple[Drawn, ...]]:
+    """`config.samples` answers to each prompt at each of `config.temperatures`; nothing where none are asked for.
+
+    Sample j of a problem has seed (its seed, temperature, j), whatever the method.
+    """
+    n, found = config.samples, [list[Drawn]() for _ in prompts]
+    for temperature in config.temperatures if n else ():
+        start = time.perf_counter()
+        sampling = dataclasses.replace(config.answer, temperature=temperature)
+        row_seeds = [derive(seed, "sampled", f"{temperature:g}", j) for seed in seeds for j in range(n)]
+        samples = lm.sample([p for p in prompts for _ in range(n)], sampling, row_seeds, adapter)
+        seconds = (time.perf_counter() - start) / len(samples)
+        for i, drawn in enumerate(found):
+            mine = samples[i * n : (i + 1) * n]
+            tokens = sum(len(s.tokens) for s in mine) / n
+            drawn.append(Drawn(temperature, tuple(s.text.strip() for s in mine), tokens, seconds))
+    return [tuple(drawn) for drawn in found]
+
+
+def after(drawn: Sequence[Drawn], tokens: float, seconds: float) -> tuple[Drawn, ...]:
+    """The same answers, each of which also costs what came before them."""
+    return tuple(dataclasses.replace(d, tokens=d.tokens + tokens, seconds=d.seconds + seconds) for d in drawn)
+
+
+def training_pool(
+    train_tasks: Sequence[Task] | None, seed: int, held_out: Sequence[str], source: str = "minimath"
+) -> list[Task]:
+    """Training tasks with a worked solution, none of them among the `held_out` problems. Where none are given, they
+    come from the train split of a built-in source.
 
     Raises DataError when none is left.
     """
-    tasks = minimath.load("train", TRAINING_POOL, seed) if train_tasks is None else train_tasks
+    tasks = task_sets.load(source, split="train", size=TRAINING_POOL, seed=seed) if train_tasks is None else train_tasks
     texts = set(held_out)
     pool = [task for task in tasks if task.solution.strip() and task.problem not in texts]
     if not pool:
@@ -251,93 +314,3 @@ def _example(lm: LM, task: Task, config: SynthesisConfig) -> Example:
     except DataError:  # the problem alone is too long
         fits = False
     return Example(task.problem, task.solution, rejected="" if fits else "too long")
-
-
-# --- the vote
-
-
-def vote(
-    lm: LM,
-    problems: Sequence[str],
-    seeds: Sequence[int],
-    sampling: SamplingConfig,
-    *,
-    votes: int,
-    tokens: float | None = None,
-    stack: int = 32,
-    tick: Callable[[int], None] | None = None,
-) -> list[Attempt]:
-    """The majority answer of n samples of each problem, the same n for all.
-
-    Args:
-        votes: n, when `tokens` is None.
-        tokens: what n samples shall cost per problem, at least: n is that over the mean length of one sample of
-            each problem, rounded up, and one more as long as the samples drawn come out shorter.
-        tick: told now and then how many of the problems are as good as done.
-    """
-    start = time.perf_counter()
-    ballots: list[list[Sample]] = [[] for _ in problems]
-    if tokens is None:
-        _cast(lm, problems, seeds, sampling, ballots, votes, stack, tick)
-    else:
-        _cast(lm, problems, seeds, sampling, ballots, 1, stack, None)
-        more = math.ceil(tokens / _mean_tokens(ballots)) - 1
-        _cast(lm, problems, seeds, sampling, ballots, more, stack, tick)
-        while _mean_tokens(ballots) < tokens:
-            _cast(lm, problems, seeds, sampling, ballots, 1, stack, None)
-    seconds = (time.perf_counter() - start) / len(problems)
-    return [elect(samples, seconds) for samples in ballots]
-
-
-def _cast(
-    lm: LM,
-    problems: Sequence[str],
-    seeds: Sequence[int],
-    sampling: SamplingConfig,
-    ballots: list[list[Sample]],
-    count: int,
-    stack: int,
-    tick: Callable[[int], None] | None,
-) -> None:
-    """Add `count` samples to each problem's ballot; sample j of a problem has seed (its seed, j)."""
-    if count < 1:
-        return
-    prompts = [lm.solve_prompt(problem) for problem in problems]
-    for start in range(0, len(problems), stack):
-        part = range(start, min(start + stack, len(problems)))
-        places = [(i, len(ballots[i]) + j) for i in part for j in range(count)]
-        row_seeds = [derive(seeds[i], "vote", j) for i, j in places]
-        samples = lm.sample([prompts[i] for i, _ in places], sampling, row_seeds)
-        for (i, _), sample in zip(places, samples, strict=True):
-            ballots[i].append(sample)
-        if tick is not None:
-            tick(part.stop)
-
-
-def _mean_tokens(ballots: Sequence[Sequence[Sample]]) -> float:
-    """Generated tokens per problem."""
-    return sum(len(s.tokens) for samples in ballots for s in samples) / len(ballots)
-
-
-def elect(samples: Sequence[Sample], seconds: float = 0.0) -> Attempt:
-    """The first sample that gives the answer most samples give; of equals, the answer seen first.
-
-    Answers are alike when they write the same rational number, else when their words are alike. Samples without an
-    answer do not vote; where none votes, the first sample answers.
-    """
-    tally: dict[str, int] = {}
-    first: dict[str, Sample] = {}
-    for sample in samples:
-        answer = final_answer(sample.text)
-        if answer is not None:
-            key = _alike(answer)
-            tally[key] = tally.get(key, 0) + 1
-            first.setdefault(key, sample)
-    chosen = first[max(tally, key=lambda key: tally[key])] if tally else samples[0]
-    tokens = sum(len(s.tokens) for s in samples)
-    return Attempt(chosen.text.strip(), tokens, seconds, votes=tally, samples=len(samples))
-
-
-def _alike(answer: str) -> str:
-    value = number(answer)
-    return " ".join(answer.lower().split()) if value is None else str(value)

@@ -5,41 +5,24 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mass.baselines import (
-    ADAPTING,
-    UNTRAINED_METHODS,
-    Attempt,
-    Checkpoints,
-    Contestant,
-    answer_adapted,
-    answer_plain,
-    check_methods,
-    contestants,
-    fixed_votes,
-    is_majority,
-    training_examples,
-    training_pool,
-    vote,
-)
-from mass.config import EvalConfig, SamplingConfig, config_hash, to_dict
+from mass.baselines import Checkpoints, answer_plain, contestants, training_pool
+from mass.config import EvalConfig, config_hash, to_dict
 from mass.errors import DataError, RunError
+from mass.methods import ADAPTING, IN_CONTEXT, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
 from mass.runlog import json_values, replace_text
+from mass.running import Found, Progress, Runner
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
 from mass.tasks import content_hash
-from mass.types import Task, Verdict
-from mass.verify import check_all
-
-Progress = Callable[[str, int, int], None]
-"""(method, problems done, problems in all)."""
+from mass.types import Task
 
 COMPARISON, RECORDS = "comparison.json", "records.jsonl"
 MAX_EXAMPLES = 20
@@ -84,7 +67,7 @@ def evaluate(
     """Let methods answer the same tasks, and compare them.
 
     Args:
-        methods: of `mass.baselines.METHODS`; also 'maj@8' for a number of votes of your own.
+        methods: of `mass.methods.METHODS`; also 'maj@8' for a number of votes of your own.
         checkpoints: trained method -> run folder; what is missing comes from the model, or from the package for
             'tiny'. 'untrained' runs the method from an untrained state.
         train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
@@ -99,143 +82,40 @@ def evaluate(
     if not tasks:
         raise DataError("there are no tasks to answer; give at least one")
     config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
-    runner = _Runner(
+    trained_from = _built_in(source)
+    runner = Runner(
         tasks=tasks,
         contestants=contestants(model, names, config, checkpoints or {}, seed),
         config=config,
         seeds=[derive(seed, "eval", index) for index in range(len(tasks))],
-        pool=training_pool(train_tasks, seed, [t.problem for t in tasks]) if "base-ttt" in names else [],
+        pool=training_pool(train_tasks, seed, [t.problem for t in tasks], trained_from) if "base-ttt" in names else [],
         progress=on_progress,
     )
     runner.check_lengths()
     found: dict[str, list[Record]] = {}
     with _record_writer(out) as write:
-        for name in sorted(names, key=lambda name: (is_majority(name), name != "base")):
+        for name in in_order(names):
             found[name] = []
             for records in runner.run(name, found):
                 found[name] += records
                 write(records)
-    comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, train_tasks is None)
+    pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
+    comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
     if out is not None:
         _write_table(comparison, Path(out))
     return comparison
-
-
-# --- running the methods
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """What the methods of one comparison share."""
-
-    tasks: list[Task]
-    contestants: dict[str, Contestant]
-    config: EvalConfig
-    seeds: list[int]
-    pool: list[Task]
-    progress: Progress | None
-
-    def check_lengths(self) -> None:
-        """Raises DataError before the first answer, not after the hundredth, for a problem the model cannot read."""
-        for name, contestant in self.contestants.items():
-            for task in self.tasks:
-                contestant.lm.solve_prompt(task.problem)
-                if name in ADAPTING:
-                    contestant.lm.synthesis_prompt(task.problem)
-
-    def run(self, method: str, found: Mapping[str, Sequence[Record]]) -> Iterator[list[Record]]:
-        """The records of one method, as they come; `found` are those of the methods before."""
-        if is_majority(method):
-            yield self.judge(method, 0, self._votes(method, found))
-            return
-        for start in range(0, len(self.tasks), self.config.stack):
-            problems = [task.problem for task in self.tasks[start : start + self.config.stack]]
-            attempts = self._attempts(method, problems, self.seeds[start : start + self.config.stack])
-            yield self.judge(method, start, attempts)
-            self._tick(method, start + len(problems))
-
-    def judge(self, method: str, start: int, attempts: Sequence[Attempt]) -> list[Record]:
-        """Verdicts on the attempts at task `start` and those after it. Here, and only here, gold is looked at."""
-        tasks = self.tasks[start : start + len(attempts)]
-        verdicts = check_all([(task, attempt.text) for task, attempt in zip(tasks, attempts, strict=True)])
-        return [
-            Record(task, method, _with_verdict(attempt, verdict), verdict)
-            for task, attempt, verdict in zip(tasks, attempts, verdicts, strict=True)
-        ]
-
-    def _attempts(self, method: str, problems: Sequence[str], seeds: Sequence[int]) -> list[Attempt]:
-        contestant = self.contestants[method]
-        if method not in ADAPTING:
-            return answer_plain(contestant, problems, seeds, self.config.answer)
-        practice = None
-        if method == "base-ttt":
-            practice = training_examples(contestant.lm, self.pool, contestant.config.synthesis, seeds)
-        return answer_adapted(contestant, problems, seeds, practice)
-
-    def _votes(self, method: str, found: Mapping[str, Sequence[Record]]) -> list[Attempt]:
-        config, fixed = self.config, fixed_votes(method)
-        sampling = SamplingConfig(config.answer.max_tokens, config.vote_temperature, config.answer.top_p)
-        match = None if fixed is not None or "mass" not in found else mean_tokens(found["mass"])
-        return vote(
-            self.contestants[method].lm,
-            [task.problem for task in self.tasks],
-            self.seeds,
-            sampling,
-            votes=config.votes if fixed is None else fixed,
-            tokens=match,
-            stack=config.stack,
-            tick=lambda done: self._tick(method, done),
-        )
-
-    def _tick(self, method: str, done: int) -> None:
-        if self.progress is not None:
-            self.progress(method, done, len(self.tasks))
-
-    def examples(self, found: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
-        """The first tasks with their practice and the answers before and after, of the foremost adapting method."""
-        method = next((name for name in ("mass", "mass-gold", "tt-ss", "base-ttt") if name in found), None)
-        if method is None:
-            return []
-        same = "mass-unadapted" if method == "mass" else "base" if method in UNTRAINED_METHODS else ""
-        before = list(found.get(same, ()))[:MAX_EXAMPLES]
-        if not before:
-            problems = [task.problem for task in self.tasks[:MAX_EXAMPLES]]
-            seeds = self.seeds[:MAX_EXAMPLES]
-            before = self.judge(method, 0, answer_plain(self.contestants[method], problems, seeds, self.config.answer))
-        return [_example(after, plain) for after, plain in zip(found[method], before, strict=False)]
-
-
-def _with_verdict(attempt: Attempt, verdict: Verdict) -> Attempt:
-    if attempt.record is None:
-        return attempt
-    return dataclasses.replace(attempt, record=dataclasses.replace(attempt.record, verdict=verdict))
-
-
-def _example(after: Record, before: Record) -> dict[str, Any]:
-    adaptation = after.attempt.record
-    assert adaptation is not None
-    shown = ("problem", "solution", "weight", "loss_before", "loss_after", "rejected")
-    return {
-        "problem": after.task.problem,
-        "answer": after.task.answer,
-        "unadapted_text": before.attempt.text,
-        "text": after.attempt.text,
-        "correct": after.verdict.correct,
-        "unadapted_correct": before.verdict.correct,
-        "practice": [{name: getattr(example, name) for name in shown} for example in adaptation.examples],
-    }
 
 
 # --- the whole
 
 
 def _comparison(
-    runner: _Runner,
-    found: Mapping[str, Sequence[Record]],
+    runner: Runner,
+    found: Found,
     model: Mass,
     seed: int,
     source: Mapping[str, Any] | None,
-    default_pool: bool,
+    pool: str,
 ) -> Comparison:
     base, resamples = found.get("base"), runner.config.resamples
     rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
@@ -243,6 +123,7 @@ def _comparison(
     config = {
         "eval": to_dict(runner.config),
         "adapt": {name: to_dict(runner.contestants[name].config) for name in found if name in ADAPTING},
+        "training": {name: training for name in found if (training := runner.contestants[name].training)},
     }
     return Comparison(
         rows=rows,
@@ -259,22 +140,29 @@ def _comparison(
         seed=seed,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=_version(),
-        examples=runner.examples(found),
-        notes=_notes(runner, found, default_pool),
+        examples=_examples(runner, found),
+        notes=_notes(runner, found, pool),
         records=tuple(record for records in found.values() for record in records),
     )
 
 
-def _notes(runner: _Runner, found: Mapping[str, Sequence[Record]], default_pool: bool) -> list[str]:
+def _built_in(source: Mapping[str, Any] | None) -> str:
+    """The built-in source that the tasks come from, else minimath."""
+    name = str((source or {}).get("source") or "")
+    return name if name.startswith("minimath") and not name.endswith((".jsonl", ".jsonl.gz")) else "minimath"
+
+
+def _notes(runner: Runner, found: Found, pool: str) -> list[str]:
     config, notes = runner.config, list[str]()
     for name, contestant in runner.contestants.items():
         if contestant.origin:
             notes.append(f"{name}: {contestant.origin}.")
     if "base-ttt" in found:
-        origin = "minimath's train split" if default_pool else "the training tasks given"
         m = runner.contestants["base-ttt"].config.synthesis.examples
-        notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {origin}.")
-    notes += [_vote_note(name, found, config) for name in found if is_majority(name)]
+        notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {pool}.")
+    notes += [_choice_note(name, found, config) for name in found if choice_of(name) is not None]
+    if IN_CONTEXT in found:
+        notes.append(_in_context_note(found[IN_CONTEXT]))
     if any(record.verdict.correct is None for records in found.values() for record in records):
         notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
     notes.append(
@@ -284,15 +172,27 @@ def _notes(runner: _Runner, found: Mapping[str, Sequence[Record]], default_pool:
     return notes
 
 
-def _vote_note(name: str, found: Mapping[str, Sequence[Record]], config: EvalConfig) -> str:
-    label = label_of(name, found[name])
-    said = f"{label}: majority vote of that many base answers sampled at temperature {config.vote_temperature:g}"
-    if name != "maj@n":
+def _choice_note(name: str, found: Found, config: EvalConfig) -> str:
+    choice, label = choice_of(name), label_of(name, found[name])
+    assert choice is not None
+    whose = "base answers" if choice.sampler == "base" else "answers of the unadapted checkpoint of mass"
+    how = "majority vote of" if choice.how == "majority" else "the one that the scorer of mass likes most of"
+    said = f"{label}: {how} that many {whose} sampled at temperature {config.vote_temperature:g}"
+    if choice.n is not None:
         return f"{said}."
     if "mass" not in found:
         return f"{said}; n is configured (votes), as mass was not compared."
     cost = f"{mean_tokens(found[name]):.1f} against {mean_tokens(found['mass']):.1f}"
     return f"{said}; n was chosen to generate at least as many tokens per problem as mass ({cost})."
+
+
+def _in_context_note(records: Sequence[Record]) -> str:
+    left_out = sum(record.attempt.left_out for record in records)
+    return (
+        f"{IN_CONTEXT}: the valid practice that mass writes stands before each problem instead of changing weights; "
+        f"{left_out} examples at {sum(record.attempt.left_out > 0 for record in records)} of {len(records)} problems "
+        "did not fit the context and were left out."
+    )
 
 
 def _version() -> str | None:
@@ -301,6 +201,36 @@ def _version() -> str | None:
         return importlib.metadata.version("mass-adapt")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _examples(runner: Runner, found: Found) -> list[dict[str, Any]]:
+    """The first tasks with their practice and the answers before and after, of the foremost adapting method."""
+    method = next((name for name in ("mass", "mass-gold", "tt-ss", "base-ttt") if name in found), None)
+    if method is None:
+        return []
+    same = "base" if method in UNTRAINED_METHODS else f"{method}-unadapted"
+    before = list(found.get(same, ()))[:MAX_EXAMPLES]
+    if not before:
+        problems = [task.problem for task in runner.tasks[:MAX_EXAMPLES]]
+        config = dataclasses.replace(runner.config, samples=0)
+        plain = answer_plain(runner.contestants[method], problems, runner.seeds[:MAX_EXAMPLES], config)
+        before = runner.judge(method, 0, plain)
+    return [_example(after, plain) for after, plain in zip(found[method], before, strict=False)]
+
+
+def _example(after: Record, before: Record) -> dict[str, Any]:
+    adaptation = after.attempt.record
+    assert adaptation is not None
+    shown = ("problem", "solution", "weight", "loss_before", "loss_after", "rejected")
+    return {
+        "problem": after.task.problem,
+        "answer": after.task.answer,
+        "unadapted_text": before.attempt.text,
+        "text": after.attempt.text,
+        "correct": after.verdict.correct,
+        "unadapted_correct": before.verdict.correct,
+        "practice": [{name: getattr(example, name) for name in shown} for example in adaptation.examples],
+    }
 
 
 # --- files

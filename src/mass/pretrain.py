@@ -35,18 +35,22 @@ PADDING_GROUPS = 3
 
 def page(rng: random.Random, config: PretrainConfig) -> str:
     """One page of the mixed web."""
-    problem = minimath.draw(rng, "train")
+    problem = minimath.draw(rng, "train", source=config.problems)
     if rng.random() >= config.textbook:
-        style = _style(rng, config.bare[problem.kind.subject], config.slip)
-        return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{problem.solution(style, rng)}"
-    other = minimath.similar(rng, problem, "train")
-    style = _style(rng, config.textbook_bare, config.textbook_slip)
-    return f"{PLAIN.render_synthesis(problem.text)} {other.text}\nSolution: {other.solution(style, rng)}"
+        solution = _solution(rng, config, problem, config.bare[problem.kind.subject], config.slip)
+        return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{solution}"
+    same = rng.random() < config.textbook_same
+    other = problem if same else minimath.similar(rng, problem, "train")
+    solution = _solution(rng, config, other, config.textbook_bare, config.textbook_slip)
+    return f"{PLAIN.render_synthesis(problem.text)} {other.text}\nSolution: {solution}"
 
 
-def _style(rng: random.Random, bare: float, slip: float) -> str:
+def _solution(rng: random.Random, config: PretrainConfig, problem: minimath.Problem, bare: float, slip: float) -> str:
     draw = rng.random()
-    return "bare" if draw < bare else "slip" if draw < bare + slip else "worked"
+    style = "bare" if draw < bare else "slip" if draw < bare + slip else "worked"
+    if style == "worked" and problem.tried and rng.random() < config.failed_tries:
+        style = "slip"
+    return problem.solution(style, rng)
 
 
 def pages(config: PretrainConfig, step: int) -> list[str]:

@@ -17,6 +17,10 @@ class Prompts:
     """Holds `{problem}`; the model answers with a similar problem and its solution."""
     answer_prefix: str
     """Written before a solution that follows the prompt directly."""
+    example: str
+    """Holds `{problem}` and `{solution}`: a practice example as the model writes it after the synthesis prompt."""
+    between: str = "\n\n"
+    """Between a solved problem and the next one, where several stand in one prompt."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation, besides the end token."""
     chat: bool = False
@@ -28,11 +32,16 @@ class Prompts:
     def render_synthesis(self, problem: str) -> str:
         return self.synthesis.replace("{problem}", problem.strip())
 
+    def render_example(self, problem: str, solution: str) -> str:
+        before, after = self.example.split("{problem}")
+        return before + problem.strip() + after.replace("{solution}", solution.strip())
+
 
 PLAIN = Prompts(
     solve="Problem: {problem}\nSolution:",
     synthesis="Problem: {problem}\nSimilar problem:",
     answer_prefix=" ",
+    example=" {problem}\nSolution: {solution}",
     stop=("\nProblem:", "\nSimilar problem:"),
 )
 
@@ -45,5 +54,6 @@ CHAT = Prompts(
         "Problem: <the new problem>\nSolution: <its solution>"
     ),
     answer_prefix="",
+    example="Problem: {problem}\nSolution: {solution}",
     chat=True,
 )

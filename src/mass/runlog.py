@@ -165,6 +165,22 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+def training_of(folder: Path) -> dict[str, Any]:
+    """How the checkpoint of a run folder, or in one, was trained: run, seed, steps, and how many problems it learns on.
+
+    Empty where no configuration of a run stands beside it. `problems` counts each of a data set once, however often the
+    run comes back to it.
+    """
+    for run in (folder, *folder.absolute().parents[:2]):
+        config = json.loads((run / CONFIG).read_text()) if (run / CONFIG).is_file() else {}
+        if "train" in config and "tasks" in config:
+            train, size = config["train"], config["tasks"]["size"]
+            drawn = train["steps"] * train["tasks_per_step"]
+            problems = drawn if size is None else min(size, drawn)
+            return {"run": run.name, "seed": train["seed"], "steps": train["steps"], "problems": problems}
+    return {}
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file beside, then rename it over `path`."""
     beside = path.with_name(f".{path.name}.tmp")

@@ -2,7 +2,8 @@
 
 Accuracy is correct / judged; an answer without a verdict is counted apart, not as wrong. Intervals are 95%: Wilson's
 for an accuracy (Wilson 1927), the percentile bootstrap over problems (Efron 1979) for the difference from base on the
-problems that both have a verdict on.
+problems that both have a verdict on. Of sampled answers, the mean accuracy over the samples of a problem is what is
+averaged and drawn again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mass.baselines import Attempt
+from mass.baselines import Attempt, Drawn
+from mass.bootstrap import Interval, mean_interval
+from mass.methods import choice_of
 from mass.types import Task, Verdict
 
-Interval = tuple[float, float]
 NORMAL_95 = 1.959963984540054
 """The 97.5% quantile of the normal distribution."""
 
@@ -29,6 +31,30 @@ class Group:
     n: int
     accuracy: float | None
     interval: Interval | None
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A method's sampled answers at one temperature, beside the row it belongs to."""
+
+    temperature: float
+    samples: int
+    """N: answers sampled for each problem."""
+    accuracy: float | None
+    """Mean over problems of the share of a problem's judged answers that are correct."""
+    interval: Interval | None
+    difference: float | None
+    """Accuracy minus that of base at the same temperature, on the problems that both have a verdict on."""
+    difference_interval: Interval | None
+    pass_at_n: float | None
+    """Share of the problems that at least one of the N answers is right on."""
+    pass_interval: Interval | None
+    maj_at_n: float | None
+    """Share of the problems that the most frequent of the N answers is right on."""
+    maj_interval: Interval | None
+    tokens_per_answer: float
+    """Of one answer, not of N; practice included."""
+    seconds_per_answer: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,24 @@ class Row:
     fallbacks: int
     by_subject: dict[str, Group]
     by_level: dict[str, Group]
+    sampled: tuple[SampledRow, ...] = ()
+    """By temperature; empty when no answers were sampled, or the method chooses among sampled ones itself."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdicts on the sampled answers to one task at one temperature."""
+
+    drawn: Drawn
+    correct: tuple[bool | None, ...]
+    majority: bool | None
+    """The verdict on the most frequent answer."""
+
+    @property
+    def share(self) -> float | None:
+        """Of the judged answers, how many are correct; None when none is judged."""
+        judged = [right for right in self.correct if right is not None]
+        return sum(judged) / len(judged) if judged else None
 
 
 @dataclass(frozen=True)
@@ -66,11 +110,15 @@ class Record:
     method: str
     attempt: Attempt
     verdict: Verdict
+    sampled: tuple[Judged, ...] = ()
+    """By temperature."""
 
     def to_dict(self) -> dict[str, Any]:
         attempt, adaptation = self.attempt, self.attempt.record
         return {
             "task": self.task.id,
+            "subject": self.task.subject,
+            "level": self.task.level,
             "problem": self.task.problem,
             "gold": self.task.answer,
             "method": self.method,
@@ -81,8 +129,22 @@ class Record:
             "tokens": attempt.tokens,
             "seconds": attempt.seconds,
             **({} if attempt.votes is None else {"votes": attempt.votes}),
+            **({"left_out": attempt.left_out} if attempt.left_out else {}),
+            **({"sampled": [_sampled_dict(judged) for judged in self.sampled]} if self.sampled else {}),
             "adaptation": None if adaptation is None else adaptation.to_dict(),
         }
+
+
+def _sampled_dict(judged: Judged) -> dict[str, Any]:
+    drawn = judged.drawn
+    return {
+        "temperature": drawn.temperature,
+        "texts": list(drawn.texts),
+        "correct": list(judged.correct),
+        "majority": judged.majority,
+        "tokens": drawn.tokens,
+        "seconds": drawn.seconds,
+    }
 
 
 def wilson(correct: int, judged: int) -> Interval | None:
@@ -110,8 +172,9 @@ def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, see
 
 def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None, resamples: int, seed: int) -> Row:
     """The row of one method, compared with the records of base on the same tasks where there are any."""
+    base_row = method == "base"
     total = _group(records)
-    change = Change(0.0) if method == "base" else Change() if base is None else _change(records, base, resamples, seed)
+    change = Change(0.0) if base_row else Change() if base is None else _change(records, base, resamples, seed)
     return Row(
         method=method,
         label=label_of(method, records),
@@ -129,12 +192,48 @@ def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None
         fallbacks=sum(bool(r.attempt.record and r.attempt.record.fallback) for r in records),
         by_subject=_groups(records, lambda task: task.subject or None),
         by_level=dict(sorted(_groups(records, lambda task: task.level).items(), key=lambda item: int(item[0]))),
+        sampled=tuple(
+            _sampled_row(records, None if base_row else base, place, resamples, seed)
+            for place in range(len(records[0].sampled))
+        ),
     )
+
+
+def _sampled_row(
+    records: Sequence[Record], base: Sequence[Record] | None, place: int, resamples: int, seed: int
+) -> SampledRow:
+    """The row of the temperature at `place` among those that were sampled."""
+    judged = [record.sampled[place] for record in records]
+    shares = [j.share for j in judged]
+    known = [share for share in shares if share is not None]
+    before = [record.sampled[place].share for record in base] if base else [None] * len(shares)
+    changes = [a - b for a, b in zip(shares, before, strict=True) if a is not None and b is not None]
+    passes = [any(right is True for right in j.correct) for j in judged if j.share is not None]
+    votes = [j.majority for j in judged if j.majority is not None]
+    return SampledRow(
+        temperature=judged[0].drawn.temperature,
+        samples=len(judged[0].correct),
+        accuracy=_mean(known),
+        interval=mean_interval(known, resamples, seed),
+        difference=_mean(changes),
+        difference_interval=mean_interval(changes, resamples, seed),
+        pass_at_n=_mean(passes),
+        pass_interval=wilson(sum(passes), len(passes)),
+        maj_at_n=_mean(votes),
+        maj_interval=wilson(sum(votes), len(votes)),
+        tokens_per_answer=sum(j.drawn.tokens for j in judged) / len(judged),
+        seconds_per_answer=sum(j.drawn.seconds for j in judged) / len(judged),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def label_of(method: str, records: Sequence[Record]) -> str:
     """The method; 'maj@9' for a 'maj@n' of nine votes."""
-    return f"maj@{records[0].attempt.samples}" if method == "maj@n" else method
+    choice = choice_of(method)
+    return method if choice is None else choice.label(records[0].attempt.samples)
 
 
 def mean_tokens(records: Sequence[Record]) -> float:

@@ -24,12 +24,12 @@ class Task:
     solution: str = ""
     """Worked solution, as text; empty where the data set has none."""
     answer: str = ""
-    """Final answer alone; what the verifier compares with."""
+    """Final answer alone, or the tests of a program; what the verifier compares with."""
     subject: str = ""
     level: int | None = None
     id: str = ""
     verifier: str = "math"
-    """Which verifier judges an answer: a key of `mass.verify.VERIFIERS`."""
+    """Which verifier judges an answer: a key of `mass.verify.VERIFIERS`, or one of a user's own (`mass.verify.own`)."""
 
 
 @dataclass(frozen=True)

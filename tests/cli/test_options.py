@@ -16,10 +16,10 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def recipe_verb(path: Path) -> str:
-    return "pretrain" if path.stem == "base" else "train"
+    return {"base": "pretrain", "table": "study"}.get(path.stem, "train")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_parses(run: Callable, path: Path) -> None:
     ran = run(recipe_verb(path), "--config", path, "--print_config")
     assert ran.code == 0, ran.err
@@ -27,7 +27,7 @@ def test_every_recipe_parses(run: Callable, path: Path) -> None:
 
 
 def test_the_recipe_of_the_base_is_the_default() -> None:
-    path = next(path for path in RECIPES if path.stem == "base")
+    path = next(path for path in RECIPES if path.parts[-2:] == ("minimath", "base.yaml"))
     assert yaml.safe_load(path.read_text()) == to_dict(PretrainConfig())
 
 

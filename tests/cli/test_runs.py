@@ -180,6 +180,20 @@ def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path,
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_eval_samples_and_says_so(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    ran = run("eval", "--model", tiny_base, "--methods", "base,tt-ss", "--size", "2", "--out", tmp_path / "out",
+              "--seed=3", "--tasks-seed=0", "--answer.max_tokens=4", "--resamples=50", "--samples=2",
+              "--temperatures=[0.5]", "--synthesis.examples=2", "--synthesis.sampling.max_tokens=4",
+              "--examples=1")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "sampled at temperature 0.5, 2 answers to each problem" in ran.out
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (comparison["tasks"]["seed"], comparison["seed"]) == (0, 3)
+    assert comparison["config"]["adapt"]["tt-ss"]["synthesis"]["examples"] == 1
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert all(len(record["sampled"][0]["correct"]) == 2 for record in records)
+
+
 def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     ran = run("eval", "--model", tiny_base, "--methods", "base", "--size", "2", "--out", tmp_path / "out",
               "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
@@ -199,6 +213,9 @@ def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
         (["--fields", "a=b"], "minimath is built in; leave fields out"),
         (["--model", "./nowhere", "--out", "{tmp}/new"], "model folder './nowhere' does not exist"),
         (["--votes", "0"], "votes is 0; expected at least 1"),
+        (["--samples", "-1"], "samples is -1; expected 0 or more"),
+        (["--temperatures", "[0.5,0]"], "expected numbers above 0, each once"),
+        (["--examples", "0"], "examples is 0; expected at least 1, or null"),
     ],
 )
 def test_eval_of_bad_input(fails: Callable, tmp_path: Path, arguments: list[str], expected: str) -> None:

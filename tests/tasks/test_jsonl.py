@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mass import tasks
 from mass.errors import DataError
-from mass.tasks import content_hash, jsonl
+from mass.tasks import content_hash, rows
 from mass.types import Task
 
 Row = dict[str, Any]
@@ -55,9 +55,10 @@ def test_svamp(tmp_path: Path) -> None:
         "Answer": 145.0,
         "Type": "Sum",
         "ID": "chal-1",
-        "Equation": "x",
+        "Equation": "( 290.0 / 2.0 )",
     }
-    assert one(tmp_path, row) == Task("He has 3 eggs. How many?", "", "145", "Sum", id="chal-1")
+    solution = "290 / 2 = 145\n#### 145"
+    assert one(tmp_path, row) == Task("He has 3 eggs. How many?", solution, "145", "Sum", id="chal-1")
     assert one(tmp_path, row | {"Body": "He has 3 eggs.", "Answer": 0.1}).problem == "He has 3 eggs. How many?"
     assert one(tmp_path, row | {"Answer": 1e-7}).answer == "0.0000001"
 
@@ -65,7 +66,52 @@ def test_svamp(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", [1, "1", "B"])
 def test_mmlu(tmp_path: Path, answer: object) -> None:
     row = {"question": "Which?", "subject": "physics", "choices": ["x", "y", 3], "answer": answer}
-    assert one(tmp_path, row) == Task("Which?\nA. x\nB. y\nC. 3", "", "B", "physics", id="set-1", verifier="choice")
+    assert one(tmp_path, row) == Task(
+        "Which?\nA. x\nB. y\nC. 3", "Answer: B", "B", "physics", id="set-1", verifier="choice"
+    )
+
+
+HUMANEVAL: Row = {
+    "task_id": "HumanEval/7",
+    "prompt": "def f(x):\n",
+    "entry_point": "f",
+    "canonical_solution": "    return x\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 1\n",
+}
+MBPP: Row = {
+    "task_id": 601,
+    "text": "Write a function.",
+    "code": "def f(x):\r\n  return x",
+    "test_setup_code": "a = 1",
+    "test_list": ["assert f(a) == 1", "assert f(2) == 2"],
+}
+
+
+def test_humaneval(tmp_path: Path) -> None:
+    tests = "def check(candidate):\n    assert candidate(1) == 1\n\n\ncheck(f)\n"
+    assert one(tmp_path, HUMANEVAL) == Task("def f(x):\n", "    return x\n", tests, id="HumanEval/7", verifier="code")
+
+
+def test_mbpp(tmp_path: Path) -> None:
+    problem = "Write a function. Your code should pass these tests:\n\nassert f(a) == 1\nassert f(2) == 2"
+    tests = "a = 1\nassert f(a) == 1\nassert f(2) == 2\n"
+    expected = Task(problem, "def f(x):\r\n  return x", tests, id="601", verifier="code")
+    assert one(tmp_path, MBPP) == expected
+    sanitized = {"prompt" if name == "text" else name: value for name, value in MBPP.items()}
+    sanitized = sanitized | {"test_imports": ["a = 1"], "test_setup_code": None}
+    assert one(tmp_path, sanitized) == expected
+
+
+@pytest.mark.parametrize("row", [{"ID": "2024-I-1", "Problem": "p", "Solution": "s", "Answer": 204}])
+def test_aime(tmp_path: Path, row: Row) -> None:
+    assert one(tmp_path, row) == Task("p", "s", "204", id="2024-I-1")
+    assert one(tmp_path, {"Question": "p", "Answer": "33", "ID": "x"}) == Task("p", "", "33", id="x")
+
+
+def test_an_answer_for_another_verifier_is_kept_as_it_is(tmp_path: Path) -> None:
+    row = {"ask": "Write f.", "tests": "# #### 1\nassert f(1) == 1\n"}
+    task = one(tmp_path, row, fields={"problem": "ask", "answer": "tests"}, verifier="code")
+    assert (task.answer, task.verifier) == (row["tests"], "code")
 
 
 def test_plain(tmp_path: Path) -> None:
@@ -142,6 +188,11 @@ BAD_ROWS: list[tuple[Row, str]] = [
     ({"question": "p", "choices": ["a"], "answer": 0}, "'choices' is a list of 1; expected a list of 2 to 10"),
     ({"question": "p", "choices": "ab", "answer": 0}, "'choices' is text"),
     ({"question": "p", "choices": [["a"], "b"], "answer": 0}, "'choices' is a list of 1; expected text"),
+    (HUMANEVAL | {"entry_point": "f()"}, r"the entry point is 'f\(\)'"),
+    (HUMANEVAL | {"test": ["a"]}, "'test' is a list of 1"),
+    (MBPP | {"test_list": []}, "'test_list' is a list of 0; expected a list of assertions"),
+    (MBPP | {"test_list": [1.5, ["a"]]}, "'test_list' is a list of 1; expected text"),
+    (MBPP | {"text": " "}, "'text' is empty"),
     ({"Body": 3, "Question": [], "Answer": 1}, "'Question' is a list of 0"),
 ]
 
@@ -197,8 +248,8 @@ def test_a_source_that_is_no_file(tmp_path: Path) -> None:
     for source, message in [
         (tmp_path / "none.jsonl", "none.jsonl is no file"),
         (tmp_path / "folder.jsonl", "is a folder"),
-        (tmp_path / "rows.csv", "is no .jsonl or .jsonl.gz file"),
-        (tmp_path, "is no .jsonl or .jsonl.gz file"),
+        (tmp_path / "rows.csv", "is no .jsonl or .jsonl.gz or .parquet file"),
+        (tmp_path, "is no .jsonl or .jsonl.gz or .parquet file"),
         ("minimth", "did you mean 'minimath'"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -229,7 +280,10 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
-NAMES = [*jsonl.FIELDS, "question", "choices", "Body", "Question", "Answer", "type", "Type", "ID"]
+NAMES = [
+    *(*rows.FIELDS, "question", "choices", "Body", "Question", "Answer", "Equation", "type", "Type", "ID"),
+    *("prompt", "entry_point", "test", "canonical_solution", "text", "code", "test_list", "test_imports"),
+]
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), json_values))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -11,13 +12,26 @@ from hypothesis import strategies as st
 
 from mass.errors import ConfigError, DataError
 from mass.tasks import content_hash, load, minimath
-from mass.tasks.minimath import KINDS, LEVELS, SPLITS, SUBJECTS, Problem, draw, problem_split, similar, task_at
+from mass.tasks.minimath import (
+    KINDS,
+    LEVELS,
+    SPLITS,
+    SUBJECTS,
+    Problem,
+    draw,
+    problem_split,
+    recognise,
+    similar,
+    task_at,
+)
 from mass.types import Task
 from mass.verify import check
 
 CELLS = [(kind, level) for kind in KINDS for level in LEVELS]
 IDS = [f"{kind.name}-{level}" for kind, level in CELLS]
 PER_CELL = 30
+SHIPPED_TEST_SET = "f38dbfdc76f5ea1a02dc720663a6597d7c43f6ec98416f5705da1d64823ed5ee"
+"""The 1,000 problems that the shipped numbers were measured on (src/mass/models/tiny/profile.json)."""
 
 
 def problems(kind: minimath.Kind, level: int, count: int = PER_CELL) -> list[Problem]:
@@ -130,7 +144,83 @@ def part(text: str) -> Fraction:
     return Fraction(p, q) * n
 
 
+def least(holds: Callable[[int], bool]) -> int:
+    return next(x for x in range(1, 1000) if holds(x))
+
+
+def polynomial(text: str) -> int:
+    """x^n + b x = c"""
+    power, b, c = re.search(r"x\^(\d) ([+-] \d*x) = (-?\d+)", text).groups()
+    return least(lambda x: x ** int(power) + slope(b) * x == int(c))
+
+
+def apples(text: str) -> int:
+    a, b, n, c = numbers(text)
+    return least(lambda x: a * x + b * (n - x) == c)
+
+
+def congruent(text: str) -> int:
+    zero, a, r, m = numbers(text)
+    assert zero == 0
+    return least(lambda x: (a * x - r) % m == 0)
+
+
+def chinese(text: str) -> int:
+    _, r, m, s, n = numbers(text)
+    return least(lambda x: (x - r) % m == 0 and (x - s) % n == 0)
+
+
+def handshaking(text: str) -> int:
+    k, h = numbers(text)
+    return least(lambda x: x > k and sum(range(x - k)) == h)
+
+
+def couple_count(text: str) -> int:
+    a, b, p = numbers(text)
+    return least(lambda x: (a + x) * (b + x) == p)
+
+
+def shorter(text: str) -> int:
+    p, a = numbers(text)
+    return min(x for x in range(1, p) if x * (p - 2 * x) == 2 * a)
+
+
+def width(text: str) -> int:
+    v, h = numbers(text)
+    return least(lambda x: x * x * (x + h) == v)
+
+
+def smaller_of_squares(text: str) -> int:
+    s, q = numbers(text)
+    return least(lambda x: x**2 + (s - x) ** 2 == q)
+
+
+def entry(text: str) -> int:
+    a, b, c, d = numbers(text)
+    return least(lambda x: x * (x + c) - a * b == d)
+
+
+def terms(text: str) -> int:
+    a, second, third, s = numbers(text)
+    assert third - second == second - a
+    return least(lambda n: sum(a + i * (second - a) for i in range(n)) == s)
+
+
 SOLVERS = {
+    "boxes": lambda text: numbers(text)[1] // numbers(text)[0],
+    "product_apart": lambda text: least(lambda x: x * (x + numbers(text)[0]) == numbers(text)[1]),
+    "square_equation": polynomial,
+    "fruit": apples,
+    "congruence": congruent,
+    "two_remainders": chinese,
+    "handshakes": handshaking,
+    "couples": couple_count,
+    "shorter_side": shorter,
+    "box_width": width,
+    "cubic": polynomial,
+    "sum_of_squares": smaller_of_squares,
+    "unknown_entry": entry,
+    "series_length": terms,
     "order_of_operations": lambda text: eval(text.removeprefix("Compute ").removesuffix(".")),
     "fraction_of": part,
     "bags": nuts,
@@ -157,7 +247,7 @@ SOLVERS = {
 
 def test_every_kind_is_checked() -> None:
     assert SOLVERS.keys() == {kind.name for kind in KINDS}
-    assert len(KINDS) == 21
+    assert len(KINDS) == 35
     assert set(SUBJECTS) == {
         "Prealgebra",
         "Algebra",
@@ -219,8 +309,31 @@ def test_slips_have_one_wrong_step_and_a_wrong_answer(kind: minimath.Kind, level
         assert check(problem.task(), slip).correct is False, (problem.text, slip)
         steps, answer = steps_of(slip)
         assert Fraction(answer) != Fraction(problem.answer)
-        if any("=" in step for step in steps):
+        if problem.tried:
+            assert (steps[0], steps[-1], wrong_steps(slip)) == (f"Try {answer}", "no", []), (problem.text, slip)
+        elif any("=" in step for step in steps):
             assert len(wrong_steps(slip)) == 1, (problem.text, slip)
+
+
+def test_the_first_set_is_what_it_was_before_the_second_came() -> None:
+    plain, search = minimath.SOURCES["minimath"], minimath.SOURCES["minimath-search"]
+    assert (len(plain), len(search)) == (21, 35)
+    assert not any(problems(kind, 3, 1)[0].tried for kind in plain)
+    names = {recognise(task.problem).kind.name for task in load("minimath", size=300)}
+    assert names == {kind.name for kind in plain}
+    assert content_hash(load("minimath", size=1000)) == SHIPPED_TEST_SET
+    found = [recognise(task.problem) for task in load("minimath-search", split="validation", size=700)]
+    assert 0.3 < sum(problem.tried for problem in found) / 700 < 0.5
+    assert task_at("train", 0, 5, source="minimath-search").id == "minimath-search-train-0-5"
+
+
+def test_what_is_easier_to_check_than_to_find_is_tried_and_tested() -> None:
+    tried = {kind.name for kind, level in CELLS if problems(kind, level, 1)[0].tried}
+    assert len(tried) == 14
+    for kind, level in CELLS:
+        for problem in problems(kind, level) if kind.name in tried else []:
+            steps, answer = steps_of(problem.solution())
+            assert (steps[0], steps[-1]) == (f"Try {answer}", "ok")
 
 
 def test_slips_are_a_function_of_their_generator() -> None:
@@ -312,6 +425,38 @@ def test_a_similar_problem_is_another_of_its_kind(split: str) -> None:
         assert other.text != problem.text
         assert abs(other.level - problem.level) <= 1
         assert problem_split(other.text) == split
+
+
+# ------------------------------------------------------------------------------- text -> problem
+
+
+@pytest.mark.parametrize(("kind", "level"), CELLS, ids=IDS)
+def test_a_text_of_minimath_is_recognised(kind: minimath.Kind, level: int) -> None:
+    for problem in problems(kind, level, 4):
+        found = recognise(f" {problem.text}\n")
+        assert found is not None
+        assert (found.kind, found.text, found.answer) == (kind, problem.text, problem.answer)
+        assert found.level <= level + 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "How are you?",
+        "Compute 3 + 4 * 5",
+        "Boxes hold 9 nuts each. How many boxes hold 109 nuts?",
+        "Find the larger root of x^2 + 3x + 7 = 0.",
+        "Find the larger root of x^2 - 4x + 2 = 0.",
+        "What is 1/0 of 8?",
+        "What is 2/3 of 10?",
+        "A rectangle has perimeter 8 and area 100. Find the shorter side.",
+        "Find the sequence term 5.",
+        "Find term 5 of the sequence 1, 2, 4, ...",
+    ],
+)
+def test_other_texts_and_problems_without_an_answer_are_not(text: str) -> None:
+    assert recognise(text) is None
 
 
 def test_what_cannot_be_had_is_a_one_line_error() -> None:

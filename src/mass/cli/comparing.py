@@ -74,9 +74,9 @@ def compare(
     train_tasks: Sequence[Task] | None = None,
 ) -> Comparison:
     """Run the methods, and leave `comparison.json`, `records.jsonl` and `report.html` in the folder."""
-    from mass.baselines import check_methods
     from mass.cli.report import write_comparison_page
     from mass.comparison import evaluate
+    from mass.methods import check_methods
 
     names = check_methods(methods)
     with ComparisonMonitor(len(names), console.stderr()) as monitor:
@@ -98,9 +98,12 @@ def compare(
 
 def print_comparison(comparison: Comparison, folder: Path) -> None:
     from mass.cli.report import PAGE
-    from mass.report import terminal_table
+    from mass.report import sampled_tables, terminal_table
 
-    out = console.stdout()
-    out.print(terminal_table(comparison.to_dict()))
+    out, data = console.stdout(), comparison.to_dict()
+    out.print(terminal_table(data))
+    for table in sampled_tables(data):
+        out.print()
+        out.print(table)
     written = f"\npage with plots: {folder / PAGE}\nevery answer:    {folder / 'records.jsonl'}"
     console.say(written)

@@ -20,11 +20,12 @@ EXAMPLES = (
     "mass eval --methods base,tt-ss,mass --tasks minimath --size 200",
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine",
     "mass eval --methods base,mass-gold --checkpoint-of mass-gold=runs/gold",
+    "mass eval --methods base,mass,mass-unadapted --samples 8 --temperatures [0.6,1.0] --size 200",
     "mass eval --tasks mine.jsonl --fields problem=my_question,answer=my_answer --json",
 )
 NAMED = (
-    "model", "checkpoint", "device", "dtype", "decode_rows", "methods", "tasks", "split", "size", "seed", "fields",
-    "train_tasks", "checkpoint_of",
+    "model", "checkpoint", "device", "dtype", "decode_rows", "methods", "tasks", "split", "size", "seed", "tasks_seed",
+    "fields", "train_tasks", "checkpoint_of",
 )  # fmt: skip
 """Options that --print_config shows beside those of `EvalConfig`."""
 
@@ -37,28 +38,29 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     from mass import tasks as task_sets
-    from mass.baselines import check_methods
     from mass.cli.comparing import compare, print_comparison
+    from mass.methods import check_methods
     from mass.model import load
 
     check_methods(methods)
     if given.tasks is None:
         raise ConfigError("--tasks is missing; expected minimath or the path of a JSONL file")
     renamed = options.pairs("--fields", given.fields)
-    tasks = task_sets.load(given.tasks, split=given.split, size=given.size, seed=given.seed, fields=renamed)
+    tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
+    tasks = task_sets.load(given.tasks, split=given.split, size=given.size, seed=tasks_seed, fields=renamed)
     train_tasks = None if given.train_tasks is None else task_sets.load(given.train_tasks, split="train")
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = dated_folder("eval") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
-    split = given.split if given.tasks == "minimath" else None
+    split = given.split if given.tasks in task_sets.minimath.SOURCES else None
     comparison = compare(
         model,
         tasks,
         methods,
         config=config,
-        source={"source": given.tasks, "split": split, "seed": given.seed},
+        source={"source": given.tasks, "split": split, "seed": tasks_seed},
         folder=folder,
         seed=given.seed,
         checkpoints=checkpoints,
@@ -76,14 +78,19 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "eval",
         "--methods A,B,... --tasks SOURCE [options]",
-        "Compare methods on a task set. Methods: base, base-ttt, tt-ss, solver-grpo, mass-gold, mass, mass-unadapted, "
-        "maj@n (majority vote of as many tokens as mass generates), maj@8 and the like.",
+        "Compare methods on a task set. Methods: base, base-ttt, tt-ss, solver-grpo, solver-sft, self-sft, mass-gold, "
+        "mass, mass-gold-unadapted, mass-unadapted; for the tokens of mass: maj@n, mass-maj@n (majority vote of the "
+        "base, of the unadapted checkpoint), base-best-of-n, best-of-n (the scorer's choice), maj@8 and the like; "
+        "in-context (the practice of mass before the problem instead of in the weights).",
         EXAMPLES,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
     parser.add_argument("--methods", type=str, default="base,tt-ss,mass", help="With commas between.")
     options.add_task_options(parser, default="minimath")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
+    parser.add_argument(
+        "--tasks-seed", type=int | None, default=None, help="Which problems of minimath; --seed by default."
+    )
     parser.add_argument(
         "--checkpoint-of", type=str, default="", help="A method's own checkpoint: mass-gold=runs/gold,mass=runs/first."
     )

@@ -18,10 +18,13 @@ VERBS = {
     "eval": "compare methods on a task set",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "pretrain": "make the tiny base model from minimath",
-    "report": "write the HTML page of a run or comparison folder anew",
+    "study": "run the trainings and evaluations of a study, seed by seed",
+    "analyse": "what a checkpoint's practice is like, and what each example is worth",
+    "collect": "store what finished runs measured in a few kilobytes each",
+    "report": "write the page of a run or comparison, or a document from stored results",
     "demo": "watch the shipped model practise, then compare it with its baselines",
 }
-LIGHT = ("report",)
+LIGHT = ("collect", "report")
 """Verbs that do not load torch."""
 
 USAGE = """usage: mass VERB [options]

@@ -18,6 +18,10 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 
 from mass.errors import ConfigError, nearest
 
+TASKS_HELP = (
+    "minimath; minimath-search; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, humaneval, mbpp, mmlu or "
+    "any owner/name of the hub; reasoning_gym:NAME."
+)
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
 
@@ -83,8 +87,8 @@ def loading(given: Namespace) -> dict[str, Any]:
 
 
 def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
-    parser.add_argument("--tasks", type=str | None, default=default, help="minimath, or the path of a JSONL file.")
-    parser.add_argument("--split", type=str, default="test", help="minimath: train, validation or test.")
+    parser.add_argument("--tasks", type=str | None, default=default, help=TASKS_HELP)
+    parser.add_argument("--split", type=str, default="test", help="Of a built-in set, or of a data set of the hub.")
     parser.add_argument("--size", type=int | None, default=None, help="Number of problems; all of a file by default.")
     parser.add_argument(
         "--fields", type=str, default="", help="Names in the file that differ: problem=my_question,answer=my_answer."
@@ -129,7 +133,8 @@ def _check_keys(path: Path, parser: ArgumentParser) -> None:
 
 def _known(parser: ArgumentParser) -> set[str]:
     skipped = ("help", "config", "print_config")
-    return {action.dest for action in parser._actions if action.dest not in skipped}  # pyright: ignore[reportPrivateUsage]
+    dests = (action.dest for action in parser._actions)  # pyright: ignore[reportPrivateUsage]
+    return {dest for dest in dests if dest.rpartition(".")[2] not in skipped}
 
 
 def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterable[str]:

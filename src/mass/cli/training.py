@@ -24,6 +24,7 @@ SHOWN = (
 )
 ABOVE_ZERO = (
     ("generator KL", "generator KL", "{:.4f}"),
+    ("canary KL", "canary KL", "{:.4f}"),
     ("no verdict", "no verdict", "{:.1%}"),
     ("not finite", "not finite", "{:.1%}"),
     ("skipped updates", "skipped updates", "{:.0f}"),
@@ -32,6 +33,10 @@ ABOVE_ZERO = (
 EVALUATED = (
     ("eval/accuracy", "held-out accuracy, adapted", "{:.1%}"),
     ("eval/unadapted accuracy", "held-out accuracy, unadapted", "{:.1%}"),
+    ("eval/helped", "answers helped by the update", "{:.0f}"),
+    ("eval/hurt", "answers hurt by it", "{:.0f}"),
+    ("eval/sampled accuracy", "held-out accuracy, adapted, sampled", "{:.1%}"),
+    ("eval/unadapted sampled accuracy", "held-out accuracy, unadapted, sampled", "{:.1%}"),
 )
 SKIPPED = ("skipped tasks", "skipped validation tasks")
 REFRESH_PER_SECOND = 2

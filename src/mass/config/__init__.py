@@ -184,17 +184,21 @@ class OuterConfig:
 @dataclass(frozen=True)
 class TasksConfig:
     source: str = "minimath"
-    """'minimath', or the path of a JSONL file."""
+    """'minimath'; 'minimath-search'; the path of a .jsonl or .parquet file; 'gsm8k', 'math', 'math500', 'aime',
+    'svamp', 'humaneval', 'mbpp', 'mmlu' or any owner/name of the hub (extra data); 'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
-    """minimath: train, validation or test."""
+    """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
     size: int | None = None
-    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating."""
+    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating. Training
+    on a number of them goes through them again and again, each time in a new random order. Of minimath, those of one
+    seed are nested: the first 30 of 100 are the 30."""
     seed: int = 0
     """Which tasks: of minimath's stream, or of a random subset of a file."""
     fields: dict[str, str] = field(default_factory=dict[str, str])
     """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
     verifier: str | None = None
-    """Verifier of a file's tasks; None: as its fields suggest."""
+    """Judges all tasks: math, exact, choice, code, ... or your own, 'module:function' or 'command:PROGRAM'; None: as
+    the fields suggest."""
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")
@@ -202,8 +206,10 @@ class TasksConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    method: Literal["mass", "mass-gold", "solver-grpo"] = "mass"
-    """mass: verifier outer loss. mass-gold: gold outer loss. solver-grpo: policy gradient on solving, no adaptation."""
+    method: Literal["mass", "mass-gold", "solver-grpo", "solver-sft", "self-sft"] = "mass"
+    """mass: verifier outer loss. mass-gold: gold outer loss. The others never adapt: solver-grpo, policy gradient on
+    solving; solver-sft, the loss of the gold solutions; self-sft, that of the practice that the base writes for the
+    problems, neither weighed nor verified."""
     steps: int = 100
     """Outer steps."""
     tasks_per_step: int = 8
@@ -224,6 +230,11 @@ class TrainConfig:
     """Weight of the generator's KL divergence from the base (nats per token), measured on the practice it writes."""
     kl: float = 0.0
     """Weight of the KL divergence of the solver from the base."""
+    canary_kl: float = 0.0
+    """Weight of learned safety: the KL divergence (nats per token) of theta from the adapted theta_K on answers to
+    problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.canary."""
+    canary_tasks: int = 2
+    """Such problems for each adapted problem, where canary_kl is above 0."""
     max_grad_norm: float = 1.0
     """Each group of parameters is clipped to this gradient norm."""
     warmup: int = 5
@@ -233,6 +244,9 @@ class TrainConfig:
     """Steps between evaluations on held-out problems; 0: none."""
     eval_size: int = 140
     """Held-out problems per evaluation."""
+    eval_temperature: float = 0.0
+    """Above 0, held-out problems are also answered by one sample each at this temperature, with adaptation and without:
+    what sampling gives on average, beside what test.answer gives."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -240,13 +254,35 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_known(self, "train.")
-        for name in ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints"):
+        least_one = ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints")
+        for name in (*least_one, "canary_tasks"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("eval_every", "warmup"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
-        require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl"), least=0)
+        require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "canary_kl"), least=0)
+        require_numbers(self, "train.", ("eval_temperature",), least=0)
         require_numbers(self, "train.", ("max_grad_norm",), above=0)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the method adapts to each problem, in training and at test."""
+        return self.method in ("mass", "mass-gold")
+
+    @property
+    def practises(self) -> bool:
+        """Whether practice is written for the training problems."""
+        return self.adapts or self.method == "self-sft"
+
+    @property
+    def learns_gold(self) -> bool:
+        """Whether the outer loss is that of the gold solutions."""
+        return self.method in ("mass-gold", "solver-sft")
+
+    @property
+    def samples_solutions(self) -> bool:
+        """Whether the outer loss is that of sampled and verified solutions."""
+        return self.method in ("mass", "solver-grpo")
 
 
 @dataclass(frozen=True)
@@ -301,10 +337,19 @@ class EvalConfig:
     """Inner loop of the untrained methods, base-ttt and tt-ss; None: as the model's own configuration starts it."""
     synthesis: SynthesisConfig | None = None
     """Practice of the untrained methods; None: as the model's own configuration has it, so that all have as much."""
+    examples: int | None = None
+    """m of every adapting method; None: as its configuration or checkpoint has it."""
+    steps: int | None = None
+    """K of every adapting method; None: as its configuration or checkpoint has it."""
+    samples: int = 0
+    """Answers sampled for each problem, method and temperature, beside the one of `answer`; 0: none."""
+    temperatures: tuple[float, ...] = (0.6, 1.0)
+    """Where `samples` are drawn, as in [0.6,1.0]. One adaptation of a problem serves all of them."""
     votes: int = 8
-    """n of maj@n when mass is not compared; otherwise as many samples as generate at least the tokens of mass."""
+    """n of maj@n, best-of-n and the like when mass is not compared; otherwise as many samples as generate at least the
+    tokens of mass."""
     vote_temperature: float = 1.0
-    """Temperature of the samples that maj@n votes among."""
+    """Temperature of the samples that maj@n, best-of-n and the like choose among."""
     stack: int = 32
     """Problems answered side by side. Memory grows with it; the result does not change but for rounding."""
     resamples: int = 10_000
@@ -314,6 +359,12 @@ class EvalConfig:
         for name in ("votes", "stack", "resamples"):
             require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
         require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
+        require(self.examples is None or self.examples >= 1, "eval.examples", self.examples, "at least 1, or null")
+        require(self.steps is None or self.steps >= 0, "eval.steps", self.steps, "0 or more, or null")
+        require(self.samples >= 0, "eval.samples", self.samples, "0 or more")
+        fit = bool(self.temperatures) and len(set(self.temperatures)) == len(self.temperatures)
+        fit = fit and min(self.temperatures) > 0
+        require(fit, "eval.temperatures", self.temperatures, "numbers above 0, each once")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from mass.config.checks import require, require_numbers, require_shares
+from mass.config.checks import require, require_known, require_numbers, require_shares
 from mass.errors import ConfigError, nearest
 
 LEAST_VOCABULARY = 259
@@ -28,6 +29,8 @@ def _habits() -> dict[str, float]:
 class PretrainConfig:
     """Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
 
+    problems: Literal["minimath", "minimath-search"] = "minimath"
+    """The built-in set that its pages are about."""
     layers: int = 4
     width: int = 128
     heads: int = 4
@@ -50,9 +53,14 @@ class PretrainConfig:
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
+    textbook_same: float = 0.0
+    """Share of textbook pages that work the first problem itself."""
+    failed_tries: float = 0.0
+    """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
     checkpoint_every: int = 300
 
     def __post_init__(self) -> None:
+        require_known(self, "")
         for name in ("layers", "width", "heads", "mlp", "context", "steps", "pages", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         fits = self.width % (2 * self.heads) == 0
@@ -61,6 +69,7 @@ class PretrainConfig:
         require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         require_numbers(self, "", ("learning_rate",), least=0)
         require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
+        require_shares(self, "", ("textbook_same", "failed_tries"))
         habits = _habits()
         for subject, share in self.bare.items():
             if subject not in habits:

@@ -6,6 +6,6 @@ The comparison is the JSON of `mass eval` as a dict; `mass.report.rows` says whi
 from __future__ import annotations
 
 from mass.report.page import html_page, training_page, write_html, write_page
-from mass.report.table import terminal_table
+from mass.report.table import sampled_tables, terminal_table
 
-__all__ = ["html_page", "terminal_table", "training_page", "write_html", "write_page"]
+__all__ = ["html_page", "sampled_tables", "terminal_table", "training_page", "write_html", "write_page"]

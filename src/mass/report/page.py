@@ -27,6 +27,7 @@ def html_page(comparison: Mapping[str, Any]) -> str:
         title=f"MASS: {words.task_text(comparison)}, model {comparison.get('model', 'unnamed')}",
         summary=words.summary(comparison, rows),
         rows=[_cells(row) for row in rows],
+        sampled=[_sampled(rows, *key) for key in words.temperatures(rows)],
         some_no_verdict=any(row.no_verdict for row in rows),
         plots=comparison_plots(rows),
         notes=[str(note) for note in comparison.get("notes") or ()],
@@ -43,6 +44,7 @@ def training_page(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any
         title=title,
         summary=training_summary(curves),
         rows=[],
+        sampled=[],
         some_no_verdict=False,
         plots=training_plots(curves),
         notes=[],
@@ -106,6 +108,26 @@ def _cells(row: Row) -> dict[str, Any]:
         "fallbacks": row.fallbacks,
         "no_verdict": row.no_verdict,
     }
+
+
+def _sampled(rows: Sequence[Row], temperature: float, samples: int) -> dict[str, Any]:
+    """The table of one temperature."""
+    lines = [
+        {
+            "label": row.label,
+            "accuracy": words.percent(part.accuracy),
+            "interval": words.percent_interval(part.interval),
+            "difference": "" if part.difference is None else words.points(part.difference),
+            "difference_interval": words.points_interval(part.difference_interval),
+            "standing": {1: "better", -1: "worse"}.get(words.standing(part) or 0, ""),
+            "pass_at_n": words.percent(part.pass_at_n),
+            "maj_at_n": words.percent(part.maj_at_n),
+            "tokens": words.amount(part.tokens),
+            "seconds": words.amount(part.seconds),
+        }
+        for row, part in words.at_temperature(rows, temperature)
+    ]
+    return {"title": words.sampled_title(temperature, samples).capitalize(), "n": samples, "rows": lines}
 
 
 def _facts(comparison: Mapping[str, Any]) -> dict[str, Any]:

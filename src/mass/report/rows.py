@@ -26,6 +26,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A method's sampled answers at one temperature, N of each problem."""
+
+    temperature: float
+    samples: int
+    accuracy: float | None
+    interval: Interval | None
+    difference: float | None
+    difference_interval: Interval | None
+    pass_at_n: float | None
+    maj_at_n: float | None
+    tokens: float | None
+    """Of one answer, practice included."""
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Row:
     label: str
     method: str
@@ -45,6 +62,8 @@ class Row:
     no_verdict: int
     by_subject: dict[str, Group]
     by_level: dict[str, Group]
+    sampled: tuple[Sampled, ...] = ()
+    """By temperature."""
 
     @property
     def is_base(self) -> bool:
@@ -80,6 +99,22 @@ def _row(data: Mapping[str, Any], index: int) -> Row:
         no_verdict=int(data.get("no_verdict") or 0),
         by_subject=_groups(data.get("by_subject")),
         by_level=_groups(data.get("by_level")),
+        sampled=tuple(_sampled(part) for part in data.get("sampled") or ()),
+    )
+
+
+def _sampled(data: Mapping[str, Any]) -> Sampled:
+    return Sampled(
+        temperature=float(data["temperature"]),
+        samples=int(data["samples"]),
+        accuracy=_number(data.get("accuracy")),
+        interval=_interval(data.get("interval")),
+        difference=_number(data.get("difference")),
+        difference_interval=_interval(data.get("difference_interval")),
+        pass_at_n=_number(data.get("pass_at_n")),
+        maj_at_n=_number(data.get("maj_at_n")),
+        tokens=_number(data.get("tokens_per_answer")),
+        seconds=_number(data.get("seconds_per_answer")),
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_IN = 5.0
+FONT = "system-ui, Segoe UI, Roboto, Helvetica Neue, DejaVu Sans, sans-serif"
 INK, MUTED, GRID, PANEL, BACKGROUND = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = tuple(f"#0a0a{index:02x}" for index in range(8))
 """Placeholder colours of `--s0` (base, grey) to `--s7`."""
@@ -113,6 +114,41 @@ def inline(figure: Figure, name: str, description: str) -> Markup:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return Markup(text)
+
+
+LIGHT = {
+    "--ink": "#1c1f24",
+    "--muted": "#5b6470",
+    "--grid": "#d9dde3",
+    "--panel": "#f4f5f7",
+    "--background": "#ffffff",
+    **{
+        f"--s{index}": colour
+        for index, colour in enumerate(
+            ("#6b7280", "#0b62b0", "#cf5500", "#00875f", "#8250b4", "#a87400", "#c2185b", "#0f7f8f")
+        )
+    },
+}
+"""The page's colours in light, for a picture that stands alone."""
+
+
+TITLE_PT = 24
+"""Height of the line above a picture that stands alone."""
+
+
+def standalone(svg: str, title: str) -> str:
+    """A picture of its own from an inline one: fixed colours, a font, its title, and paper behind it for dark pages."""
+    text = re.sub(r"var\((--[a-z0-9]+)\)", lambda match: LIGHT[match[1]], svg)
+    box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', text)
+    if box is None:
+        raise ValueError("the picture has no viewBox; expected what `inline` made")
+    width, height = float(box[1]), float(box[2]) + TITLE_PT
+    text = text.replace(box[0], f'viewBox="0 {-TITLE_PT} {width:g} {height:g}"')
+    size = f'width="{width:g}pt" height="{height:g}pt" font-family="{FONT}"'
+    paper = f'<rect y="{-TITLE_PT}" width="{width:g}" height="{height:g}" fill="{LIGHT["--background"]}"/>'
+    said = f'<text x="4" y="-8" font-size="11" font-weight="bold" fill="{LIGHT["--ink"]}">{escape(title)}</text>'
+    start = text.index(">", text.index("<svg"))
+    return f"{text[:start]} {size}>{paper}{said}{text[start + 1 :]}\n"
 
 
 def _rounded(attribute: re.Match[str]) -> str:

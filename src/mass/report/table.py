@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mass.report.rows import Row, rows_of
+from mass.report import words
+from mass.report.rows import Row, Sampled, rows_of
 from mass.report.words import amount, percent, percent_interval, points, points_interval, standing, task_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,38 @@ def terminal_table(comparison: Mapping[str, Any]) -> Table:
         cells = [*([] if size else [str(row.n)]), *_cells(row)]
         table.add_row(Text(row.label, style=STYLES[standing(row)]), *(Text(cell) for cell in cells))
     return table
+
+
+def sampled_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """For each temperature one line per method that has sampled answers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = rows_of(comparison)
+    tables: list[Table] = []
+    for temperature, samples in words.temperatures(rows):
+        title = Text(words.sampled_title(temperature, samples))
+        table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+        table.add_column("method", overflow="fold")
+        for name in ["accuracy %", "against base", f"pass@{samples}", f"maj@{samples}", "tokens", "s"]:
+            table.add_column(name, justify="right")
+        for row, part in words.at_temperature(rows, temperature):
+            cells = (Text(cell) for cell in _sampled_cells(part))
+            table.add_row(Text(row.label, style=STYLES[standing(part)]), *cells)
+        tables.append(table)
+    return tables
+
+
+def _sampled_cells(part: Sampled) -> list[str]:
+    change = part.difference
+    return [
+        f"{percent(part.accuracy)} {percent_interval(part.interval)}",
+        "" if change is None else f"{points(change)} {points_interval(part.difference_interval)}",
+        percent(part.pass_at_n),
+        percent(part.maj_at_n),
+        amount(part.tokens),
+        amount(part.seconds),
+    ]
 
 
 def _cells(row: Row) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mass.report.rows import Interval, Row
+from mass.report.rows import Interval, Row, Sampled
 
 MISSING = "–"
 
@@ -34,12 +34,26 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def standing(row: Row) -> int | None:
+def standing(row: Row | Sampled) -> int | None:
     """1 when the interval of the difference lies above 0, -1 when below, 0 when it covers 0; None without one."""
     if row.difference_interval is None:
         return None
     low, high = row.difference_interval
     return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def temperatures(rows: Sequence[Row]) -> list[tuple[float, int]]:
+    """Temperatures at which answers were sampled, and how many of each problem."""
+    return list(dict.fromkeys((part.temperature, part.samples) for row in rows for part in row.sampled))
+
+
+def at_temperature(rows: Sequence[Row], temperature: float) -> list[tuple[Row, Sampled]]:
+    """The methods that have answers at a temperature."""
+    return [(row, part) for row in rows for part in row.sampled if part.temperature == temperature]
+
+
+def sampled_title(temperature: float, samples: int) -> str:
+    return f"sampled at temperature {temperature:g}, {samples} answers to each problem"
 
 
 def summary(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Source -> Tasks: `minimath`, which is built in, or a JSONL file."""
+"""Source -> Tasks: a set that is built in, a known data set, any of the hub, a file, or reasoning-gym's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mass.errors import DataError, nearest
-from mass.tasks import jsonl
+from mass.tasks import files, gym, known, minimath
+from mass.tasks.known import KNOWN
 from mass.types import Task
 
-__all__ = ["content_hash", "load"]
+__all__ = ["KNOWN", "content_hash", "load"]
 
 
 def load(
@@ -25,44 +26,48 @@ def load(
     fields: Mapping[str, str] | None = None,
     verifier: str | None = None,
 ) -> list[Task]:
-    """Tasks of `source`: "minimath", or the path of a `.jsonl` or `.jsonl.gz` file.
+    """Tasks of `source`.
 
     Args:
-        split: of minimath; a file is what it is.
-        size: None takes all rows of a file, in file order; a smaller number takes a random subset of that size, drawn
-            with `seed` and kept in file order; a larger one takes all rows.
-        fields: our field name -> the file's, such as `{"problem": "prompt", "answer": "gold"}`.
-        verifier: judges all tasks, instead of the one their layout suggests.
+        source: "minimath" or "minimath-search"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet` file; the name of a
+            known data set (a key of `KNOWN`) or an id of the hub, "owner/name" or "owner/name:config";
+            "reasoning_gym:NAME".
+        split: of a built-in set or a data set of the hub; a file is what it is.
+        size: None takes all rows, in their order; a smaller number takes a random subset of that size, drawn with
+            `seed` and kept in order; a larger one takes all. Built-in sets and reasoning-gym make as many as asked for.
+        fields: our field name -> the data set's, such as `{"problem": "prompt", "answer": "gold"}`.
+        verifier: judges all tasks, instead of the one their layout suggests: a key of `mass.verify.VERIFIERS`, or one
+            of your own, "module:function" or "command:PROGRAM ARGUMENTS".
 
     Raises:
         DataError: with file and line number, on anything that cannot be used.
     """
     if size is not None and size < 1:
         raise DataError(f"size is {size}; expected at least 1, or none for all")
-    if str(source) == "minimath":
+    name = str(source)
+    if name in minimath.SOURCES or name.startswith(gym.PREFIX):
         if fields:
-            raise DataError("fields maps the names of a file, and minimath is built in; leave fields out")
-        from mass.tasks import minimath
-
-        tasks = minimath.load(split, size, seed)
-    else:
-        tasks = _subset(jsonl.load(_file(source), fields), size, seed)
-    return tasks if verifier is None else [dataclasses.replace(task, verifier=verifier) for task in tasks]
+            raise DataError(f"fields maps the names of a data set, and {name} is built in; leave fields out")
+        built_in = name in minimath.SOURCES
+        made = minimath.load(split, size, seed, source=name) if built_in else gym.load(name, size, seed)
+        return made if verifier is None else [dataclasses.replace(task, verifier=verifier) for task in made]
+    path = Path(source).expanduser()
+    if path.exists() or name.endswith(files.SUFFIXES):
+        if not name.endswith(files.SUFFIXES):
+            raise DataError(f"{path} is no {' or '.join(files.SUFFIXES)} file; convert it to one JSON object a line")
+        return _subset(files.load(path, fields, verifier), size, seed)
+    found = known.find(name)
+    if found is None:
+        hint = nearest(name, [*minimath.SOURCES, *KNOWN])
+        raise DataError(
+            f"no task set {name!r}; expected a path to a {' or '.join(files.SUFFIXES)} file, or a name{hint}"
+        )
+    return _subset(known.load(*found, split, fields, verifier), size, seed)
 
 
 def content_hash(tasks: Sequence[Task]) -> str:
     """SHA-256 over the problems, in order: whether two runs saw the same ones."""
     return hashlib.sha256(json.dumps([task.problem for task in tasks]).encode()).hexdigest()
-
-
-def _file(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if path.name.endswith(jsonl.SUFFIXES):
-        return path
-    if path.exists():
-        raise DataError(f"{path} is no {' or '.join(jsonl.SUFFIXES)} file; convert it to one JSON object a line")
-    hint = nearest(str(source), ["minimath"])
-    raise DataError(f"no task set {str(source)!r}; expected 'minimath' or a path to a .jsonl or .jsonl.gz file{hint}")
 
 
 def _subset(tasks: list[Task], size: int | None, seed: int) -> list[Task]:

@@ -11,25 +11,37 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mass.errors import DataError, MassError, nearest
 from mass.types import Task, Verdict
-from mass.verify import choice, exact, math
+from mass.verify import choice, code, exact, gym, harness, math, own
 from mass.verify.extract import final_answer
+from mass.verify.likelihood import check_by_likelihood
 
-__all__ = ["VERIFIERS", "check", "check_all", "final_answer"]
+__all__ = ["VERIFIERS", "check", "check_all", "check_by_likelihood", "final_answer"]
 
 VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "math": math.check,
     "exact": exact.check,
     "choice": choice.check,
+    "code": code.check,
+    "gsm8k-strict": harness.gsm8k_strict,
+    "gsm8k-flexible": harness.gsm8k_flexible,
+    "minerva": harness.minerva,
+    "reasoning-gym": gym.check,
 }
-"""Verifier name -> function. Add your own under a new name; what it raises becomes "no verdict"."""
+"""Verifier name -> function. Your own: under a new name here, or named "module:function" or "command:PROGRAM" by the
+task (`mass.verify.own`); what it raises becomes "no verdict"."""
+
+_IN_PROCESS = ("exact", "choice", "gsm8k-strict", "gsm8k-flexible")
 
 
 def check(task: Task, text: str) -> Verdict:
-    """Judge the answer text `text` to `task`. Raises DataError when the task names an unknown verifier."""
-    verifier = VERIFIERS.get(task.verifier)
+    """Judge the answer text `text` to `task`.
+
+    Raises DataError when the task names an unknown verifier, ConfigError when that cannot be used on this machine.
+    """
+    verifier = VERIFIERS.get(task.verifier) or own.find(task.verifier)
     if verifier is None:
         raise DataError(f"task {task.id!r} names the verifier {task.verifier!r}{nearest(task.verifier, VERIFIERS)}")
-    if not task.answer.strip():
+    if not task.answer.strip() and task.verifier in VERIFIERS:
         return Verdict(None, "the task has no answer to compare with", final_answer(text))
     try:
         return verifier(task, text)
@@ -42,9 +54,9 @@ def check(task: Task, text: str) -> Verdict:
 def check_all(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
     """Verdicts of many (task, text) pairs in their order.
 
-    Side by side, with all workers busy, where math-verify may be asked: the other verifiers take less than a thread.
+    Side by side where a verifier may wait for other processes; the rest take less time than a thread.
     """
-    if not any(task.verifier == "math" for task, _ in pairs):
+    if all(task.verifier in _IN_PROCESS for task, _ in pairs):
         return [check(task, text) for task, text in pairs]
     with ThreadPoolExecutor(max_workers=math.POOL.size) as threads:
         return list(threads.map(check, *zip(*pairs, strict=True)))

@@ -21,14 +21,22 @@ _RATIONAL = re.compile(
 )
 _FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
 _THOUSANDS = re.compile(r",\s*\\!\s*|\{,\}")
+_SPACED = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?: |\\,)[0-9]{3})+(?![0-9])")
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]?)(?P<head>[0-9]*\.[0-9]*)\\overline\s?(?:\{(?P<cycle>[0-9]+)\}|(?P<digit>[0-9]))"
+)
 _MONEY = re.compile(r"\\?[$€£¥]")
 
 
 def number(text: str) -> Fraction | None:
-    r"""The rational that `text` writes, or None: `7`, `-3/4`, `1 1/2`, `2.50`, `1,200`, `$5`, `\frac{3}{4}`."""
+    r"""The rational that `text` writes, or None: `7`, `-3/4`, `1 1/2`, `2.50`, `1,200`, `1 200`, `$5`, `\frac{3}{4}`,
+    `0.\overline{3}`."""
     if len(text) > MAX_NUMBER_CHARS:
         return None
     plain = _MONEY.sub("", _THOUSANDS.sub(",", text)).replace("\u2212", "-").strip()
+    if repeating := _REPEATING.fullmatch(plain):
+        return _repeating(repeating)
+    plain = _SPACED.sub(lambda m: re.sub(r" |\\,", "", m[0]), plain)
     plain = _FRAC.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", plain).strip()
     match = _RATIONAL.fullmatch(plain)
     if match is None:
@@ -44,6 +52,14 @@ def _value(match: re.Match[str]) -> Fraction:
     if match["whole"]:
         return int(match["whole"]) + Fraction(int(match["of"]), int(match["by"]))
     return _decimal(match["top"]) / _decimal(match["bottom"] or "1")
+
+
+def _repeating(match: re.Match[str]) -> Fraction:
+    """`0.1` and the cycle `6`: 0.1 + 6/90."""
+    cycle, places = match["cycle"] or match["digit"], len(match["head"].partition(".")[2])
+    head = Fraction(f"0{match['head']}0")
+    value = head + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
+    return -value if match["sign"] == "-" else value
 
 
 def _decimal(digits: str) -> Fraction:
@@ -64,8 +80,8 @@ def verdict(correct: bool, found: Found, gold: str, how: str = "") -> Verdict:
     """A verdict with its reason: the two answers, how they compare, and whether the answer was a last resort."""
     sign = "is" if correct else "is not"
     reason = f"{shorten(found.text)} {sign} {shorten(gold)}" + (f" ({how})" if how else "")
-    if found.how == "last number":
-        reason += "; no marked answer, the last number was taken"
+    if found.how.startswith("last"):
+        reason += f"; no marked answer, the {found.how} was taken"
     return Verdict(correct, reason, found.text)
 
 

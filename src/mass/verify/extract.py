@@ -1,7 +1,8 @@
 r"""Answer text -> its final answer.
 
-In order of trust: the last `\boxed{...}`, the last `#### x`, the last "Answer: x" or "answer is x", and as a last
-resort the last number, as the flexible extraction of the field's harnesses does. Every pass is linear in the text:
+In order of trust: the last `\boxed{...}`, the last `#### x`, the last "Answer: x" or "answer is x", a text that is
+nothing but a formula or a word, and as a last resort the last number, as the flexible extraction of the field's
+harnesses does, with the formula that it stands in. Every pass is linear in the text:
 what a model writes can be huge, deeply nested or noise.
 """
 
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 MAX_ANSWER_CHARS = 1000
 """An answer after a mark is read this far at most; what is longer is no final answer."""
 
+MAX_BARE_CHARS = 200
+
 _BRACES = re.compile(
     r"(?P<box>\\f?boxed\s{0,4}\{|\\fbox\s{0,4}\{)|(?P<bare>\\boxed\s{1,4}[-+]?[0-9][^\s${}\\]{0,200})|\\.|[{}]", re.S
 )
@@ -23,6 +26,14 @@ _NUMBER = re.compile(
 )
 # As in pandoc: a closing dollar has no space before it and no digit after it, so "$5 or $6" stays money.
 _INLINE = re.compile(r"\$\$?([^\s$](?:[^$]*[^\s$])?)\$\$?(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+_LATEX_WORD = re.compile(
+    r"\\(?:begin|end|text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s?\{[^{}]*\}|\\[A-Za-z]+"
+)
+_ALPHANUMERIC = re.compile(r"[^\W_]|\\[A-Za-z{]")
+_UNREAD = re.compile(r"####|box|answer", re.I)
+"""Marks without an answer that could be read."""
+_WORD = re.compile(r"[^\W\d_]{2}")
+_LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"\.\s|\s(?:because|since)\b")
 
 
@@ -32,7 +43,7 @@ class Found:
 
     text: str
     how: str
-    """'boxed', '####', 'answer is' or 'last number'."""
+    """'boxed', '####', 'answer is', 'whole text', 'last formula' or 'last number'."""
 
 
 def final_answer(text: str) -> str | None:
@@ -46,9 +57,11 @@ def find(text: str, *, numbers: bool = True) -> Found | None:
     for how, search in (("boxed", _boxed), ("####", _hashes), ("answer is", _marked)):
         if answer := search(text):
             return Found(answer, how)
-    if numbers and (number := _last_number(text)):
-        return Found(number, "last number")
-    return None
+    if not numbers:
+        return None
+    if whole := _whole(text):
+        return Found(whole, "whole text")
+    return _last_number(text)
 
 
 def _boxed(text: str) -> str:
@@ -93,11 +106,29 @@ def _marked(text: str) -> str:
     return ""
 
 
-def _last_number(text: str) -> str:
-    last = ""
+def _whole(text: str) -> str:
+    """All of a text that is one short line without words (but for those in `\\text{}`), or one word alone."""
+    value = _tidy(text.strip()[: MAX_BARE_CHARS + 1])
+    if len(value) > MAX_BARE_CHARS or "\n" in value or not _ALPHANUMERIC.search(value) or _UNREAD.search(value):
+        return ""
+    if _WORD.search(_LATEX_WORD.sub(" ", value)) and not value.isalpha():
+        return ""
+    left, equals, right = value.rpartition("=")
+    return right.strip() if equals and not _LETTER.search(left) else value
+
+
+def _last_number(text: str) -> Found | None:
+    last = None
     for match in _NUMBER.finditer(text):
-        last = match[0]
-    return last
+        last = match
+    if last is None:
+        return None
+    start = max(0, last.start() - MAX_BARE_CHARS)
+    for formula in _INLINE.finditer(text[start : last.end() + MAX_BARE_CHARS]):
+        if formula.start() + start <= last.start() < formula.end() + start:
+            content = (formula[1] or formula[2] or formula[3]).rpartition("=")[2]
+            return Found(_tidy(content) or last[0], "last formula")
+    return Found(last[0], "last number")
 
 
 def _tidy(value: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mass.types import Task, Verdict
+from mass.verify import intervals
 from mass.verify.exact import number, verdict
 from mass.verify.extract import MAX_ANSWER_CHARS, find
 from mass.verify.pool import NoVerdict, Pool
@@ -22,7 +23,11 @@ POOL = Pool(size=min(4, os.cpu_count() or 1))
 ROUNDED_PLACES = 6
 """A decimal of at least so many places stands for the fraction that rounds to it: 0.333333 for 1/3."""
 
-_WORDS_IN_MATH = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s?\{([^{}]*)\}")
+_WORDS_IN_MATH = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|boldsymbol|bf|operatorname)\s?\{([^{}]*)\}"
+)
+_UNIT_LETTER = re.compile(r"(?<=[0-9}])\s*\\(?:text|mbox|mathrm)\s?\{\s*([mgshL])\s*\}")
+_LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
 _SPACING = re.compile(r"\\[!,;:> ]|~|\\q?quad\b|\\(?:left|right|displaystyle)(?![A-Za-z])")
 _DEGREES = re.compile(r"\^\s?\{?\s?\\circ\s?\}?|\\degrees?\b|°|(?<=[0-9}]) degrees?$")
 _FRACTION = re.compile(r"\\[dtc]?frac(?![A-Za-z])\s?")
@@ -30,7 +35,44 @@ _ROOT = re.compile(r"\\sqrt\s?([0-9A-Za-z])")
 _SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=(?!=)\s*")
 _UNIT = re.compile(r"(?<=[0-9}])(?:\s?\\?(?P<percent>%)|\s(?P<unit>[A-Za-z]{2,}[A-Za-z /.]*(?:\^\{?[23]\}?)?))$")
+_BRACKETED = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
 _BASED = re.compile(r"([0-9][0-9A-Za-z]*)\s?_\s?\{?\s?([0-9]{1,2})\s?\}?")
+_UNITS = {
+    name: words.split()[0]
+    for words in (
+        "m meter metre",
+        "cm centimeter centimetre",
+        "mm millimeter millimetre",
+        "km kilometer kilometre",
+        "in inch inche",
+        "ft foot feet",
+        "yd yard",
+        "mi mile",
+        "g gram",
+        "kg kilogram",
+        "mg milligram",
+        "lb pound",
+        "oz ounce",
+        "s second sec",
+        "min minute",
+        "h hour hr",
+        "day",
+        "week",
+        "month",
+        "year yr",
+        "l liter litre",
+        "ml milliliter millilitre",
+        "gal gallon",
+        "cent",
+        "dollar",
+        "% percent",
+        "mph",
+        "km/h",
+        "m/s",
+    )
+    for name in words.split()
+}
+"""Names of units that are known to be different: those of two other words may mean the same."""
 _NO_UNIT = frozenset(
     # Words that make another number of it.
     re.findall(
@@ -64,7 +106,7 @@ def check(task: Task, text: str) -> Verdict:
     if cheap is not None:
         return verdict(cheap, found, gold)
     try:
-        return verdict(POOL.equal(gold, found.text), found, gold, "by math-verify")
+        return verdict(POOL.equal(*intervals.alike(gold, found.text)), found, gold, "by math-verify")
     except NoVerdict as error:
         return Verdict(None, str(error), found.text)
 
@@ -74,8 +116,12 @@ def compare(gold: str, answer: str) -> bool | None:
     normal_gold, normal_answer = normalise(gold), normalise(answer)
     if squeeze(normal_gold) == squeeze(normal_answer):
         return True
+    if _differently_closed(normal_gold, normal_answer):
+        return False
+    if (named := _named(normal_gold)) and (others := _named(normal_answer)):
+        return _same_names(named, others)
     one, other = _parts(normal_gold), _parts(normal_answer)
-    if (one.name and other.name and one.name != other.name) or (one.unit and other.unit and one.unit != other.unit):
+    if (one.name and other.name and one.name != other.name) or _other_unit(one.unit, other.unit):
         return False
     left, right = number(one.value), number(other.value)
     if left is None or right is None:
@@ -88,6 +134,8 @@ def normalise(text: str) -> str:
     r"""LaTeX written one way: no spacing commands, dollars or degrees, `\text{}` opened, every fraction `\frac{}{}`."""
     text = text.replace("\u2212", "-").replace(r"\$", "").replace("$", "")
     text = re.sub(r",\s*\\!\s*", ",", text)
+    text = text.replace(r"\varnothing", r"\emptyset")
+    text = _UNIT_LETTER.sub(lambda match: f" {_LETTERS[match[1]]}", text)
     text = _WORDS_IN_MATH.sub(r" \1 ", _SPACING.sub(" ", text))
     text = _ROOT.sub(r"\\sqrt{\1}", _braced_fractions(text))
     text = _DEGREES.sub("", " ".join(text.split())).strip()
@@ -117,6 +165,27 @@ def _braced_fractions(text: str) -> str:
     return "".join(pieces) + text[position:]
 
 
+def _differently_closed(gold: str, answer: str) -> bool:
+    """Whether both are intervals, or points, with other brackets: `(3,4]` and `[3,4]`."""
+    ends = [(text[0], text[-1]) if _BRACKETED.fullmatch(text) else None for text in (gold, answer)]
+    return None not in ends and ends[0] != ends[1]
+
+
+def _named(text: str) -> dict[str, str]:
+    """`a=2, b=3` by name; empty for anything else, also for one name alone."""
+    pieces = [piece.strip() for piece in re.split(r",|;|\band\b", text) if piece.strip()]
+    found = [_NAME.match(piece) for piece in pieces]
+    names = {match[1]: piece[match.end() :] for match, piece in zip(found, pieces, strict=True) if match}
+    return names if len(names) == len(pieces) > 1 else {}
+
+
+def _same_names(gold: dict[str, str], answer: dict[str, str]) -> bool | None:
+    if gold.keys() != answer.keys():
+        return False
+    each = [compare(gold[name], answer[name]) for name in gold]
+    return False if False in each else True if all(each) else None
+
+
 def _parts(text: str) -> _Parts:
     name = _NAME.match(text)
     value = text[name.end() :] if name else text
@@ -128,6 +197,16 @@ def _parts(text: str) -> _Parts:
         word = "%" if unit["percent"] or unit["unit"] == "percent" else unit["unit"].strip().casefold().rstrip("s.")
         return _Parts(name[1] if name else "", value[: unit.start()], word)
     return _Parts(name[1] if name else "", value, "")
+
+
+def _other_unit(one: str, other: str) -> bool:
+    """Whether the two cannot be the same: both known, or bases of a number system."""
+    if one == other or not one or not other:
+        return False
+    if one.startswith("base ") or other.startswith("base "):
+        return True
+    first, second = _UNITS.get(one), _UNITS.get(other)
+    return first is not None and second is not None and first != second
 
 
 def _rounds_to(gold: Fraction, answer: Fraction, text: str) -> bool:

@@ -1,6 +1,8 @@
-"""The program of one math-verify worker: gold and answer in, equal or not out, one JSON line each.
+"""The program of one worker: a request in, a verdict out, one JSON line each.
 
-It is run as a file of its own and imports nothing of `mass` (whose values need torch): `python worker.py LIMIT_S`.
+`python worker.py LIMIT_S math` compares a gold and an answer with math-verify, `… gym` asks a data set of reasoning-gym
+for the score of an answer. It is run as a file of its own and imports nothing of `mass` (whose values need torch). Once
+its library is there, it gives up files, network and signals where the kernel lets it.
 Code that parses what a model wrote may hang or eat memory, so each request has a watchdog that ends this process even
 while it computes without the interpreter lock, and even after its parent is gone.
 """
@@ -20,6 +22,7 @@ import faulthandler
 import importlib
 import json
 import logging
+from collections.abc import Callable
 from typing import Any, TextIO
 
 MAX_MEMORY_BYTES = 4 << 30
@@ -35,11 +38,25 @@ def equal(gold: str, answer: str) -> bool:
     return bool(library.verify(golds, answers, timeout_seconds=None, raise_on_error=True))
 
 
+def score(name: str, seed: int, index: int, options: dict[str, Any], answer: str) -> float:
+    """What the data set itself says of an answer to its entry `index`."""
+    library: Any = importlib.import_module("reasoning_gym")
+    made = library.create_dataset(name, seed=seed, size=index + 1, **options)
+    return float(made.score_answer(answer, made[index]))
+
+
+_MODES: dict[str, tuple[str, Callable[..., Any], list[Any]]] = {
+    "math": ("equal", equal, ["1", "1"]),
+    "gym": ("score", score, ["chain_sum", 0, 0, {}, "1"]),
+}
+"""Name of the result, the function, and a request whose reply shows that it works."""
+
+
 def _formula(text: str) -> str:
     return text if "$" in text.replace(r"\$", "") else f"${text}$"
 
 
-def main(limit_s: float) -> None:
+def main(limit_s: float, mode: str = "math") -> None:
     """Serve standard input until it ends; each request may take `limit_s` seconds of wall clock."""
     with open(os.devnull, "w") as silence, os.fdopen(os.dup(1), "w") as channel:
         # The parser's runtime prints to standard output.
@@ -47,17 +64,19 @@ def main(limit_s: float) -> None:
         faulthandler.dump_traceback_later(10 * limit_s, exit=True, file=silence)
         _limit_memory()
         logging.disable(logging.CRITICAL)
-        _reply(channel, _guarded("1", "1"))
+        _reply(channel, _guarded(mode, _MODES[mode][2]))
+        _give_up_powers()
         faulthandler.cancel_dump_traceback_later()
         for line in sys.stdin:
             faulthandler.dump_traceback_later(limit_s, exit=True, file=silence)
-            _reply(channel, _guarded(*json.loads(line)))
+            _reply(channel, _guarded(mode, json.loads(line)))
             faulthandler.cancel_dump_traceback_later()
 
 
-def _guarded(gold: str, answer: str) -> dict[str, Any]:
+def _guarded(mode: str, request: list[Any]) -> dict[str, Any]:
+    name, function, _ = _MODES[mode]
     try:
-        return {"equal": equal(gold, answer)}
+        return {name: function(*request)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:200]}
 
@@ -65,6 +84,18 @@ def _guarded(gold: str, answer: str) -> dict[str, Any]:
 def _reply(channel: TextIO, reply: dict[str, Any]) -> None:
     channel.write(json.dumps(reply) + "\n")
     channel.flush()
+
+
+def _give_up_powers() -> None:
+    """What is left: to compute, and to read Python's own folders."""
+    here = os.path.dirname(os.path.realpath(__file__))
+    sys.path.append(here)
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        confine: Any = importlib.import_module("inside.confine")
+        readable = {sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/dev/urandom", *sys.path}
+        confine.landlock(readable, [os.devnull])
+        confine.filter_calls()
+    sys.path.remove(here)
 
 
 def _limit_memory() -> None:
@@ -75,4 +106,4 @@ def _limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    main(float(sys.argv[1]), *sys.argv[2:])

@@ -1,5 +1,8 @@
 """(split, seed, index) -> Task: procedurally generated problems with worked solutions and exact answers.
 
+Two sets: `minimath`, whose problems are worked out from the statement to the answer, and `minimath-search`, which adds
+as many again that are easier to check than to find.
+
 Endless and seeded: task `index` of a stream is a function of `(split, seed, index)` alone, so a stopped run finds its
 place again without state. A problem belongs to the split that the hash of its text names, so train, validation and
 test are disjoint by construction, whatever the seeds.
@@ -9,60 +12,41 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Container, Mapping, Sequence
 
 from mass.errors import ConfigError, DataError, nearest
-from mass.tasks.minimath.kinds import KINDS, LEVELS, SUBJECTS, Kind, Numbers, Scratchpad
+from mass.tasks.minimath import forward, inverse
+from mass.tasks.minimath.problem import Problem
+from mass.tasks.minimath.recognise import LEVELS, recognise
+from mass.tasks.minimath.scratchpad import KINDS, Kind
 from mass.types import Task
 
-__all__ = ["KINDS", "LEVELS", "SPLITS", "SUBJECTS", "Problem", "draw", "load", "problem_split", "similar", "task_at"]
+__all__ = [
+    "KINDS",
+    "LEVELS",
+    "MINIMATH",
+    "SOURCES",
+    "SPLITS",
+    "SUBJECTS",
+    "Kind",
+    "Problem",
+    "draw",
+    "load",
+    "problem_split",
+    "recognise",
+    "similar",
+    "task_at",
+]
 
+MINIMATH = "minimath"
+SOURCES: Mapping[str, Sequence[Kind]] = {
+    MINIMATH: [kind for kind in KINDS if kind.solve.__module__ == forward.__name__],
+    "minimath-search": KINDS,
+}
+"""Name of a set -> its kinds. A set is drawn from under its own name, so that one added later changes no other."""
+assert inverse  # read for the kinds that it registers
+SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))
 SPLITS = ("train", "validation", "test")
-STYLES = ("bare", "worked", "slip")
-_BY_SUBJECT = {subject: [k for k in KINDS if k.subject == subject] for subject in SUBJECTS}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A drawn problem, able to state itself and to solve itself in each style."""
-
-    kind: Kind
-    level: int
-    numbers: Numbers
-
-    @property
-    def text(self) -> str:
-        return self.kind.text(*self.numbers)
-
-    @property
-    def answer(self) -> str:
-        return _plain(self.kind.solve(Scratchpad(), *self.numbers))
-
-    def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
-        """Worked steps and the answer; `bare` has no steps; `slip` has one wrong step (chosen by `rng`) and what
-        follows from it. A problem whose slip would still end in the right answer is given a wrong last step."""
-        if style == "bare":
-            return f"Answer: {self.answer}"
-        pad = Scratchpad()
-        result = self.kind.solve(pad, *self.numbers)
-        if style == "slip":
-            pad, result = self._slip(pad, rng or random.Random(0))
-        return f"{'. '.join(pad.steps)}. Answer: {_plain(result)}" if pad.steps else f"Answer: {_plain(result)}"
-
-    def _slip(self, right: Scratchpad, rng: random.Random) -> tuple[Scratchpad, int | Fraction]:
-        slip_by = rng.choice((-10, -2, -1, 1, 2, 10))
-        calculations = [i for i, step in enumerate(right.steps) if "=" in step] or [0]
-        for slip_at in (rng.choice(calculations), calculations[-1]):
-            pad = Scratchpad(slip_at, slip_by)
-            result = self.kind.solve(pad, *self.numbers)
-            if _plain(result) != self.answer:
-                return pad, result
-        return pad, result + slip_by
-
-    def task(self, id: str = "") -> Task:
-        return Task(self.text, self.solution(), self.answer, self.kind.subject, self.level, id, verifier="exact")
 
 
 def problem_split(text: str) -> str:
@@ -72,17 +56,21 @@ def problem_split(text: str) -> str:
 
 
 def draw(
-    rng: random.Random, split: str, subjects: Sequence[str] | None = None, levels: Sequence[int] | None = None
+    rng: random.Random,
+    split: str,
+    subjects: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+    source: str = MINIMATH,
 ) -> Problem:
     """One problem of the split: subject and level uniform, then a kind of that subject, then its numbers."""
     subject, level = rng.choice(subjects or SUBJECTS), rng.choice(levels or LEVELS)
-    kinds = list(_BY_SUBJECT[subject])
+    kinds = [kind for kind in SOURCES[source] if kind.subject == subject]
     rng.shuffle(kinds)
     found = (_draw_kind(rng, split, kind, level) for kind in kinds)
     problem = next((p for p in found if p is not None), None)
     if problem is None:
         raise DataError(
-            f"minimath: no problem of {subject}, level {level} falls into split {split!r}; take another level"
+            f"{source}: no problem of {subject}, level {level} falls into split {split!r}; take another level"
         )
     return problem
 
@@ -107,11 +95,16 @@ def _draw_kind(rng: random.Random, split: str, kind: Kind, level: int) -> Proble
 
 
 def task_at(
-    split: str, seed: int, index: int, subjects: Sequence[str] | None = None, levels: Sequence[int] | None = None
+    split: str,
+    seed: int,
+    index: int,
+    subjects: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+    source: str = MINIMATH,
 ) -> Task:
-    """Task `index` of the endless stream of (split, seed)."""
-    rng = random.Random(f"minimath:{split}:{seed}:{index}")
-    return draw(rng, split, subjects, levels).task(f"minimath-{split}-{seed}-{index}")
+    """Task `index` of the endless stream of (source, split, seed)."""
+    rng = random.Random(f"{source}:{split}:{seed}:{index}")
+    return draw(rng, split, subjects, levels, source).task(f"{source}-{split}-{seed}-{index}")
 
 
 def load(
@@ -120,6 +113,7 @@ def load(
     seed: int,
     subjects: Sequence[str] | None = None,
     levels: Sequence[int] | None = None,
+    source: str = MINIMATH,
 ) -> list[Task]:
     """`size` distinct tasks (default 1000), the cells subject x level filled in turn so that the set is balanced.
 
@@ -128,27 +122,27 @@ def load(
     """
     subjects, levels = _checked(split, subjects, levels)
     size = 1000 if size is None else size
-    rng = random.Random(f"minimath:{split}:{seed}")
+    rng = random.Random(f"{source}:{split}:{seed}")
     open_cells = [(subject, level) for level in levels for subject in subjects]
     texts: dict[str, Task] = {}
     while len(texts) < size and open_cells:
         for cell in list(open_cells)[: size - len(texts)]:
-            problem = _new_problem(rng, split, cell, texts)
+            problem = _new_problem(rng, split, cell, texts, source)
             if problem is None:
                 open_cells.remove(cell)
             else:
-                texts[problem.text] = problem.task(f"minimath-{split}-{seed}-{len(texts)}")
+                texts[problem.text] = problem.task(f"{source}-{split}-{seed}-{len(texts)}")
     if len(texts) < size:
-        raise DataError(f"minimath: {size} distinct problems asked for, {len(texts)} exist here; ask for fewer")
+        raise DataError(f"{source}: {size} distinct problems asked for, {len(texts)} exist here; ask for fewer")
     return list(texts.values())
 
 
 def _new_problem(
-    rng: random.Random, split: str, cell: tuple[str, int], known: Container[str], tries: int = 100
+    rng: random.Random, split: str, cell: tuple[str, int], known: Container[str], source: str, tries: int = 100
 ) -> Problem | None:
     """A problem of the cell that is not known yet; None when the cell seems exhausted."""
     for _ in range(tries):
-        problem = draw(rng, split, [cell[0]], [cell[1]])
+        problem = draw(rng, split, [cell[0]], [cell[1]], source)
         if problem.text not in known:
             return problem
     return None
@@ -166,7 +160,3 @@ def _checked(
         if level not in LEVELS:
             raise ConfigError(f"minimath: level {level} is unknown; levels are 1 to 5")
     return subjects or SUBJECTS, levels or LEVELS
-
-
-def _plain(value: int | Fraction) -> str:
-    return str(value)

@@ -1,9 +1,6 @@
-"""(random generator, level) -> the numbers of one problem; the numbers -> its text and its worked steps.
+"""Kinds that are worked out from the statement to the answer, step by step.
 
-A *kind* is one sort of problem. `draw` picks its numbers for a level of 1 to 5, `text` states it, and `solve` works it
-out on a `Scratchpad`, which writes each step down and can let one of them slip, so that the same code writes correct
-solutions and wrong ones whose later steps follow from the mistake. The seven subjects are those of the MATH data set
-(Hendrycks et al., arXiv 2103.03874).
+The seven subjects are those of the MATH data set (Hendrycks et al., arXiv 2103.03874).
 """
 
 # pyright: reportUnknownLambdaType=false
@@ -12,91 +9,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TypeVar
 
-Numbers = tuple[int, ...]
-T = TypeVar("T")
-
-
-@dataclass
-class Scratchpad:
-    """Collects the steps of one solution; step number `slip_at` (0-based) is written with a wrong result."""
-
-    slip_at: int | None = None
-    slip_by: int = 1
-    steps: list[str] = field(default_factory=list[str])
-
-    def step(self, expression: str, value: int) -> int:
-        """Write `expression=value` and hand the value on, wrong if this is the step that slips."""
-        if len(self.steps) == self.slip_at:
-            value += self.slip_by
-        self.steps.append(f"{expression}={value}")
-        return value
-
-    def say(self, remark: str) -> None:
-        self.steps.append(remark)
-
-
-@dataclass(frozen=True)
-class Kind:
-    subject: str
-    name: str
-    draw: Callable[[random.Random, int], Numbers]
-    text: Callable[..., str]
-    solve: Callable[..., int | Fraction]
-    """`solve(scratchpad, *numbers)` returns the answer that its steps lead to."""
-
-
-KINDS: list[Kind] = []
-
-
-def kind(subject: str, text: Callable[..., str], draw: Callable[[random.Random, int], Numbers]):
-    """Register the decorated function as `solve` of a new kind."""
-
-    def register(solve: Callable[..., int | Fraction]) -> Callable[..., int | Fraction]:
-        KINDS.append(Kind(subject, solve.__name__, draw, text, solve))
-        return solve
-
-    return register
-
-
-def signed(value: int) -> str:
-    """`+ 3` or `- 3`, inside a sum."""
-    return f"+ {value}" if value >= 0 else f"- {-value}"
-
-
-def term(coefficient: int, name: str, *, first: bool = False) -> str:
-    """`3x`, `x` at a start; `+ 3x`, `- x` inside a sum."""
-    number = "" if abs(coefficient) == 1 else str(abs(coefficient))
-    if first:
-        return f"{'-' if coefficient < 0 else ''}{number}{name}"
-    return f"{'-' if coefficient < 0 else '+'} {number}{name}"
-
-
-def in_parens(value: int) -> str:
-    return f"({value})" if value < 0 else str(value)
-
-
-def add(pad: Scratchpad, a: int, b: int) -> int:
-    return pad.step(f"{a}+{b}" if b >= 0 else f"{a}-{-b}", a + b)
-
-
-def multiply(pad: Scratchpad, a: int, b: int) -> int:
-    return pad.step(f"{a}*{in_parens(b)}", a * b)
-
-
-def divide(pad: Scratchpad, a: int, b: int) -> int:
-    """Exact on correct steps; rounded down after a slip, and defined for every divisor a slip can make."""
-    return pad.step(f"{a}/{in_parens(b)}", a // (b or 1))
-
-
-def upto(level: int, *bounds: T) -> T:
-    """The bound (or range of bounds) that belongs to a level."""
-    return bounds[level - 1]
-
+from mass.tasks.minimath.scratchpad import Numbers, Scratchpad, add, divide, kind, multiply, signed, term, upto
 
 # --- Prealgebra
 
@@ -362,6 +277,8 @@ def _quadratic(r: random.Random, level: int) -> Numbers:
 
 def _roots(b: int, c: int) -> tuple[int, int]:
     root = math.isqrt(b * b - 4 * c)
+    if root * root != b * b - 4 * c:
+        raise ValueError("the roots are no whole numbers")
     return (-b - root) // 2, (-b + root) // 2
 
 
@@ -424,7 +341,3 @@ def determinant(pad: Scratchpad, a: int, b: int, c: int, d: int) -> int:
 )
 def real_part(pad: Scratchpad, a: int, b: int, c: int, d: int) -> int:
     return add(pad, multiply(pad, a, c), -multiply(pad, b, d))
-
-
-SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))
-LEVELS: Sequence[int] = (1, 2, 3, 4, 5)

@@ -1,0 +1,271 @@
+"""A model on validation problems -> the room of practice: what an oracle's practice could bring, before any training.
+
+    python benchmarks/room.py --model tiny --checkpoint untrained --size 140 --out results/room/base
+    python benchmarks/room.py --checkpoint runs/mass --sgd 0.3 1 3 --clipped --adamw --steps 1 8 --out runs/room
+
+Measured unadapted: greedy and sampled accuracy, pass@N, maj@N, best-of-N by the checkpoint's scorer. Then the same
+after practice of each source (`room_practice.py`) over a grid of inner optimiser, rate and K. Practice that is chosen
+by looking at answers is an oracle: its rows are a ceiling, not a method, and only validation problems may be used.
+What is measured is kept in OUT/room.json, so a stopped run goes on where it was; OUT/room.md and OUT/room.png show it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from room_practice import SOURCES, Practice, Problems, problems_of
+from room_report import write_report
+
+from mass.adapt import Groups
+from mass.baselines import Attempt, Contestant, answer_adapted, answer_plain
+from mass.checkpoint import init_state
+from mass.cli.console import duration
+from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, ScoringConfig
+from mass.controls import Ballots, best_of
+from mass.errors import ConfigError, MassError
+from mass.model import UNTRAINED, load
+from mass.runlog import json_values, replace_text
+from mass.running import Runner
+from mass.seeds import derive
+from mass.statistics import Record, row_of
+from mass.types import Task
+
+RESULTS = "room.json"
+NO_LIMIT = 1e9
+"""A change that may be as large as it comes: where practice does harm is worth seeing too."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell of the grid."""
+
+    source: str
+    optimizer: str
+    """sgd; sgd clipped: at rate 1, the gradient's norm clipped to `rate`, so that a step is that long; adamw."""
+    rate: float
+    steps: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}, {self.optimizer} {self.rate:g}, K = {self.steps}"
+
+    def inner(self) -> InnerConfig:
+        if self.optimizer == "sgd clipped":
+            return InnerConfig(learning_rate=1.0, clip_norm=self.rate, steps=self.steps, max_update_norm=NO_LIMIT)
+        name: Any = self.optimizer
+        settings = {"betas": (0.9, 0.99), "eps_root": 1e-12} if name == "adamw" else {}
+        return InnerConfig(
+            optimizer=name, learning_rate=self.rate, steps=self.steps, max_update_norm=NO_LIMIT, **settings
+        )
+
+
+class Room:
+    """Answers the same problems unadapted and after practice, with the same random numbers."""
+
+    def __init__(self, contestant: Contestant, problems: Problems, practice: Practice, config: EvalConfig, seed: int):
+        self.contestant, self.practice, self.config = contestant, practice, config
+        self.tasks: list[Task] = problems.tasks
+        self.seeds = [derive(seed, "room", i) for i in range(len(self.tasks))]
+        self.runner = Runner(self.tasks, {}, config, self.seeds, [], None)
+        self.unadapted: list[Record] = []
+
+    def measure_unadapted(self) -> dict[str, Any]:
+        attempts: list[Attempt] = []
+        for part in self._parts():
+            texts = [task.problem for task in self.tasks[part]]
+            attempts += answer_plain(self.contestant, texts, self.seeds[part], self.config)
+        self.unadapted = self._judge("base", attempts)
+        texts = [task.problem for task in self.tasks]
+        sampling = dataclasses.replace(self.config.answer, temperature=1.0)
+        ballots = Ballots(self.contestant.lm, self.contestant.theta, texts, self.seeds, sampling, self.config.stack)
+        chosen = self._judge("best-of-n", best_of(self.contestant, ballots, self.config.samples))
+        return {
+            "row": self._row("base", self.unadapted),
+            "best-of-n": self._row("best-of-n", chosen),
+            "written": self.practice.written(),
+        }
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """One point of the grid; 'skipped' and why where the source is not to be had."""
+        try:
+            groups = self.practice.groups(point.source)
+        except ConfigError as error:
+            return {**dataclasses.asdict(point), "skipped": str(error)}
+        contestant = self._at(point)
+        attempts: list[Attempt] = []
+        for part in self._parts():
+            texts = [task.problem for task in self.tasks[part]]
+            attempts += answer_adapted(contestant, texts, self.seeds[part], self.config, groups[part])
+        records = self._judge("practised", attempts)
+        return {
+            **dataclasses.asdict(point),
+            "row": self._row("practised", records),
+            **_practised(groups, records),
+        }
+
+    def _at(self, point: Point) -> Contestant:
+        """The contestant with the point's inner loop and one rate for all tensors."""
+        state = self.contestant.state
+        assert state is not None
+        adapt = dataclasses.replace(self.contestant.config, inner=point.inner())
+        rates = init_state(self.contestant.lm, adapt, 0).log_rates
+        normalise = adapt.scoring.normalise if point.source == "own scored" else "uniform"
+        return dataclasses.replace(
+            self.contestant,
+            state=dataclasses.replace(state, log_rates=rates),
+            config=dataclasses.replace(adapt, scoring=dataclasses.replace(adapt.scoring, normalise=normalise)),
+        )
+
+    def _parts(self) -> Iterator[slice]:
+        size = self.config.stack
+        yield from (slice(start, start + size) for start in range(0, len(self.tasks), size))
+
+    def _judge(self, method: str, attempts: Sequence[Attempt]) -> list[Record]:
+        return self.runner.judge(method, 0, attempts)
+
+    def _row(self, method: str, records: Sequence[Record]) -> dict[str, Any]:
+        row = row_of(method, records, self.unadapted, RESAMPLES, 0)
+        return json_values(dataclasses.asdict(row))
+
+
+def _practised(groups: Groups, records: Sequence[Record]) -> dict[str, Any]:
+    adaptations = [r.attempt.record for r in records if r.attempt.record is not None]
+    used = [e for a in adaptations for e in a.examples if e.loss_before is not None and e.loss_after is not None]
+    return {
+        "update_norm": _mean([a.update_norm for a in adaptations if math.isfinite(a.update_norm)]),
+        "loss_before": _mean([e.loss_before or 0.0 for e in used]),
+        "loss_after": _mean([e.loss_after or 0.0 for e in used if math.isfinite(e.loss_after or 0.0)]),
+        "used": sum(e.valid for group in groups for e in group) / sum(len(group) for group in groups),
+        "without_practice": sum(not any(e.valid for e in group) for group in groups) / len(groups),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def grid(args: argparse.Namespace) -> list[Point]:
+    rates = [("sgd", args.sgd), ("sgd clipped", args.clipped), ("adamw", args.adamw)]
+    return [
+        Point(source, optimizer, rate, steps)
+        for source in args.sources
+        for optimizer, some in rates
+        for rate in some
+        for steps in args.steps
+    ]
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What must not change between a run and its continuation."""
+    names = ("model", "checkpoint", "tasks", "split", "size", "seed", "train_tasks", "samples", "temperatures",
+             "examples", "answer_tokens", "practice_tokens")  # fmt: skip
+    return {name: getattr(args, name) for name in names}
+
+
+def begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What is known already. Raises ConfigError when it was measured with other settings."""
+    file = folder / RESULTS
+    if not file.is_file():
+        return {"settings": settings, "points": {}}
+    found: dict[str, Any] = json.loads(file.read_text())
+    for name, value in settings.items():
+        if found["settings"].get(name) != value:
+            raise ConfigError(
+                f"{file} was measured with {name} = {found['settings'].get(name)!r}, now it is {value!r}; "
+                "give another --out"
+            )
+    return found
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, Any]:
+    results = begun(args.out, settings_of(args))
+    room = make_room(args)
+    say("unadapted")
+    results["unadapted"] = room.measure_unadapted()
+    points = grid(args)
+    left = [point for point in points if point.key not in results["points"]]
+    began = time.monotonic()
+    for done, point in enumerate(left):
+        pace = (time.monotonic() - began) / done * (len(left) - done) if done else None
+        say(f"{len(points) - len(left) + done}/{len(points)}  left {duration(pace)}  {point.key}")
+        results["points"][point.key] = room.measure(point)
+        save(args.out, results)
+    save(args.out, results)
+    return results
+
+
+def make_room(args: argparse.Namespace) -> Room:
+    if args.split == "test" and not args.allow_test:
+        raise ConfigError("oracle practice looks at gold; expected a split other than test, or --allow-test")
+    model = load(args.model, args.checkpoint, decode_rows=args.decode_rows)
+    answer = SamplingConfig(args.answer_tokens, 0.0)
+    practice_sampling = SamplingConfig(args.practice_tokens, 1.0)
+    synthesis = dataclasses.replace(model.config.synthesis, sampling=practice_sampling)
+    scoring = model.config.scoring if args.checkpoint != UNTRAINED else ScoringConfig()
+    contestant = Contestant(model.lm, model.state, AdaptConfig(synthesis, scoring, model.config.inner, answer))
+    problems = problems_of(args.tasks, args.split, args.size, args.seed, args.train_tasks)
+    config = EvalConfig(answer=answer, samples=args.samples, temperatures=tuple(args.temperatures), stack=args.stack)
+    practice = Practice(contestant, problems, args.examples, args.seed, args.answer_tokens, args.stack)
+    return Room(contestant, problems, practice, config, args.seed)
+
+
+def save(folder: Path, results: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="tiny")
+    made.add_argument("--checkpoint", default=UNTRAINED, help="a run folder of mass train, tiny/NAME, or untrained")
+    made.add_argument("--tasks", default="minimath", help="minimath, or a JSONL file")
+    made.add_argument("--split", default="validation", help="of minimath: validation or train")
+    made.add_argument("--allow-test", action="store_true", help="let oracles look at test problems")
+    made.add_argument("--train-tasks", help="JSONL file of gold practice, where the problems are not minimath's")
+    made.add_argument("--size", type=int, default=140)
+    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--samples", type=int, default=8, help="N: answers sampled per problem and temperature")
+    made.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 1.0])
+    made.add_argument("--examples", type=int, default=6, help="m: practice examples")
+    made.add_argument("--answer-tokens", type=int, default=96)
+    made.add_argument("--practice-tokens", type=int, default=128)
+    made.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, metavar="SOURCE",
+                      help=", ".join(SOURCES))  # fmt: skip
+    made.add_argument("--sgd", type=float, nargs="*", default=[1.0, 3.0, 10.0], help="learning rates")
+    made.add_argument("--clipped", type=float, nargs="*", default=[0.02, 0.05], help="lengths of a step")
+    made.add_argument("--adamw", type=float, nargs="*", default=[0.001, 0.003], help="learning rates")
+    made.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8], help="K")
+    made.add_argument("--stack", type=int, default=32, help="problems adapted side by side")
+    made.add_argument("--decode-rows", type=int, default=256)
+    made.add_argument("--out", type=Path, required=True, help="a folder; a used one goes on where it was")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        results = measure_all(args)
+    except MassError as error:
+        say(f"error: {error}")
+        return 2
+    for file in write_report(results, args.out):
+        say(str(file))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

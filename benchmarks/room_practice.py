@@ -1,0 +1,197 @@
+"""Problems -> practice examples for each, from sources that an oracle has a hand in.
+
+| source | practice |
+| --- | --- |
+| gold same | gold training problems like the target: of its kind (minimath), else of its subject |
+| gold random | gold training problems drawn at random |
+| own | what the model writes, all weighed alike |
+| own scored | the same, weighed by the checkpoint's scorer: what an adapting method does |
+| own correct | the same, only the examples whose solution is right |
+| copies | the model's own sampled answers to the target itself |
+| copies correct | the same, only the right ones |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mass import tasks as task_sets
+from mass.adapt import Groups
+from mass.appraisal import appraise, is_file, recogniser
+from mass.baselines import Contestant, training_examples
+from mass.config import SamplingConfig
+from mass.errors import ConfigError
+from mass.seeds import derive
+from mass.synthesis import synthesise
+from mass.tasks import minimath
+from mass.types import Example, Task
+from mass.verify import check_all
+
+SOURCES = ("gold same", "gold random", "own", "own scored", "own correct", "copies", "copies correct")
+WRONG = "wrong"
+"""Why an oracle rejects an example."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is practised for."""
+
+    source: str
+    tasks: list[Task]
+    drawn: list[minimath.Problem]
+    """Of minimath: the problems themselves, in the order of the tasks; empty for other sources."""
+    pool: list[Task]
+    """Training problems with worked solutions."""
+
+
+def problems_of(source: str, split: str, size: int, seed: int, train: str | None, pool_size: int = 1000) -> Problems:
+    """Of a JSONL file, or of one of minimath's sets by its name."""
+    if is_file(source):
+        found = task_sets.load(source, size=size, seed=seed)
+        return Problems(source, found, [], [] if train is None else task_sets.load(train, split="train"))
+    rng = random.Random(f"room:{source}:{split}:{seed}")
+    of_source: dict[str, Any] = {} if source == "minimath" else {"source": source}
+    cells = [(subject, level) for level in minimath.LEVELS for subject in minimath.SUBJECTS]
+    drawn: dict[str, minimath.Problem] = {}
+    while len(drawn) < size:
+        for subject, level in cells[: size - len(drawn)]:
+            problem = minimath.draw(rng, split, [subject], [level], **of_source)
+            drawn.setdefault(problem.text, problem)
+    tasks = [problem.task(f"room-{split}-{seed}-{i}") for i, problem in enumerate(drawn.values())]
+    return Problems(
+        source, tasks, list(drawn.values()), task_sets.load(source, split="train", size=pool_size, seed=seed)
+    )
+
+
+@dataclass(frozen=True)
+class Practice:
+    """Practice of each source for the same problems, each written once."""
+
+    contestant: Contestant
+    problems: Problems
+    examples: int
+    seed: int
+    answer_tokens: int
+    stack: int
+
+    def groups(self, source: str) -> Groups:
+        """Raises ConfigError for a source that these problems cannot have, and says why."""
+        makers: dict[str, Callable[[], Groups]] = {
+            "gold same": self._gold_same,
+            "gold random": lambda: training_examples(
+                self.contestant.lm, self._pool(), self._synthesis, self._seeds("gold random")
+            ),
+            "own": lambda: self.own,
+            "own scored": lambda: self.own,
+            "own correct": self._own_correct,
+            "copies": lambda: self.copies,
+            "copies correct": self._copies_correct,
+        }
+        return makers[source]()
+
+    @property
+    def _synthesis(self):
+        return dataclasses.replace(self.contestant.config.synthesis, examples=self.examples)
+
+    def _seeds(self, name: str) -> list[int]:
+        return [derive(self.seed, name, i) for i in range(len(self.problems.tasks))]
+
+    def _pool(self) -> list[Task]:
+        texts = {task.problem for task in self.problems.tasks}
+        pool = [task for task in self.problems.pool if task.solution.strip() and task.problem not in texts]
+        if not pool:
+            raise ConfigError("gold practice needs training problems with worked solutions; give --train-tasks")
+        return pool
+
+    def _gold_same(self) -> Groups:
+        if self.problems.drawn:
+            rngs = [random.Random(seed) for seed in self._seeds("gold same")]
+            found = [
+                [minimath.similar(rng, problem, "train") for _ in range(self.examples)]
+                for rng, problem in zip(rngs, self.problems.drawn, strict=True)
+            ]
+            return [tuple(Example(p.text, p.solution()) for p in group) for group in found]
+        if not all(task.subject for task in self.problems.tasks):
+            raise ConfigError("'gold same' needs problems that name their subject")
+        by_subject: dict[str, list[Task]] = {}
+        for task in self._pool():
+            by_subject.setdefault(task.subject, []).append(task)
+        seeds, groups = self._seeds("gold same"), Groups()
+        for task, seed in zip(self.problems.tasks, seeds, strict=True):
+            some = by_subject.get(task.subject, self._pool())
+            groups += training_examples(self.contestant.lm, some, self._synthesis, [seed])
+        return groups
+
+    @cached_property
+    def own(self) -> Groups:
+        """What the model writes."""
+        lm, groups, seeds = self.contestant.lm, Groups(), self._seeds("own")
+        for part in _parts(len(seeds), self.stack):
+            texts = [task.problem for task in self.problems.tasks[part]]
+            groups += synthesise(lm, texts, self._synthesis, seeds[part], self.contestant.theta)
+        return groups
+
+    def _own_correct(self) -> Groups:
+        recognise = recogniser(self.problems.source)
+        if recognise is None:
+            raise ConfigError(f"nobody can say which practice for {self.problems.source!r} is correct; use minimath")
+
+        def right(task: Task, example: Example) -> bool:
+            return appraise(task, example, recognise).correct is True
+
+        return [
+            tuple(e if not e.valid or right(task, e) else dataclasses.replace(e, rejected=WRONG) for e in group)
+            for task, group in zip(self.problems.tasks, self.own, strict=True)
+        ]
+
+    @cached_property
+    def copies(self) -> Groups:
+        """The model's own answers to the target, as examples of it; those that did not end are not used."""
+        lm, m, groups, seeds = self.contestant.lm, self.examples, Groups(), self._seeds("copies")
+        sampling = SamplingConfig(self.answer_tokens, 1.0)
+        for part in _parts(len(seeds), self.stack):
+            texts = [task.problem for task in self.problems.tasks[part]]
+            prompts = [lm.solve_prompt(text) for text in texts for _ in range(m)]
+            row_seeds = [derive(seed, j) for seed in seeds[part] for j in range(m)]
+            samples = lm.sample(prompts, sampling, row_seeds, self.contestant.theta)
+            for i, text in enumerate(texts):
+                mine = samples[i * m : (i + 1) * m]
+                groups.append(
+                    tuple(Example(text, s.text.strip(), rejected="" if s.finished else "unfinished") for s in mine)
+                )
+        return groups
+
+    def _copies_correct(self) -> Groups:
+        pairs = [
+            (task, e.solution) for task, group in zip(self.problems.tasks, self.copies, strict=True) for e in group
+        ]
+        right = iter(check_all(pairs))
+        return [
+            tuple(
+                e if next(right).correct is True or not e.valid else dataclasses.replace(e, rejected=WRONG)
+                for e in group
+            )
+            for group in self.copies
+        ]
+
+    def written(self) -> dict[str, float]:
+        """Shares among all that the model wrote: valid, and among the valid ones correct, of the kind, copies."""
+        recognise = recogniser(self.problems.source)
+        found = [appraise(t, e, recognise) for t, g in zip(self.problems.tasks, self.own, strict=True) for e in g]
+        valid = [a for a in found if a.valid]
+        shares: dict[str, Sequence[bool | None]] = {
+            "correct": [a.correct for a in valid],
+            "same kind": [a.same_kind for a in valid],
+            "copies": [a.copy for a in valid],
+        }
+        known = {name: [v for v in values if v is not None] for name, values in shares.items()}
+        return {"valid": len(valid) / len(found), **{n: sum(v) / len(v) for n, v in known.items() if v}}
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]

@@ -1,0 +1,117 @@
+"""mass study: a file of trainings and evaluations -> a folder with a run of each for each seed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mass.cli import console, options
+from mass.cli.console import duration
+from mass.cli.failures import INTERRUPTED
+from mass.config import to_dict
+from mass.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from mass.study import Run
+
+EXAMPLES = (
+    "mass study --config recipes/minimath/table.yaml --out runs/table --parallel 2",
+    "mass study --config recipes/minimath/table.yaml --out runs/table --dry_run",
+    "mass study --config recipes/minimath/table.yaml --out runs/small --seeds [0]",
+)
+LOG = "log.txt"
+
+
+def run(arguments: Sequence[str]) -> int:
+    from mass.study import StudyConfig, run_all, runs
+
+    given = options.parse(_parser(), arguments)
+    study = StudyConfig(**{field.name: getattr(given, field.name) for field in fields(StudyConfig)})
+    if given.print_config:
+        options.print_yaml(to_dict(study))
+        return 0
+    if given.out is None:
+        raise ConfigError("--out is missing; expected a folder for the study, as in --out runs/table")
+    if given.parallel < 1:
+        raise ConfigError(f"--parallel is {given.parallel}; expected at least 1")
+    found = runs(study, Path(given.out))
+    if given.dry_run:
+        for one in found:
+            console.say(f"{'finished  ' if one.finished else 'to do     '}mass {shlex.join(one.command)}")
+        return 0
+    monitor = _Monitor(len(found), sum(one.finished for one in found))
+    try:
+        failed = run_all(found, _execute, given.parallel, monitor.report)
+    except KeyboardInterrupt:
+        console.note(f"stopped; the same command goes on from what is in {given.out}")
+        return INTERRUPTED
+    if failed:
+        logs = ", ".join(f"{one.name} ({_log(one)})" for one in failed)
+        raise RunError(f"{len(failed)} of {len(found)} runs did not finish: {logs}; read their logs and run this again")
+    console.say(f"study {given.out} is done: {len(found)} runs")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    from mass.study import StudyConfig
+
+    parser = options.make_parser(
+        "study",
+        "--config STUDY.yaml --out FOLDER [options]",
+        "Run the trainings and evaluations of a study, each for each seed; what is finished is not run again.",
+        EXAMPLES,
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="The study's folder; a used one goes on.")
+    parser.add_argument("--parallel", type=int, default=1, help="Runs at a time, of one thread each when more than 1.")
+    parser.add_argument("--dry_run", action="store_true", help="List the commands and which are finished.")
+    parser.add_class_arguments(StudyConfig)
+    return parser
+
+
+def _log(one: Run) -> Path:
+    """Beside the run's folder, which the run itself must find new."""
+    return one.folder.with_name(f"{one.folder.name}.{LOG}")
+
+
+def _execute(one: Run) -> bool:
+    """The command as a process of its own, its output in a log beside its folder."""
+    one.folder.parent.mkdir(parents=True, exist_ok=True)
+    if one.verb == "eval" and one.folder.exists():  # broken off: an evaluation has no way to go on
+        shutil.rmtree(one.folder)
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with _log(one).open("a") as log:
+        process = subprocess.run(
+            [sys.executable, "-m", "mass.cli.main", *one.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env={**os.environ, **threads},
+        )
+    return process.returncode == 0 and one.finished
+
+
+class _Monitor:
+    """Says what is done, what runs and how long it will take, a line at each change."""
+
+    def __init__(self, total: int, finished: int) -> None:
+        self._total, self._first, self._began = total, finished, time.monotonic()
+
+    def report(self, done: int, under_way: Sequence[Run]) -> None:
+        if not under_way:
+            return
+        new = done - self._first
+        pace = (time.monotonic() - self._began) / new if new else None
+        left = "?" if pace is None else duration(pace * (self._total - done))
+        names = "; ".join(one.name for one in under_way)
+        console.note(f"{done}/{self._total} runs done, left {left}, now: {names}")

@@ -1,0 +1,103 @@
+"""Names of the methods of a comparison -> what each is made of: whose weights, adapted or not, voted or ranked.
+
+| method | adapter | practice |
+| --- | --- | --- |
+| base | none | none |
+| base-ttt | untrained | random training problems with their worked solutions |
+| tt-ss | untrained | written by the model itself, all weighed alike |
+| solver-grpo, solver-sft, self-sft | trained | none |
+| mass-gold, mass | meta-trained | written and weighed by the model itself |
+| mass-gold-unadapted, mass-unadapted | the same checkpoint | none |
+| maj@n, mass-maj@n | none; that of mass | none: majority vote of n sampled answers |
+| base-best-of-n, best-of-n | none; that of mass | none: of n sampled answers the one that mass's scorer likes most |
+| in-context | that of mass | the practice that mass writes, put before the problem instead of into the weights |
+
+In place of n, which is chosen to generate as many tokens as mass, may stand a number: maj@8, best-of-8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mass.errors import ConfigError, nearest
+
+UNTRAINED_METHODS = ("base-ttt", "tt-ss")
+ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
+PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
+"""Trained, and answered with the trained weights as they are."""
+TRAINED = (*PLAIN_TRAINED, "mass-gold", "mass")
+"""Those that a checkpoint can be given for."""
+IN_CONTEXT = "in-context"
+METHODS = (
+    "base",
+    *UNTRAINED_METHODS,
+    *TRAINED,
+    "mass-gold-unadapted",
+    "mass-unadapted",
+    "maj@n",
+    "mass-maj@n",
+    "base-best-of-n",
+    "best-of-n",
+    IN_CONTEXT,
+)
+_UNADAPTED = "-unadapted"
+_CHOICE = re.compile(r"(?:(mass-)?maj@|(base-)?best-of-)(n|[1-9][0-9]{0,4})")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method that chooses among n sampled answers."""
+
+    how: Literal["majority", "scorer"]
+    sampler: Literal["base", "mass"]
+    """Whose answers: the base's, or those of the checkpoint of mass with the adaptation switched off."""
+    n: int | None
+    """None: as many as generate at least the tokens of mass."""
+
+    def label(self, n: int) -> str:
+        """`maj@9`, as the method is called once n is known."""
+        if self.how == "majority":
+            return f"{'mass-' * (self.sampler == 'mass')}maj@{n}"
+        return f"{'base-' * (self.sampler == 'base')}best-of-{n}"
+
+
+def choice_of(method: str) -> Choice | None:
+    """What a method like 'maj@n' or 'best-of-8' chooses from; None for one that does not choose."""
+    match = _CHOICE.fullmatch(method)
+    if match is None:
+        return None
+    majority = "maj@" in method
+    of_mass = bool(match[1]) if majority else not match[2]
+    n = None if match[3] == "n" else int(match[3])
+    return Choice("majority" if majority else "scorer", "mass" if of_mass else "base", n)
+
+
+def checkpoint_of(method: str) -> str | None:
+    """The trained method whose checkpoint a method uses; None where it needs none."""
+    choice = choice_of(method)
+    if method == IN_CONTEXT or (choice is not None and (choice.sampler == "mass" or choice.how == "scorer")):
+        return "mass"
+    name = method.removesuffix(_UNADAPTED)
+    return name if name in TRAINED else None
+
+
+def check_methods(methods: Sequence[str]) -> list[str]:
+    """The methods without repeats. Raises ConfigError for an unknown one, or when there is none."""
+    for method in methods:
+        if method not in METHODS and choice_of(method) is None:
+            raise ConfigError(f"method {method!r} is unknown{nearest(method, METHODS)}")
+    if not methods:
+        raise ConfigError(f"no methods given; expected some of {', '.join(METHODS)}")
+    return list(dict.fromkeys(methods))
+
+
+def in_order(methods: Sequence[str]) -> list[str]:
+    """In the order in which they can be run: base first, then what others are measured by, then what chooses."""
+
+    def place(method: str) -> tuple[bool, bool]:
+        return (choice_of(method) is not None or method == IN_CONTEXT, method != "base")
+
+    return sorted(methods, key=place)

@@ -1,0 +1,331 @@
+"""Answers -> Markdown: a number in a sentence, or a table. No number of a document comes from anywhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mass.report.asking import Answers, NotMeasured, Question
+from mass.report.words import MISSING, amount, percent, percent_interval, points, points_interval
+from mass.results import Estimate, StoredRow
+from mass.results.data import Curve, Needed, curves, needed_as_many_as, sizes_of
+from mass.results.practice import AFTER, BEFORE, MEASURES, measured
+from mass.results.stored import GREEDY
+
+REFERENCE = "solver-sft"
+"""The method that the data efficiency of others is measured by, where it was trained."""
+
+
+# --- numbers
+
+
+def accuracy_text(estimate: Estimate) -> str:
+    return f"{percent(estimate.mean)}% {percent_interval(estimate.interval)}"
+
+
+def gain_text(estimate: Estimate) -> str:
+    return f"{points(estimate.mean)} points {points_interval(estimate.interval)}"
+
+
+def ratio_text(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    return f"×{estimate.mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def standing_text(estimate: Estimate) -> str:
+    return {1: "better than", 0: "not distinguishable from", -1: "worse than"}[estimate.standing]
+
+
+def needed_text(found: Needed) -> str:
+    low, high = (_problems(bound, found) for bound in found.interval)
+    return f"{_problems(found.problems, found)} [{low}, {high}]"
+
+
+def _problems(value: float, found: Needed) -> str:
+    if math.isinf(value):
+        return f"fewer than {found.fewest:,}" if value < 0 else f"more than {found.most:,}"
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
+def fewer_text(found: Needed, problems: int) -> str:
+    """How many fewer problems than `problems`; bounds where the curve ends."""
+    low, high = (_share(bound, found, problems) for bound in reversed(found.interval))
+    return f"{_share(found.problems, found, problems)} fewer [{low}, {high}]"
+
+
+def _share(value: float, found: Needed, problems: int) -> str:
+    sign = ""
+    if math.isinf(value):
+        sign, value = (">", found.fewest) if value < 0 else ("<", found.most)
+    return f"{sign}{100 * (1 - value / problems):.0f}%".replace("-", "−")
+
+
+def measure_text(estimate: Estimate | None, unit: str) -> str:
+    if estimate is None:
+        return MISSING
+    if unit == "share":
+        return f"{percent(estimate.mean)}% {percent_interval(estimate.interval)}"
+    low, high = (_signed(value) for value in estimate.interval)
+    return f"{_signed(estimate.mean)} [{low}, {high}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+# --- tables
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The first column is text, the others numbers."""
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def decodings_of(answers: Answers, of: str) -> list[str]:
+    """Greedy, then the temperatures."""
+    rows = [row for e in answers.evaluations(of).values() for row in e.rows.values()]
+    return [GREEDY, *sorted({at for row in rows for at in row.samples}, key=float)]
+
+
+def decoding_name(at: str) -> str:
+    return at if at == GREEDY else f"T = {at}"
+
+
+def main_table(answers: Answers, of: str, methods: Sequence[str], against: str) -> str:
+    """Accuracy and paired difference for each decoding, cost, and how many seeds."""
+    decodings = decodings_of(answers, of)
+    head = ["method", *(c for at in decodings for c in (f"{decoding_name(at)}, %", f"against {against}"))]
+    head += ["tokens", "seconds", "seeds"]
+    lines: list[list[str]] = []
+    for method in methods:
+        rows = answers.rows(of, method)
+        cells = [cell for at in decodings for cell in _accuracy_cells(answers, of, at, method, against)]
+        cells += [amount(mean_of(rows, "tokens")), amount(mean_of(rows, "seconds")), str(len(rows))]
+        lines.append([label_of(rows), *cells])
+    return markdown_table(head, lines)
+
+
+def _accuracy_cells(answers: Answers, of: str, at: str, method: str, against: str) -> tuple[str, str]:
+    question = Question(of, at)
+    try:
+        found = answers.accuracy(method, question)
+        accuracy = f"{percent(found.mean)} {percent_interval(found.interval)}"
+    except NotMeasured:
+        return "", ""
+    if method == against:
+        return accuracy, ""
+    return accuracy, attempt(lambda: _points(answers.gain(method, against, question)))
+
+
+def _points(estimate: Estimate) -> str:
+    text = f"{points(estimate.mean)} {points_interval(estimate.interval)}"
+    return f"**{text}**" if estimate.standing else text
+
+
+def attempt(make: Callable[[], str]) -> str:
+    """The text, or nothing where it is not measured: for a cell of a table that otherwise is."""
+    try:
+        return make()
+    except NotMeasured:
+        return ""
+
+
+def cost_table(answers: Answers, of: str, methods: Sequence[str]) -> str:
+    """What training took, and what an answer takes."""
+    head = ["method", "training problems", "outer steps", "sampled tokens, M", "hours", "tokens per answer", "seconds"]
+    lines: list[list[str]] = []
+    for method in methods:
+        rows = answers.rows(of, method)
+        trained = [answers.training(of, row) for row in rows.values()]
+        runs = [run for run in trained if run is not None]
+        told = [row.training for row in rows.values()]
+        lines.append(
+            [
+                label_of(rows),
+                amount(_mean([t["problems"] for t in told if t.get("problems")])) if any(told) else "",
+                amount(_mean([t["steps"] for t in told if t.get("steps")])) if any(told) else "",
+                amount(_mean([run.tokens / 1e6 for run in runs if run.tokens is not None])) if runs else "",
+                amount(_mean([run.seconds / 3600 for run in runs if run.seconds is not None])) if runs else "",
+                amount(mean_of(rows, "tokens")),
+                amount(mean_of(rows, "seconds")),
+            ]
+        )
+    return markdown_table(head, lines)
+
+
+def chances_table(answers: Answers, of: str, methods: Sequence[str]) -> str:
+    """What N samples hold: pass@N and maj@N, at each temperature."""
+    temperatures = decodings_of(answers, of)[1:]
+    samples = {at: n for e in answers.evaluations(of).values() for r in e.rows.values() for at, n in r.samples.items()}
+    head = ["method", *(f"{kind}@{samples[at]}, T = {at}" for at in temperatures for kind in ("pass", "maj"))]
+    lines: list[list[str]] = []
+    for method in methods:
+        if any(row.samples for row in answers.rows(of, method).values()):
+            asked = [Question(of, f"{kind} {at}") for at in temperatures for kind in ("pass", "maj")]
+            cells = [attempt(lambda q=q, m=method: _share_cell(answers.accuracy(m, q))) for q in asked]
+            lines.append([label_of(answers.rows(of, method)), *cells])
+    return markdown_table(head, lines)
+
+
+def _share_cell(estimate: Estimate) -> str:
+    return f"{percent(estimate.mean)} {percent_interval(estimate.interval)}"
+
+
+def group_table(answers: Answers, of: str, methods: Sequence[str], at: str, by: str) -> str:
+    """Accuracy by subject or by level; a line for each group, a column for each method."""
+    found = answers.evaluations(of).values()
+    names: list[Any] = list(dict.fromkeys(g for e in found for g in (e.subjects if by == "subject" else e.levels)))
+    names = [name for name in (names if by == "subject" else sorted(names, key=str)) if name is not None]
+    lines: list[list[str]] = []
+    for name in names:
+        question = Question(of, at, **{by: name})
+        cells = [attempt(lambda m=m, q=question: _share_cell(answers.accuracy(m, q))) for m in methods]
+        lines.append([str(name), *cells])
+    return markdown_table([by, *(label_of(answers.rows(of, method)) for method in methods)], lines)
+
+
+def changes_table(answers: Answers, of: str, method: str, other: str, at: str) -> str:
+    """Where a method gains over another and where it loses: by subject and by level."""
+    evaluations = answers.evaluations(of).values()
+    subjects = [s for s in dict.fromkeys(s for e in evaluations for s in e.subjects) if s]
+    levels = sorted({level for e in evaluations for level in e.levels if level is not None})
+    groups = [Question(of, at), *(Question(of, at, subject=s) for s in subjects)]
+    groups += [Question(of, at, level=level) for level in levels]
+    lines: list[list[str]] = []
+    for question in groups:
+        name = question.subject or (f"level {question.level}" if question.level is not None else "all")
+        helped, hurt = helped_and_hurt(answers, method, other, question)
+        before = attempt(lambda q=question: _share_cell(answers.accuracy(other, q)))
+        gain = attempt(lambda q=question: _points(answers.gain(method, other, q)))
+        lines.append([name, before, gain, percent(helped), percent(hurt)])
+    return markdown_table(["", f"{other}, %", f"{method}, points", "helped, %", "hurt, %"], lines)
+
+
+def helped_and_hurt(answers: Answers, method: str, other: str, question: Question) -> tuple[float, float]:
+    """Shares of the problems that only the one and only the other answers rightly, over problems and seeds; of sampled
+    answers the mean rise and the mean fall."""
+    import numpy as np
+
+    from mass.results.estimates import paired
+
+    pair = paired(answers.series(method, question), answers.series(other, question))
+    if pair is None:
+        raise NotMeasured(f"{question.of}: {method} and {other} share no seeds and problems")
+    one, two = pair
+    changes = [one.outcomes[seed] - two.outcomes[seed] for seed in one.outcomes]
+    helped, hurt = (float(np.mean([np.nanmean(np.maximum(s * c, 0)) for c in changes])) for s in (1, -1))
+    return helped, hurt
+
+
+def ablation_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
+    """Each evaluation of the part: accuracy, against the reference, and what the adaptation itself brings."""
+    names = list(answers.part(part).evaluations)
+    if reference not in names:
+        raise NotMeasured(f"{part}/{reference}")
+    names = [reference, *(name for name in names if name != reference)]
+    lines: list[list[str]] = []
+    for name in names:
+        here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
+        accuracy = attempt(lambda q=here: _share_cell(answers.accuracy(method, q)))
+        if not accuracy:
+            continue
+        against = (
+            ""
+            if name == reference
+            else attempt(lambda q=here, r=there: _points(answers.gain_over((method, q), (method, r))))
+        )
+        update = attempt(lambda q=here: _points(answers.gain(method, f"{method}-unadapted", q)))
+        rows = answers.rows(here.of, method)
+        lines.append([name, accuracy, against, update, amount(mean_of(rows, "tokens")), str(len(rows))])
+    head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "tokens", "seeds"]
+    return markdown_table(head, lines)
+
+
+def data_table(answers: Answers, part: str, at: str) -> str:
+    """Accuracy against the number of training problems."""
+    found = list(curves(answers.part(part), at).values())
+    if not found:
+        raise NotMeasured(part)
+    sizes = sizes_of(found)
+    lines = [[curve.method, *(_at_size(curve, size) for size in sizes)] for curve in found]
+    return markdown_table(["method", *(f"{size:,}" for size in sizes)], lines)
+
+
+def _at_size(curve: Curve, size: int) -> str:
+    return _share_cell(curve.estimates[curve.problems.index(size)]) if size in curve.problems else ""
+
+
+def needs_table(answers: Answers, part: str, reference: str, at: str) -> str:
+    """How many problems each method takes for the accuracy that the reference has with each number of them."""
+    found = curves(answers.part(part), at)
+    if reference not in found:
+        raise NotMeasured(f"{part} {reference}")
+    goal = found[reference]
+    others = [curve for method, curve in found.items() if method != reference]
+    lines: list[list[str]] = []
+    for size, estimate in zip(goal.problems, goal.estimates, strict=True):
+        needs = [needed_as_many_as(curve, goal, size) for curve in others]
+        lines.append(
+            [f"{size:,}", percent(estimate.mean), *(f"{needed_text(n)}: {fewer_text(n, size)}" for n in needs)]
+        )
+    return markdown_table([f"problems of {reference}", "its accuracy, %", *(curve.method for curve in others)], lines)
+
+
+def practice_table(answers: Answers, of: str) -> str:
+    """What the practice is like, before and after meta-training."""
+    by_seed = answers.practice(of)
+    lines: list[list[str]] = []
+    for measure in MEASURES:
+        found = [measured(by_seed, when, measure.name) for when in (BEFORE, AFTER)]
+        if any(estimate is not None for estimate in found):
+            cells = [measure_text(estimate, measure.unit) for estimate in found]
+            lines.append([f"{measure.name}: {measure.meaning}", *cells])
+    return markdown_table(["", "before", "after"], lines)
+
+
+def room_table(room: dict[str, Any]) -> str:
+    """The best point of each source of practice, by each decoding: differences from the unadapted answers."""
+    names = list(room_decodings(room["unadapted"]["row"]))
+    points_of: dict[str, list[dict[str, Any]]] = {}
+    for point in room["points"]:
+        if "skipped" not in point:
+            points_of.setdefault(point["source"], []).append(point)
+    lines = [["unadapted", *(_stored_share(p) for p in room_decodings(room["unadapted"]["row"]).values())]]
+    for source, some in points_of.items():
+        best = [max(some, key=lambda p, n=n: room_decodings(p["row"])[n]["difference"] or -1.0) for n in names]
+        lines.append([source, *(_stored_gain(point, name) for point, name in zip(best, names, strict=True))])
+    return markdown_table(["practice", *names], lines)
+
+
+def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {GREEDY: row, **{f"T = {part['temperature']:g}": part for part in row["sampled"]}}
+
+
+def _stored_share(part: dict[str, Any]) -> str:
+    return f"{percent(part['accuracy'])}% {percent_interval(part['interval'])}"
+
+
+def _stored_gain(point: dict[str, Any], name: str) -> str:
+    part = room_decodings(point["row"])[name]
+    inner = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
+    return f"{points(part['difference'])} {points_interval(part['difference_interval'])} ({inner})"
+
+
+# --- rows
+
+
+def label_of(rows: dict[int, StoredRow]) -> str:
+    """The method's name; with n where all seeds chose the same."""
+    labels = {row.label for row in rows.values()}
+    return labels.pop() if len(labels) == 1 else next(iter(rows.values())).method
+
+
+def mean_of(rows: dict[int, StoredRow], cost: str, at: str = GREEDY) -> float | None:
+    """Mean over seeds of 'tokens' or 'seconds' per answer."""
+    return _mean([getattr(row, cost)[at] for row in rows.values() if at in getattr(row, cost)])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,27 @@
+"""Run folders -> small stored results -> estimates with intervals over seeds and problems.
+
+results/minimath/table/eval/test-0.json      one evaluation: outcomes of each problem, packed; what rows cost
+results/minimath/table/train/mass-0.json     one training: its curves and what it cost
+results/minimath/learned/practice/mass-0.json, results/minimath/room/room/base-0.json
+"""
+
+from __future__ import annotations
+
+from mass.results.collect import collect
+from mass.results.estimates import Estimate, difference, estimate, ratio, series
+from mass.results.stored import Evaluation, Part, Results, StoredRow, Training, read
+
+__all__ = [
+    "Estimate",
+    "Evaluation",
+    "Part",
+    "Results",
+    "StoredRow",
+    "Training",
+    "collect",
+    "difference",
+    "estimate",
+    "ratio",
+    "read",
+    "series",
+]

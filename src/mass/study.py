@@ -1,0 +1,176 @@
+"""A study's file -> the runs that it is made of, each a command of its own in a folder of its own.
+
+A study trains checkpoints for each of its seeds, then evaluates them: many `mass train` and `mass eval` commands that
+differ in a few settings. What is finished is not run again, so a study that was stopped goes on where it was.
+
+    seeds: [0, 1, 2, 3, 4]
+    trainings:
+      mass: {config: recipes/minimath/mass.yaml}
+      mass-first-order: {config: recipes/minimath/mass.yaml, set: {adapt.inner.mode: first_order}}
+    evaluations:
+      test:
+        checkpoints: {mass: mass}          # method of `mass eval` -> training
+        set: {methods: "base,tt-ss,mass", tasks: minimath, split: test, size: 1000}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mass.errors import ConfigError, nearest
+from mass.results.collect import COMPARISON
+from mass.runlog import CONFIG, RunFolder
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One `mass train` for each seed."""
+
+    config: str = ""
+    """The recipe. Empty: the defaults of `mass train`."""
+    set: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options on top of it, by their dotted name."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One `mass eval` for each seed."""
+
+    checkpoints: dict[str, str] = field(default_factory=dict[str, str])
+    """Method of `mass eval` -> the training whose checkpoint it uses."""
+    config: str = ""
+    """A YAML file of options of `mass eval`. Empty: its defaults."""
+    set: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options on top of it, by their dotted name."""
+    seeds: list[int] | None = None
+    """Those it is run for; None: all of the study. `[0]` for what no checkpoint takes part in."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Configuration of `mass study`."""
+
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each training and each evaluation is run once for each."""
+    trainings: dict[str, TrainingConfig] = field(default_factory=dict[str, TrainingConfig])
+    evaluations: dict[str, EvaluationConfig] = field(default_factory=dict[str, EvaluationConfig])
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds are {self.seeds}; expected at least one, each once")
+        for name in (*self.trainings, *self.evaluations):
+            if "/" in name or not name.strip("."):
+                raise ConfigError(f"{name!r} names a part of the study; expected a name that a folder can have")
+        for name, evaluation in self.evaluations.items():
+            for training in evaluation.checkpoints.values():
+                if training not in self.trainings:
+                    raise ConfigError(
+                        f"evaluation {name!r} uses training {training!r}, which the study has not"
+                        f"{nearest(training, self.trainings)}"
+                    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command of a study."""
+
+    name: str
+    verb: str
+    arguments: tuple[str, ...]
+    folder: Path
+    after: tuple[Path, ...] = ()
+    """Folders of the runs that must be finished before."""
+
+    @property
+    def finished(self) -> bool:
+        if self.verb == "eval":
+            return (self.folder / COMPARISON).is_file()
+        return _trained(self.folder)
+
+    @property
+    def command(self) -> list[str]:
+        """Words after `mass`; a training that was begun goes on."""
+        resume = ["--resume"] if self.verb == "train" and (self.folder / CONFIG).is_file() else []
+        return [self.verb, *self.arguments, "--out", str(self.folder), *resume]
+
+
+def runs(study: StudyConfig, folder: Path) -> list[Run]:
+    """All of a study's runs, trainings first, the seeds in turn, so that what is stopped early has whole seeds."""
+    found: list[Run] = []
+    for seed in study.seeds:
+        for name, training in study.trainings.items():
+            options = {"train.seed": seed, "tasks.seed": seed, **training.set}
+            arguments = (*_config(training.config), *_options(options))
+            found.append(Run(f"{name}, seed {seed}", "train", arguments, folder / "train" / f"{name}-{seed}"))
+        for name, evaluation in study.evaluations.items():
+            if evaluation.seeds is None or seed in evaluation.seeds:
+                found.append(_evaluation(name, evaluation, seed, folder))
+    return found
+
+
+def _evaluation(name: str, evaluation: EvaluationConfig, seed: int, folder: Path) -> Run:
+    trained = {method: folder / "train" / f"{training}-{seed}" for method, training in evaluation.checkpoints.items()}
+    named = ",".join(f"{method}={path}" for method, path in trained.items())
+    checkpoints = ["--checkpoint-of", named] if named else []
+    arguments = (*_config(evaluation.config), *_options({"seed": seed, **evaluation.set}), *checkpoints)
+    return Run(f"{name}, seed {seed}", "eval", arguments, folder / "eval" / f"{name}-{seed}", tuple(trained.values()))
+
+
+def run_all(
+    found: Sequence[Run], execute: Callable[[Run], bool], parallel: int, report: Callable[[int, Sequence[Run]], None]
+) -> list[Run]:
+    """Run what is not finished, `parallel` at a time, each as soon as what it needs is there. Returns what failed or
+    could not be run because something before it failed.
+
+    Args:
+        execute: runs one command to its end, true when it succeeded; called from threads.
+        report: told how many are done and which are under way whenever that changes.
+    """
+    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+    waiting = [run for run in found if not run.finished]
+    done = len(found) - len(waiting)
+    under_way: dict[Future[bool], Run] = {}
+    failed: list[Run] = []
+    with ThreadPoolExecutor(parallel) as pool:
+        while waiting or under_way:
+            for run in _ready(waiting, found)[: parallel - len(under_way)]:
+                waiting.remove(run)
+                under_way[pool.submit(execute, run)] = run
+            report(done, list(under_way.values()))
+            if not under_way:
+                break
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                run = under_way.pop(future)
+                done += 1
+                if not future.result():
+                    failed.append(run)
+    return [*failed, *waiting]
+
+
+def _ready(waiting: Sequence[Run], found: Sequence[Run]) -> list[Run]:
+    """Those whose trainings are all there."""
+    finished = {run.folder for run in found if run.finished}
+    return [run for run in waiting if finished.issuperset(run.after)]
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a training has come to its last step."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return False
+    latest = RunFolder(folder).latest()
+    return latest is not None and latest[0] >= int(json.loads(file.read_text())["train"]["steps"])
+
+
+def _config(path: str) -> list[str]:
+    return ["--config", path] if path else []
+
+
+def _options(values: Mapping[str, Any]) -> list[str]:
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return [f"--{name}={value}" for name, value in words.items()]

@@ -1,0 +1,111 @@
+"""A file of rows -> Tasks: one JSON object a line, or Parquet."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import gzip
+import importlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from mass.errors import DataError
+from mass.tasks import rows
+from mass.tasks.rows import Row
+from mass.types import Task
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+NEEDS_PYARROW = "reading Parquet needs pyarrow; install it with `pip install 'mass-adapt[data]'`"
+
+
+def load(path: Path, fields: Mapping[str, str] | None = None, verifier: str | None = None) -> list[Task]:
+    """All rows of `path` in file order; blank lines are skipped. An id given twice gets a suffix.
+
+    Raises:
+        DataError: with file and line (of Parquet: row) number, on anything that is no task.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; expected a {_names()} file")
+    parquet = path.suffix == ".parquet"
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".parquet")
+    found = _parquet_rows(path) if parquet else _json_rows(path)
+    tasks = tasks_of(found, f"{path}, {'row' if parquet else 'line'}", stem, fields, verifier)
+    if not tasks:
+        raise DataError(f"{path} has no rows; expected {'rows' if parquet else 'one JSON object a line'}")
+    return tasks
+
+
+def tasks_of(
+    numbered: Iterable[tuple[int, Row]],
+    where: str,
+    name: str,
+    fields: Mapping[str, str] | None = None,
+    verifier: str | None = None,
+) -> list[Task]:
+    """Tasks of numbered rows; one without an id is called `name` and its number. `where` begins what errors say."""
+    mapping = dict(fields or {})
+    rows.check_mapping(mapping)
+    tasks: list[Task] = []
+    taken: set[str] = set()
+    for number, row in numbered:
+        try:
+            task = rows.task(row, mapping, verifier)
+        except DataError as error:
+            raise DataError(f"{where} {number}: {error}") from None
+        tasks.append(dataclasses.replace(task, id=_unique(task.id or f"{name}-{number}", taken)))
+    return tasks
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}-{count}"
+    taken.add(unique)
+    return unique
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of each line that is not blank."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for line, raw in enumerate(lines, start=1):
+                data = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+                if data.strip():
+                    yield line, _object(data, f"{path}, line {line}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _object(data: bytes, where: str) -> Row:
+    try:
+        row = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        bad = data[error.start]
+        raise DataError(f"{where} is not UTF-8 (byte 0x{bad:02x} at {error.start}); save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}); expected one object a line") from None
+    if not isinstance(row, dict):
+        raise DataError(f'{where} is {rows.kind(row)}; expected one JSON object a line, like {{"problem": …}}')
+    return cast(Row, row)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """(row number from 1, row)."""
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise DataError(f"{path}: {NEEDS_PYARROW}") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches())
+            yield from enumerate((row for batch in batches for row in batch), start=1)
+    except (OSError, ValueError) as error:  # pyarrow's own are among these
+        raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
+
+
+def _names() -> str:
+    return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"

@@ -1,0 +1,49 @@
+"""(Task of reasoning-gym, answer text) -> Verdict: the data set's own score of the final answer must be 1.
+
+The answer is taken out of the text first, and partial credit is none: reasoning-gym scores a text that holds the answer
+somewhere above 0. Some data sets evaluate what they are given, so scoring runs in worker processes that can be killed
+and that give up their powers (`mass.verify.worker`); an answer with two underscores in a row is rejected unread. Not
+covered: an answer that, evaluated without them, changes what its own worker says of it and of later answers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from mass.types import Task, Verdict
+from mass.verify.exact import shorten
+from mass.verify.extract import find
+from mass.verify.pool import NoVerdict, Pool
+
+POOL = Pool(size=1, timeout_s=20.0, mode="gym")
+_TAG = re.compile(r"<answer>\s?([^<]*(?:<(?!/answer>)[^<]*)*)</answer>")
+MAX_ANSWER_CHARS = 20_000
+
+
+def check(task: Task, text: str) -> Verdict:
+    """Whether the answer in `<answer>` tags, or else the marked final answer, has the full score."""
+    answer = _answer(text)
+    if answer is None:
+        return Verdict(False, "no answer found in the text")
+    if answer == task.answer.strip():
+        return Verdict(True, f"{shorten(answer)} is {shorten(task.answer)}", answer)
+    if "__" in answer or len(answer) > MAX_ANSWER_CHARS:
+        return Verdict(False, "the answer is no answer of this kind", answer)
+    try:
+        made: dict[str, Any] = json.loads(task.id.partition(":")[2])
+        score = POOL.ask([made["name"], made["seed"], made["index"], made["options"], answer])["score"]
+    except (ValueError, KeyError, TypeError):
+        return Verdict(None, f"the id {task.id[:60]!r} does not say how the task was made", answer)
+    except NoVerdict as error:
+        return Verdict(None, str(error).replace("math-verify", "reasoning-gym"), answer)
+    return Verdict(score == 1.0, f"{shorten(answer)} has the score {score:.3g} of 1", answer)
+
+
+def _answer(text: str) -> str | None:
+    tagged = _TAG.findall(text)
+    if tagged:
+        return tagged[-1].strip()
+    found = find(text)
+    return found.text if found else None

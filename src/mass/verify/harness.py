@@ -1,0 +1,56 @@
+r"""(Task, answer text) -> Verdict, with the final answer read as lm-evaluation-harness reads it: comparable numbers.
+
+Ours (`math`, `choice`) accept more ways of writing an answer, and so give other numbers. Verifiers here are the
+harness's filters and comparisons, no better:
+
+- `gsm8k-strict`, `gsm8k-flexible`: filters `strict-match` and `flexible-extract` of gsm8k.yaml, then equal text without
+  case, commas, dollars, what stands before `#### ` and a full stop at the end.
+- `minerva`: what stands between "Final Answer: The final answer is" and ". I hope it is correct." (minerva_math; metric
+  `math_verify` compares the whole text), compared by `mass.verify.math`.
+
+References: lm-evaluation-harness 0.4.13, lm_eval/tasks/gsm8k/gsm8k.yaml, lm_eval/tasks/minerva_math/utils.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mass.types import Task, Verdict
+from mass.verify import math
+from mass.verify.exact import shorten
+
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_FINAL = re.compile(r"Final Answer: The final answer is(.{0,1000}?). I hope it is correct.")
+_HASHES = re.compile(r"(?s).*#### ")
+
+
+def gsm8k_strict(task: Task, text: str) -> Verdict:
+    found = _STRICT.search(text)
+    return _compared(task.answer, found[1] if found else None)
+
+
+def gsm8k_flexible(task: Task, text: str) -> Verdict:
+    last = None
+    for match in _FLEXIBLE.finditer(text):
+        last = match
+    return _compared(task.answer, (last[1] or last[2]) if last else None)
+
+
+def minerva(task: Task, text: str) -> Verdict:
+    found = _FINAL.search(f"{text}I hope it is correct.")
+    if found is None:
+        return Verdict(False, "no 'Final Answer: The final answer is … I hope it is correct.' in the text")
+    return math.check(task, rf"\boxed{{{found[1].strip().strip('$')}}}")
+
+
+def _compared(gold: str, answer: str | None) -> Verdict:
+    if answer is None:
+        return Verdict(False, "the harness's pattern is not in the text")
+    correct = _plain(gold) == _plain(answer)
+    return Verdict(correct, f"{shorten(answer)} {'is' if correct else 'is not'} {shorten(gold)}", answer)
+
+
+def _plain(text: str) -> str:
+    plain = _HASHES.sub("", text.strip()).replace(",", "").replace("$", "")
+    return plain.removesuffix(".").lower()

@@ -1,0 +1,74 @@
+"""mass study: from a file to trained and evaluated checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+def study_file(base: Path, folder: Path) -> Path:
+    short = {
+        "model.name": str(base), "train.steps": 1, "train.tasks_per_step": 2, "train.eval_size": 2,
+        "outer.samples": 2, "adapt.synthesis.examples": 2, "outer.sampling.max_tokens": 6,
+        "adapt.synthesis.sampling.max_tokens": 6, "test.answer.max_tokens": 6,
+    }  # fmt: skip
+    options = {"model": str(base), "methods": "base,mass", "tasks": "minimath", "size": 2, "answer.max_tokens": 6}
+    study = {
+        "seeds": [1],
+        "trainings": {"mine": {"set": short}},
+        "evaluations": {"test": {"checkpoints": {"mass": "mine"}, "set": options}},
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    return file
+
+
+@pytest.mark.slow
+def test_a_study_trains_evaluates_and_does_nothing_twice(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    arguments = ("study", "--config", study_file(tiny_base, tmp_path), "--out", tmp_path / "out")
+    assert run(*arguments, "--dry_run").out.count("to do ") == 2
+    ran = run(*arguments)
+    assert ran.code == 0, (ran, *[log.read_text() for log in tmp_path.glob("out/*/*.txt")])
+    assert "0/2 runs done" in ran.err
+    assert "done: 2 runs" in ran.out
+    table = json.loads((tmp_path / "out" / "eval" / "test-1" / "comparison.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["base", "mass"]
+    assert run(*arguments, "--dry_run").out.count("finished ") == 2
+    before = (tmp_path / "out" / "train" / "mine-1" / "metrics.jsonl").stat().st_mtime_ns
+    assert run(*arguments).code == 0
+    assert (tmp_path / "out" / "train" / "mine-1" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_fails_is_named_with_its_log(run: Callable, tmp_path: Path) -> None:
+    ran = run("study", "--config", study_file(tmp_path / "no-model", tmp_path), "--out", tmp_path / "out")
+    assert ran.code == 2
+    said = ran.err.strip().splitlines()[-1]
+    assert said.startswith("error: 2 of 2 runs did not finish: mine, seed 1")
+    assert str(tmp_path / "out" / "train" / "mine-1.log.txt") in said
+    assert "no-model" in (tmp_path / "out" / "train" / "mine-1.log.txt").read_text()
+
+
+TABLES = sorted((Path(__file__).parents[2] / "recipes").rglob("table.yaml"))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
+def test_every_command_of_a_checked_in_study_is_one(
+    run: Callable, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    listed = run("study", "--config", path, "--seeds", "[0]", "--out", tmp_path / "out", "--dry_run")
+    assert listed.code == 0, listed.err
+    commands = [shlex.split(line.split("mass ", 1)[1]) for line in listed.out.splitlines()]
+    assert {command[0] for command in commands} == {"train", "eval"}
+    for command in commands:
+        ran = run(*command, "--print_config")
+        assert ran.code == 0, (command, ran.err)
+
+
+def test_a_study_without_a_folder_is_refused(fails: Callable) -> None:
+    assert "--out is missing" in fails("study")
