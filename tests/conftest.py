@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from mass.config import PretrainConfig
+from mass.config import LoraConfig, ModelConfig, PretrainConfig
+from mass.lm import LM, load_lm
 from mass.pretrain import build_model, pages, save, step_loss, train_tokenizer
 from mass.prompts import PLAIN
-from small_lms import small_sums
+from mass.train import train
+from small_lms import float64_throughout, small_sums
+from small_runs import config_for
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("mass", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,6 +57,41 @@ def taught_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught") / "base"
     save(model, tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the nine problems that `taught_base` has seen."""
+    file = tmp_path_factory.mktemp("tasks") / "sums.jsonl"
+    rows = [{"problem": t.problem, "solution": t.solution, "answer": t.answer} for t in small_sums()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def straight(taught_base: Path, sums: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of four steps in one go, by method."""
+
+    @functools.cache
+    def run(method: str) -> Path:
+        folder = tmp_path_factory.mktemp("straight") / method
+        train(config_for(taught_base, sums, method), folder, False, lambda _: None)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lm(taught_base: Path) -> LM:
+    """`taught_base` with the adapter of `config_for`."""
+    return load_lm(ModelConfig(name=str(taught_base)), LoraConfig(rank=2, alpha=4.0))
+
+
+@pytest.fixture(scope="session")
+def wide(taught_base: Path) -> LM:
+    """The same in float64 throughout."""
+    base = ModelConfig(name=str(taught_base), dtype="float64")
+    return float64_throughout(load_lm(base, LoraConfig(rank=2, alpha=4.0)))
 
 
 def _page(rng: random.Random) -> str:

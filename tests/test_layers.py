@@ -12,14 +12,15 @@ ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds"),
-    ("config", "prompts", "optimizers", "layerwise"),
+    ("config", "prompts", "optimizers", "layerwise", "parallel"),
     ("tasks", "verify", "adapter"),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy"),
     ("outer", "metagrad"),
     ("checkpoint", "runlog"),
-    ("adapt", "pretrain", "doctor"),
-    ("model", "metastep"),
+    ("adapt", "pretrain", "doctor", "gradients", "problems"),
+    ("model", "targets", "validation"),
+    ("metastep", "solverstep"),
     ("train", "baselines"),
     ("statistics",),
     ("comparison",),

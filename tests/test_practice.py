@@ -10,7 +10,8 @@ from mass import synthesis
 from mass.adapt import Clock, adapt_stack
 from mass.checkpoint import init_state
 from mass.config import PracticeConfig, RunConfig, SynthesisConfig, TrainConfig, at_test
-from mass.metastep import Stack, mass_gradients
+from mass.gradients import Stack
+from mass.metastep import mass_gradients
 from mass.practice import TOKENS_PER_PASS, Practice, practice_of, rows_per_pass
 from mass.types import Example, Params, Task
 from small_lms import float64_throughout, make_lm, random_adapter

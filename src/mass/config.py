@@ -233,8 +233,10 @@ class TasksConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    method: Literal["mass", "mass-gold", "solver-grpo"] = "mass"
-    """mass: verifier outer loss. mass-gold: gold outer loss. solver-grpo: policy gradient on solving, no adaptation."""
+    method: Literal["mass", "mass-gold", "solver-grpo", "solver-sft", "self-sft"] = "mass"
+    """mass: verifier outer loss. mass-gold: gold outer loss. The others never adapt: solver-grpo, policy gradient on
+    solving; solver-sft, the loss of the gold solutions; self-sft, that of the practice that the base writes for the
+    problems, neither weighed nor verified."""
     steps: int = 100
     """Outer steps."""
     tasks_per_step: int = 8
@@ -264,6 +266,9 @@ class TrainConfig:
     """Steps between evaluations on held-out problems; 0: none."""
     eval_size: int = 140
     """Held-out problems per evaluation."""
+    eval_temperature: float = 0.0
+    """Above 0, held-out problems are also answered by one sample each at this temperature, with adaptation and without:
+    what sampling gives on average, beside what test.answer gives."""
     checkpoint_every: int = 10
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -271,13 +276,34 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_known(self, "train.")
-        for name in ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints"):
+        least_one = ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints")
+        for name in least_one:
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("eval_every", "warmup"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         _require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
-        _require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl"), least=0)
+        _require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "eval_temperature"), least=0)
         _require_numbers(self, "train.", ("max_grad_norm",), above=0)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the method adapts to each problem, in training and at test."""
+        return self.method in ("mass", "mass-gold")
+
+    @property
+    def practises(self) -> bool:
+        """Whether practice is written for the training problems."""
+        return self.adapts or self.method == "self-sft"
+
+    @property
+    def learns_gold(self) -> bool:
+        """Whether the outer loss is that of the gold solutions."""
+        return self.method in ("mass-gold", "solver-sft")
+
+    @property
+    def samples_solutions(self) -> bool:
+        """Whether the outer loss is that of sampled and verified solutions."""
+        return self.method in ("mass", "solver-grpo")
 
 
 @dataclass(frozen=True)

@@ -15,70 +15,28 @@ Legend: B tasks of the stack, m examples of a task, N valid examples of the stac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mass import outer, policy, scoring, synthesis, verify
+from mass import outer, policy, scoring, synthesis
 from mass.adapt import Clock, Groups
-from mass.adapter import detach, repeat
-from mass.checkpoint import MetaState
-from mass.config import RunConfig
-from mass.lm import LM, Row
+from mass.adapter import repeat
+from mass.gradients import Gradients, Measured, Stack
+from mass.lm import Row
 from mass.metagrad import MetaGradients, inner_loop, meta_gradients, outer_gradient
 from mass.practice import Practice, practice_of, valid_mask
-from mass.types import Params, Task
-
-
-@dataclass(frozen=True)
-class Stack:
-    """What one stack's step works on."""
-
-    lm: LM
-    state: MetaState
-    config: RunConfig
-    tasks: Sequence[Task]
-    seeds: Sequence[int]
-    """One for each task: all its random draws follow from it."""
-
-    @property
-    def problems(self) -> list[str]:
-        return [task.problem for task in self.tasks]
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Sums over the tasks of a stack."""
-
-    theta: Params
-    generator: Params = field(default_factory=dict[str, Tensor])
-    """Of theta, from the generator's policy gradient with rewards that are centred in their group but not scaled."""
-    reward_squares: tuple[float, int] = (0.0, 0)
-    """Sum of the squares of those rewards, and their number: what scales them over the whole batch."""
-    eta: Params = field(default_factory=dict[str, Tensor])
-    log_rates: Params = field(default_factory=dict[str, Tensor])
-    measured: dict[str, float] = field(default_factory=dict[str, float])
-    clock: Clock = field(default_factory=Clock)
-
-
-class _Measured(dict[str, float]):
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            self[name] = self.get(name, 0.0) + value
+from mass.targets import outer_parts
+from mass.types import Params
 
 
 def mass_gradients(stack: Stack) -> Gradients:
     """One step of MASS: `mass` with the verifier's outer loss, `mass-gold` with the gold solution's."""
     lm, state, config = stack.lm, stack.state, stack.config
-    clock, measured = Clock(), _Measured()
+    clock, measured = Clock(), Measured()
     with clock.stage("synthesis"):
         groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, state.theta)
-    examples = [e for group in groups for e in group]
-    measured.add(valid=sum(e.valid for e in examples) / config.adapt.synthesis.examples)
-    measured.add(tokens=sum(len(e.tokens) for e in examples))
+    measured.add_practice(groups)
     with clock.stage("generator"):
         anchored = config.train.generator_kl and config.adapt.synthesis.writer == "theta"
         anchor = _anchor_gradient(stack, groups, measured) if anchored else {}
@@ -98,34 +56,25 @@ def mass_gradients(stack: Stack) -> Gradients:
     if config.train.generator and config.adapt.synthesis.writer == "theta":
         with clock.stage("generator"):
             generator, squares = _generator_gradient(stack, groups, through.scores)
-    return Gradients(theta_gradient, generator, squares, eta_gradient, through.log_rates, measured, clock)
+    return Gradients(theta_gradient, generator, squares, eta_gradient, through.log_rates, measured, clock.seconds)
 
 
-def grpo_gradients(stack: Stack) -> Gradients:
-    """Reinforcement learning on solving alone: group-relative policy gradient of theta, no adaptation."""
-    clock, measured = Clock(), _Measured()
-    theta = stack.state.theta
-    loss, grads = outer_gradient(lambda params: _outer_parts(stack, params, clock, measured), theta)
-    measured.add(outer_loss=loss)
-    return Gradients(dict(zip(theta, grads, strict=True)), measured=measured, clock=clock)
-
-
-def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: _Measured) -> Gradients:
+def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: Measured) -> Gradients:
     """No example of any task is valid: the outer loss of theta itself still trains the solver."""
     copies = repeat(stack.state.theta, len(stack.tasks))
-    loss, grads = outer_gradient(lambda params: _outer_parts(stack, params, clock, measured), copies)
+    loss, grads = outer_gradient(lambda params: outer_parts(stack, params, clock, measured), copies)
     measured.add(outer_loss=loss)
     gamma = stack.config.train.gamma
     return Gradients(
         {name: gamma * g.sum(0) + anchor.get(name, 0.0) for name, g in zip(copies, grads, strict=True)},
         reward_squares=(0.0, len(stack.tasks) * stack.config.adapt.synthesis.examples),
         measured=measured,
-        clock=clock,
+        seconds=clock.seconds,
     )
 
 
 def _through_the_inner_loop(
-    stack: Stack, groups: Groups, practice: Practice, scores_N: Tensor, clock: Clock, measured: _Measured
+    stack: Stack, groups: Groups, practice: Practice, scores_N: Tensor, clock: Clock, measured: Measured
 ) -> MetaGradients:
     config = stack.config
     valid = valid_mask(groups, stack.lm.device)
@@ -139,7 +88,7 @@ def _through_the_inner_loop(
             scores,
             stack.state.theta,
             stack.state.log_rates,
-            lambda adapted: _outer_parts(stack, adapted, clock, measured),
+            lambda adapted: outer_parts(stack, adapted, clock, measured),
         )
     weights = scoring.normalise(scores, valid, kind)
     count = valid.sum(1).clamp_min(1)
@@ -180,27 +129,6 @@ def _practice_loss(weights: Float[Tensor, "B m"], losses: Float[Tensor, "B m"]) 
     return {"practice_loss": float(means.sum()), "practised": float(some.sum())}
 
 
-def _outer_parts(stack: Stack, params: Params, clock: Clock, measured: _Measured) -> Iterator[Tensor]:
-    """The outer loss on the targets under `params` (stacked or shared), in parts."""
-    config, lm = stack.config, stack.lm
-    if config.train.method == "mass-gold":
-        yield from clock.each("outer", outer.gold_losses(lm, stack.tasks, config.outer, params))
-        return
-    with clock.stage("outer"):
-        solutions = outer.sample_solutions(lm, stack.tasks, config.outer, stack.seeds, detach(params), verify.check_all)
-    judged = solutions.judged.sum(1).clamp_min(1)
-    measured.add(
-        reward=float((solutions.rewards * solutions.judged).sum(1).div(judged).sum()),
-        solved_by_any=float((solutions.rewards > 0).any(1).sum()),
-        no_verdict=float((~solutions.judged).sum()) / config.outer.samples,
-        tokens=sum(len(s.tokens) for s in solutions.samples),
-    )
-    yield from clock.each("outer", outer.verifier_losses(lm, stack.tasks, solutions, config.outer, params))
-    if config.train.kl:
-        parts = outer.kl_losses(lm, stack.tasks, solutions, config.outer, params)
-        yield from clock.each("outer", (config.train.kl * part for part in parts))
-
-
 def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tuple[Params, tuple[float, int]]:
     """Gradient of the policy loss on the tokens of y_i, rewarded with -u_i less the mean of its group.
 
@@ -223,7 +151,7 @@ def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tu
     return {name: unit * g for name, g in zip(theta, grads, strict=True)}, (squares, len(advantages))
 
 
-def _anchor_gradient(stack: Stack, groups: Groups, measured: _Measured) -> Params:
+def _anchor_gradient(stack: Stack, groups: Groups, measured: Measured) -> Params:
     """Gradient of the generator's KL divergence from the base, on what it wrote, rejected examples included.
 
     The outer loss sees only the adapted weights. Nothing else keeps theta, which writes the practice, able to write.

@@ -1,4 +1,7 @@
-"""exception -> exit code and what is said of it: one line for a user's error, a traceback for a bug of ours."""
+"""exception -> exit code and what is said of it: one line for a user's error, a traceback for a bug of ours.
+
+Of several processes that end with one error, one says so.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from mass.errors import MassError
+from mass.parallel import speaks
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -20,10 +24,12 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
     except MassError as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if speaks(error):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if speaks():
+            print("stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()

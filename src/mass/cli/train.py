@@ -20,6 +20,7 @@ EXAMPLES = (
     "mass train --config runs/first/config.json --out runs/first --resume",
     "mass train --out runs/small --train.steps 20 --train.tasks_per_step 4 --adapt.inner.steps 1",
     "mass train --config recipes/minimath/mass.yaml --print_config",
+    "torchrun --standalone --nproc_per_node 2 -m mass train --config recipes/minimath/mass.yaml --out runs/two",
 )
 
 
@@ -33,8 +34,14 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("--out is missing; expected a folder for the run, as in --out runs/first")
     folder = Path(given.out)
     from mass.cli.training import Monitor
+    from mass.parallel import at_start
     from mass.train import train
 
+    ranks = at_start()
+    if not ranks.first:  # the first process of this run shows it and writes its page
+        train(config, folder, given.resume, lambda _: None)
+        return 0
+    _note_stacks(config, ranks.size)
     monitor = Monitor(config.train.steps, console.stderr())
     try:
         with monitor:
@@ -62,6 +69,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint in --out.")
     parser.add_class_arguments(RunConfig)
     return parser
+
+
+def _note_stacks(config: RunConfig, processes: int) -> None:
+    count, stack = config.train.tasks_per_step, config.train.stack
+    if count >= processes and (stacks := -(-count // stack)) % processes:
+        console.note(
+            f"stacks of {stack} (train.stack): {stacks} of them do not divide among {processes} processes: each cuts "
+            f"its part of the {count} problems anew; the result differs by rounding alone"
+        )
 
 
 def _say_how_to_resume(folder: Path, step: int | None, arguments: Sequence[str]) -> None:

@@ -32,6 +32,10 @@ ABOVE_ZERO = (
 EVALUATED = (
     ("eval/accuracy", "held-out accuracy, adapted", "{:.1%}"),
     ("eval/unadapted accuracy", "held-out accuracy, unadapted", "{:.1%}"),
+    ("eval/helped", "answers helped by the update", "{:.0f}"),
+    ("eval/hurt", "answers hurt by it", "{:.0f}"),
+    ("eval/sampled accuracy", "held-out accuracy, adapted, sampled", "{:.1%}"),
+    ("eval/unadapted sampled accuracy", "held-out accuracy, unadapted, sampled", "{:.1%}"),
 )
 SKIPPED = ("skipped tasks", "skipped validation tasks")
 REFRESH_PER_SECOND = 2

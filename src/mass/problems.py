@@ -1,0 +1,121 @@
+"""Configuration of a run's tasks -> what it is trained and evaluated on: problems by their number, held-out problems.
+
+Problem number n is a function of the configuration and n alone, so a stopped run finds its place again, and processes
+that share a step each take the numbers that are theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mass import tasks as task_sets
+from mass.config import RunConfig, TasksConfig
+from mass.errors import DataError
+from mass.lm import LM
+from mass.seeds import derive
+from mass.tasks import minimath
+from mass.types import Task
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What a run is trained and evaluated on."""
+
+    task_at: Callable[[int], Task]
+    """Task number n of training."""
+    validation: Sequence[Task]
+    skipped: dict[str, float] = field(default_factory=dict[str, float])
+    """How many were left out because they do not fit the model's context; empty when all do."""
+
+
+def read_problems(lm: LM, config: RunConfig) -> Problems:
+    """The tasks of a run, without those that do not fit the model's context: one alone would stop it, again and again.
+
+    Raises DataError when a task has not the gold that the method needs, or when no task fits.
+    """
+    train, skipped = config.train, dict[str, float]()
+
+    def usable(found: list[Task], kind: str, *, practice: bool, worked: bool = False) -> list[Task]:
+        """Those that fit. `worked`: the solution itself is learned, not only an answer compared with."""
+        fitting = [task for task in found if _fits(lm, task, practice=practice, worked=worked)]
+        if not fitting:
+            raise DataError(
+                f"none of the {len(found)} {kind} fits the {lm.context} tokens that {lm.name!r} reads; shorten them "
+                "or use a model with a longer context"
+            )
+        if len(fitting) < len(found):
+            skipped[f"skipped {kind}"] = len(found) - len(fitting)
+        return fitting
+
+    def training(found: list[Task]) -> list[Task]:
+        if train.learns_gold or train.samples_solutions:
+            _check_gold(found, "tasks", train.method, worked=train.learns_gold)
+        return usable(found, "tasks", practice=train.practises, worked=train.learns_gold)
+
+    def held_out() -> list[Task]:
+        found = load_tasks(config.validation, train.eval_size)
+        _check_gold(found, "validation tasks", train.method, worked=False)
+        return usable(found, "validation tasks", practice=train.adapts)
+
+    found = None if _endless(config.tasks) else training(load_tasks(config.tasks))
+    task_at = task_stream(config.tasks, train.seed, found)
+    return Problems(task_at, held_out() if train.eval_every else [], skipped)
+
+
+def _check_gold(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
+    for task in found:
+        if not ((worked and task.solution) or task.answer).strip():
+            raise DataError(
+                f"{task.id!r} of the {kind} has no {'solution and no answer' if worked else 'answer'}, which {method} "
+                "needs; add it to the file, or map the file's own field to it with the option 'fields'"
+            )
+
+
+def _fits(lm: LM, task: Task, *, practice: bool, worked: bool) -> bool:
+    try:
+        lm.solve_prompt(task.problem)
+        if practice:
+            lm.synthesis_prompt(task.problem)
+    except DataError:
+        return False
+    return not worked or lm.example_tokens(task.problem, task.solution or task.answer) <= lm.context
+
+
+def _endless(config: TasksConfig) -> bool:
+    return config.source == "minimath" and config.size is None
+
+
+def task_stream(config: TasksConfig, seed: int, tasks: Sequence[Task] | None = None) -> Callable[[int], Task]:
+    """Task number n of training: of minimath's endless stream, or of a list in a new random order each epoch.
+
+    The list is `tasks`, or all that the configuration names; those of an endless stream are what they are.
+    """
+    if _endless(config):
+        return lambda number: minimath.task_at(config.split, config.seed, number)
+    found = load_tasks(config) if tasks is None else tasks
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> list[int]:
+        places = list(range(len(found)))
+        random.Random(derive(seed, "order", epoch)).shuffle(places)
+        return places
+
+    def at(number: int) -> Task:
+        epoch, place = divmod(number, len(found))
+        return found[order(epoch)[place]]
+
+    return at
+
+
+def load_tasks(config: TasksConfig, size: int | None = None) -> list[Task]:
+    return task_sets.load(
+        config.source,
+        split=config.split,
+        size=config.size or size,
+        seed=config.seed,
+        fields=config.fields or None,
+        verifier=config.verifier,
+    )
