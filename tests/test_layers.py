@@ -16,7 +16,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("tasks", "verify", "adapter"),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy"),
-    ("outer", "metagrad"),
+    ("outer", "metagrad", "canary"),
     ("checkpoint", "runlog"),
     ("adapt", "pretrain", "doctor", "gradients", "problems"),
     ("model", "targets", "validation"),

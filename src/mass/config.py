@@ -219,7 +219,9 @@ class TasksConfig:
     split: str = "train"
     """minimath: train, validation or test."""
     size: int | None = None
-    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating."""
+    """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating. Training
+    on a number of them goes through them again and again, each time in a new random order. Of minimath, those of one
+    seed are nested: the first 30 of 100 are the 30."""
     seed: int = 0
     """Which tasks: of minimath's stream, or of a random subset of a file."""
     fields: dict[str, str] = field(default_factory=dict[str, str])
@@ -257,6 +259,11 @@ class TrainConfig:
     """Weight of the generator's KL divergence from the base (nats per token), measured on the practice it writes."""
     kl: float = 0.0
     """Weight of the KL divergence of the solver from the base."""
+    canary_kl: float = 0.0
+    """Weight of learned safety: the KL divergence (nats per token) of theta from the adapted theta_K on answers to
+    problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.canary."""
+    canary_tasks: int = 2
+    """Such problems for each adapted problem, where canary_kl is above 0."""
     max_grad_norm: float = 1.0
     """Each group of parameters is clipped to this gradient norm."""
     warmup: int = 5
@@ -277,12 +284,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_known(self, "train.")
         least_one = ("steps", "tasks_per_step", "stack", "eval_size", "checkpoint_every", "keep_checkpoints")
-        for name in least_one:
+        for name in (*least_one, "canary_tasks"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("eval_every", "warmup"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         _require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
-        _require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "eval_temperature"), least=0)
+        _require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "canary_kl"), least=0)
+        _require_numbers(self, "train.", ("eval_temperature",), least=0)
         _require_numbers(self, "train.", ("max_grad_norm",), above=0)
 
     @property

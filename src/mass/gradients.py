@@ -32,6 +32,7 @@ MEASURED = (
     "solved_by_any",
     "no_verdict",
     "generator_KL",
+    "canary_KL",
     "practice_loss",
     "practised",
     "tokens",
@@ -49,6 +50,8 @@ class Stack:
     tasks: Sequence[Task]
     seeds: Sequence[int]
     """One for each task: all its random draws follow from it."""
+    canaries: Sequence[Sequence[Task]] = ()
+    """Of each task, problems that adapting to it should leave alone; none where `train.canary_kl` is 0."""
 
     @property
     def problems(self) -> list[str]:

@@ -19,6 +19,11 @@ from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Task
 
+BEYOND = 1 << 41
+"""Numbers of minimath's endless stream from here on are not trained on: canaries come from there."""
+DRAWS = 50
+"""For each canary, before there are taken to be no more."""
+
 
 @dataclass(frozen=True)
 class Problems:
@@ -29,6 +34,8 @@ class Problems:
     validation: Sequence[Task]
     skipped: dict[str, float] = field(default_factory=dict[str, float])
     """How many were left out because they do not fit the model's context; empty when all do."""
+    canaries: Callable[[int], list[Task]] | None = None
+    """Problems of other subjects than task number n; None where the run does not ask for any."""
 
 
 def read_problems(lm: LM, config: RunConfig) -> Problems:
@@ -62,7 +69,11 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
 
     found = None if _endless(config.tasks) else training(load_tasks(config.tasks))
     task_at = task_stream(config.tasks, train.seed, found)
-    return Problems(task_at, held_out() if train.eval_every else [], skipped)
+    canaries = None
+    if train.canary_kl:
+        canaries = canary_stream(config.tasks, train.seed, train.canary_tasks, task_at, found)
+        canaries(0)  # so that tasks without any are refused before the run begins
+    return Problems(task_at, held_out() if train.eval_every else [], skipped, canaries)
 
 
 def _check_gold(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
@@ -106,6 +117,39 @@ def task_stream(config: TasksConfig, seed: int, tasks: Sequence[Task] | None = N
     def at(number: int) -> Task:
         epoch, place = divmod(number, len(found))
         return found[order(epoch)[place]]
+
+    return at
+
+
+def canary_stream(
+    config: TasksConfig, seed: int, count: int, task_at: Callable[[int], Task], tasks: Sequence[Task] | None
+) -> Callable[[int], list[Task]]:
+    """For task number n, `count` distinct problems of other subjects, drawn at random from the training tasks.
+
+    Fewer where there are not as many. Of tasks that name no subject, any other one will do. Raises DataError, when
+    asked for some, where there are none.
+    """
+
+    def drawn(rng: random.Random) -> Task:
+        if tasks is not None:
+            return rng.choice(tasks)
+        return minimath.task_at(config.split, config.seed, BEYOND + rng.getrandbits(40))
+
+    def at(number: int) -> list[Task]:
+        target, rng = task_at(number), random.Random(derive(seed, "canary", number))
+        found: dict[str, Task] = {}
+        for _ in range(DRAWS * count):
+            task = drawn(rng)
+            if task.problem != target.problem and (task.subject != target.subject or not task.subject):
+                found.setdefault(task.problem, task)
+            if len(found) == count:
+                break
+        if not found:
+            raise DataError(
+                f"train.canary_kl asks for problems unlike {target.id!r}, and no task has another subject than "
+                f"{target.subject!r}; expected several; give tasks of more subjects, or set train.canary_kl to 0"
+            )
+        return list(found.values())
 
     return at
 

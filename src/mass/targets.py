@@ -1,8 +1,9 @@
 """A stack of problems, parameters -> the outer loss of the run on these problems, in parts that each fit one backward.
 
 `mass-gold` and `solver-sft` have the gold solution's cross-entropy; the others the loss of sampled and verified
-solutions, with `train.kl` times their divergence from the base. The parameters are the adapted ones of each problem, or
-theta itself where a method does not adapt.
+solutions, with `train.kl` times their divergence from the base. Where a method adapts, `train.canary_kl` times the
+drift on unrelated problems comes on top. The parameters are the adapted ones of each problem, or theta itself where a
+method does not adapt.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from mass import outer, verify
+from mass import canary, outer, verify
 from mass.adapt import Clock
 from mass.adapter import detach
 from mass.gradients import Measured, Stack
@@ -21,6 +22,8 @@ from mass.types import Params
 def outer_parts(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
     """The outer loss on the targets under `params` (stacked or shared), in parts."""
     yield from _on_targets(stack, params, clock, measured)
+    if stack.config.train.canary_kl and stack.canaries:
+        yield from _on_canaries(stack, params, clock, measured)
 
 
 def _on_targets(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
@@ -41,3 +44,13 @@ def _on_targets(stack: Stack, params: Params, clock: Clock, measured: Measured) 
     if config.train.kl:
         parts = outer.kl_losses(lm, stack.tasks, solutions, config.outer, params)
         yield from clock.each("outer", (config.train.kl * part for part in parts))
+
+
+def _on_canaries(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
+    config, lm, theta = stack.config, stack.lm, detach(stack.state.theta)
+    with clock.stage("outer"):
+        answers = canary.sample_answers(lm, stack.canaries, config.outer.sampling, stack.seeds, theta)
+    measured.add(tokens=answers.num_tokens)
+    for part in clock.each("outer", canary.kl_losses(lm, answers, theta, params, config.outer.micro_batch)):
+        measured.add(canary_KL=float(part.detach()))
+        yield config.train.canary_kl * part

@@ -164,7 +164,9 @@ class Trainer:
                 numbers = [self.step * train.tasks_per_step + i for i in portion]
                 seeds = [derive(train.seed, "train", number) for number in numbers]
                 some = [self.problems.task_at(number) for number in numbers]
-                parts.append(gradients_of(Stack(self.lm, self.state, self.config, some, seeds)))
+                canaries = self.problems.canaries
+                beside = () if canaries is None else [canaries(number) for number in numbers]
+                parts.append(gradients_of(Stack(self.lm, self.state, self.config, some, seeds, beside)))
             own, done_s = total(parts), time.perf_counter()
         sums = over_ranks(own, self.state, self.ranks)
         if self.ranks.size == 1:
@@ -222,6 +224,10 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
     if config.train.kl and not config.train.samples_solutions:
         raise ConfigError(
             f"train.kl is set, but {config.train.method} samples no solutions to measure it on; set train.kl to 0"
+        )
+    if config.train.canary_kl and not config.train.adapts:
+        raise ConfigError(
+            f"train.canary_kl is set, but {config.train.method} does not adapt, so nothing drifts; set it to 0"
         )
     with parallel.joined(config.model.device) as (ranks, device):
         if config.train.tasks_per_step < ranks.size:

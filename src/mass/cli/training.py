@@ -24,6 +24,7 @@ SHOWN = (
 )
 ABOVE_ZERO = (
     ("generator KL", "generator KL", "{:.4f}"),
+    ("canary KL", "canary KL", "{:.4f}"),
     ("no verdict", "no verdict", "{:.1%}"),
     ("not finite", "not finite", "{:.1%}"),
     ("skipped updates", "skipped updates", "{:.0f}"),

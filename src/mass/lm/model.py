@@ -146,16 +146,26 @@ class LM:
         K covers the positions from the first token that counts in any row; where the mask is False the value is 0.
         Differentiable twice with respect to the adapter. Only the logits of tokens that count are widened and kept.
         """
-        first = int(batch.target_mask.any(0).nonzero()[0])
+        first = _first_counted(batch)
+        mask = batch.target_mask[:, first:]
+        logprobs = _logprobs(self._counted_logits(batch, adapter, rows), batch.input_ids[:, first:][mask])
+        return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs), mask
+
+    def log_distributions(
+        self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None
+    ) -> Float[Tensor, "n V"]:
+        """Log-probabilities (nats, float32 or wider) of all tokens of the vocabulary, at each of the n places of the
+        batch that count, row by row. Differentiable twice with respect to the adapter."""
+        return _wide(self._counted_logits(batch, adapter, rows)).log_softmax(-1)
+
+    def _counted_logits(self, batch: Batch, adapter: Params | None, rows: Tensor | None) -> Float[Tensor, "n V"]:
+        first, length = _first_counted(batch), batch.input_ids.shape[1]
         kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        length = batch.input_ids.shape[1]
         if self.keeps_logits:
             kwargs["logits_to_keep"] = length - first + 1
         with self.adapters.use(adapter, rows):
             logits = self.model(**kwargs, use_cache=False).logits
-        mask = batch.target_mask[:, first:]
-        logprobs = _logprobs(logits[:, -(length - first + 1) : -1][mask], batch.input_ids[:, first:][mask])
-        return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs), mask
+        return logits[:, -(length - first + 1) : -1][batch.target_mask[:, first:]]
 
     def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
         """`l_i`: mean negative log-likelihood (nats per token) of the tokens that count, per row."""
@@ -190,6 +200,15 @@ class LM:
 
 def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """[n, V] logits, [n] tokens -> [n] log-probabilities in float32 or wider."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = _wide(logits)
     wide = wide - wide.detach().amax(-1, keepdim=True)  # so that the logarithm below loses no digits
     return wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(-1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _first_counted(batch: Batch) -> int:
+    """The first position that counts in any row."""
+    return int(batch.target_mask.any(0).nonzero()[0])

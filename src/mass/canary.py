@@ -1,0 +1,86 @@
+"""Adapted parameters of B tasks, unrelated problems -> how far the adaptation moved the answers to those: its drift.
+
+    KL = mean over tokens t of  sum_v pi_theta(v | x, y_<t) log( pi_theta(v | x, y_<t) / pi_theta_K(v | x, y_<t) )
+
+in nats per token, for canary problems x of other subjects than the target and answers y that theta itself samples.
+theta is taken as it is: the gradient reaches what is learned through theta_K alone, as that of the outer loss does. The
+sum over the vocabulary is exact, and only the prefixes y_<t are sampled (summed over an answer instead of averaged, it
+would estimate the divergence of whole answers, by the chain rule).
+
+Sources: a locality loss differentiated through an update, Sinitsin et al., arXiv 2004.00345, and Mitchell et al., arXiv
+2110.11309 (which has this divergence); the old model as the teacher of the new, Li and Hoiem, arXiv 1606.09282.
+
+Legend: B tasks, N canary answers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mass.config import SamplingConfig
+from mass.seeds import derive
+from mass.types import Params, Task
+
+if TYPE_CHECKING:
+    from mass.lm import LM, Row
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What theta answers to the canary problems of B tasks."""
+
+    rows: tuple[Row, ...]
+    """N sequences: the prompt, then the answer, which counts."""
+    owners: Tensor
+    """[N] the task that each is a canary of."""
+    shares: Tensor
+    """[N] one over the number of canaries of that task."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens."""
+        return sum(len(answer) for _, answer in self.rows)
+
+
+def sample_answers(
+    lm: LM, canaries: Sequence[Sequence[Task]], sampling: SamplingConfig, seeds: Sequence[int], theta: Params
+) -> Answers:
+    """One answer to each canary problem, sampled from theta as it is: at temperature 1, whatever `sampling` says.
+
+    Args:
+        canaries: of each task.
+        seeds: one for each task.
+    """
+    places = [(b, j) for b, problems in enumerate(canaries) for j in range(len(problems))]
+    prompts = [lm.solve_prompt(canaries[b][j].problem) for b, j in places]
+    plain = dataclasses.replace(sampling, temperature=1.0, top_p=1.0)
+    samples = lm.sample(prompts, plain, [derive(seeds[b], "canary", j) for b, j in places], theta)
+    rows = tuple((prompt, list(sample.tokens)) for prompt, sample in zip(prompts, samples, strict=True))
+    owners = torch.tensor([b for b, _ in places], device=lm.device)
+    shares = torch.tensor([1 / len(canaries[b]) for b, _ in places], dtype=lm.adapter_dtype, device=lm.device)
+    return Answers(rows, owners, shares)
+
+
+def kl_losses(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch: int | None) -> Iterator[Tensor]:
+    """Parts whose sum is the sum over tasks of the mean KL of their canaries; differentiable in `adapted` alone.
+
+    Args:
+        adapted: a stack of B adapters, or one for all.
+        micro_batch: answers per part; a part holds two distributions over the vocabulary for each of their tokens.
+    """
+    stacked = next(iter(adapted.values())).dim() == 3
+    for index in torch.arange(len(answers.rows), device=lm.device).split(micro_batch or max(1, len(answers.rows))):
+        batch = lm.batch([answers.rows[i] for i in index.tolist()])
+        with torch.no_grad():
+            before = lm.log_distributions(batch, theta)
+        after = lm.log_distributions(batch, adapted, answers.owners[index] if stacked else None)
+        each = (before.exp() * (before - after)).sum(1)
+        mask = batch.target_mask
+        per_row = each.new_zeros(mask.shape).masked_scatter(mask, each).sum(1) / mask.sum(1)
+        yield (per_row * answers.shares[index]).sum()
