@@ -1,12 +1,21 @@
-"""Which problems a run sees, by their number."""
+"""Which problems a run sees, by their number, and that few of them are enough for any method."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from pathlib import Path
 
-from mass.config import TasksConfig
-from mass.problems import task_stream
+import pytest
+
+from mass.config import AtTestConfig, LoraConfig, ModelConfig, RunConfig, SamplingConfig, TasksConfig
+from mass.lm import LM, load_lm
+from mass.problems import read_problems, task_stream
+from mass.runlog import RunFolder
+from mass.tasks import minimath
+from mass.train import Trainer
 from small_lms import small_sums
+from small_runs import METHODS, config_for
 
 
 def test_a_file_is_read_in_a_new_order_each_epoch(sums: Path) -> None:
@@ -23,3 +32,52 @@ def test_minimath_is_endless() -> None:
     assert stream(10**9).id == "minimath-train-0-1000000000"
     few = task_stream(TasksConfig(size=5), 0)
     assert len({few(i).problem for i in range(50)}) == 5
+
+
+# ------------------------------------------------------------------------------- data efficiency
+
+
+SIZES = (30, 100, 300, 1000, 3000)
+
+
+def test_a_smaller_set_of_one_seed_is_part_of_a_larger_one() -> None:
+    most = minimath.load("train", SIZES[-1], 0)
+    assert len({task.problem for task in most}) == SIZES[-1]
+    for size in SIZES:
+        assert minimath.load("train", size, 0) == most[:size]
+    assert minimath.load("train", 30, 1) != most[:30], "another seed, other problems"
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base: Path) -> LM:
+    """A random model: it reads any problem of minimath, and has nothing to say."""
+    return load_lm(ModelConfig(name=str(tiny_base)), LoraConfig(rank=2, alpha=4.0))
+
+
+def config_of(base: Path, method: str, size: int) -> RunConfig:
+    config = config_for(base, Path("unused"), method, eval_every=0, tasks_per_step=3)
+    short = SamplingConfig(max_tokens=6)
+    return dataclasses.replace(
+        config, tasks=TasksConfig(size=size), outer=dataclasses.replace(config.outer, sampling=short),
+        test=AtTestConfig(3, 2, short),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [30, 3000])
+def test_a_set_of_any_size_is_gone_through_in_whole_epochs(size: int, method: str, plain: LM, tiny_base: Path) -> None:
+    task_at = read_problems(plain, config_of(tiny_base, method, size)).task_at
+    epochs = [[task_at(epoch * size + i).problem for i in range(size)] for epoch in range(2)]
+    assert Counter(epochs[0]) == Counter(epochs[1]) == Counter(t.problem for t in minimath.load("train", size, 0))
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_on_thirty_problems(method: str, plain: LM, tiny_base: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_base, method, 30)
+    problems = read_problems(plain, config)
+    trainer = Trainer(plain, config, problems, RunFolder(tmp_path))
+    trainer.step = 9
+    assert trainer.outer_step()["gradient norm/theta"] >= 0
+    crossed = {problems.task_at(n).problem for n in range(27, 33)}
+    assert crossed <= {task.problem for task in minimath.load("train", 30, 0)}
