@@ -53,10 +53,11 @@ def test_solver_sft_descends_the_loss_of_the_gold_solutions(wide: LM, taught_bas
 
 def test_self_sft_descends_the_loss_of_what_the_base_writes(wide: LM, taught_base: Path, sums: Path) -> None:
     """Whatever theta has become, and `synthesis.writer`: the mean over the valid examples of a problem."""
-    stack = stack_of(wide, taught_base, sums, "self-sft")
-    assert stack.config.adapt.synthesis.writer == "theta"
-    settings = dataclasses.replace(stack.config.adapt.synthesis, writer="base")
+    stack = stack_of(wide, taught_base, sums, "self-sft", theta=random_adapter(wide, 4, scale=0.2))
+    settings = stack.config.adapt.synthesis
+    assert settings.writer == "theta"
     groups = synthesis.synthesise(wide, stack.problems, settings, stack.seeds, None)
+    assert groups != synthesis.synthesise(wide, stack.problems, settings, stack.seeds, stack.state.theta)
     leaves = leaves_of(stack)
     rows = [[wide.example_row(e.problem, e.solution) for e in group if e.valid] for group in groups]
     assert sum(map(len, rows)) > len(rows), "a mean of one says nothing of the weights"

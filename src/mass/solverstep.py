@@ -8,7 +8,6 @@ verified: what practice as tt-ss has it gives when it is learned once, instead o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -36,9 +35,8 @@ def solver_gradients(stack: Stack) -> Gradients:
 def _practice_parts(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
     """Parts whose sum is the sum over problems of the mean loss of their valid practice; 0 for one that has none."""
     lm, config = stack.lm, stack.config
-    by_base = dataclasses.replace(config.adapt.synthesis, writer="base")
-    with clock.stage("synthesis"):
-        groups = synthesis.synthesise(lm, stack.problems, by_base, stack.seeds, None)
+    with clock.stage("synthesis"):  # by the base, whatever theta has become
+        groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, None)
     measured.add_practice(groups)
     practice = practice_of(lm, groups)
     if practice is None:
