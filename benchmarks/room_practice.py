@@ -18,11 +18,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from mass import tasks as task_sets
 from mass.adapt import Groups
-from mass.appraisal import appraise, is_file, recogniser
+from mass.appraisal import appraise, recogniser
 from mass.baselines import Contestant, training_examples
 from mass.config import SamplingConfig
 from mass.errors import ConfigError
@@ -51,16 +50,15 @@ class Problems:
 
 def problems_of(source: str, split: str, size: int, seed: int, train: str | None, pool_size: int = 1000) -> Problems:
     """Of a JSONL file, or of one of minimath's sets by its name."""
-    if is_file(source):
+    if source not in minimath.SOURCES:
         found = task_sets.load(source, size=size, seed=seed)
         return Problems(source, found, [], [] if train is None else task_sets.load(train, split="train"))
     rng = random.Random(f"room:{source}:{split}:{seed}")
-    of_source: dict[str, Any] = {} if source == "minimath" else {"source": source}
     cells = [(subject, level) for level in minimath.LEVELS for subject in minimath.SUBJECTS]
     drawn: dict[str, minimath.Problem] = {}
     while len(drawn) < size:
         for subject, level in cells[: size - len(drawn)]:
-            problem = minimath.draw(rng, split, [subject], [level], **of_source)
+            problem = minimath.draw(rng, split, [subject], [level], source)
             drawn.setdefault(problem.text, problem)
     tasks = [problem.task(f"room-{split}-{seed}-{i}") for i, problem in enumerate(drawn.values())]
     return Problems(

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mass.errors import ConfigError
-from mass.results.collect import COMPARISON
-from mass.runlog import CONFIG
+from mass.runlog import COMPARISON, CONFIG
 from mass.study import EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs
 
 STUDY = StudyConfig(

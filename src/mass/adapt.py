@@ -199,20 +199,21 @@ def answer_all(
     clock = Clock()
     records, adapted = practise(lm, state, problems, config, seeds, clock, replay)
     with clock.stage("answer"):
-        answers = _answer(lm, problems, config.answer, seeds, adapted.stack)
+        answers = sample_answers(lm, problems, config.answer, seeds, adapted.stack)
     records = [_answered(record, sample) for record, sample in zip(records, answers, strict=True)]
     if unadapted:
         with clock.stage("unadapted answer"):
-            plain = _answer(lm, problems, config.answer, seeds, state.theta)
+            plain = sample_answers(lm, problems, config.answer, seeds, state.theta)
         records = [_answered(record, sample, unadapted=True) for record, sample in zip(records, plain, strict=True)]
     seconds = clock.shares(len(problems))
     return [dataclasses.replace(record, seconds=seconds) for record in records], adapted
 
 
-def _answer(
+def sample_answers(
     lm: LM, problems: Sequence[str], config: SamplingConfig, seeds: Sequence[int], adapter: Params
 ) -> list[Sample]:
-    """The same seed and the same random numbers with and without adaptation: what differs is the weights."""
+    """One answer to each problem under a stack of adapters or one for all. The same seed gives the same random numbers
+    with and without adaptation: what differs is the weights."""
     prompts = [lm.solve_prompt(problem) for problem in problems]
     return lm.sample(prompts, config, [derive(seed, "answer") for seed in seeds], adapter)
 

@@ -69,11 +69,6 @@ def recogniser(source: str) -> Recognise | None:
     return minimath.recognise if source in minimath.SOURCES else None
 
 
-def is_file(source: str) -> bool:
-    """Whether a source is the path of a file, not a name of ours."""
-    return source.endswith((".jsonl", ".jsonl.gz"))
-
-
 def appraise(task: Task, example: Example, recognise: Recognise | None) -> Appraisal:
     """Everything that can be said of one example written for a task."""
     if not example.problem:

@@ -17,14 +17,13 @@ from mass.config import EvalConfig, config_hash, to_dict
 from mass.errors import DataError, RunError
 from mass.methods import ADAPTING, IN_CONTEXT, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
-from mass.runlog import json_values, replace_text
+from mass.runlog import COMPARISON, RECORDS, json_values, replace_text
 from mass.running import Found, Progress, Runner
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
-from mass.tasks import content_hash
+from mass.tasks import content_hash, minimath
 from mass.types import Task
 
-COMPARISON, RECORDS = "comparison.json", "records.jsonl"
 MAX_EXAMPLES = 20
 
 
@@ -149,7 +148,7 @@ def _comparison(
 def _built_in(source: Mapping[str, Any] | None) -> str:
     """The built-in source that the tasks come from, else minimath."""
     name = str((source or {}).get("source") or "")
-    return name if name.startswith("minimath") and not name.endswith((".jsonl", ".jsonl.gz")) else "minimath"
+    return name if name in minimath.SOURCES else minimath.MINIMATH
 
 
 def _notes(runner: Runner, found: Found, pool: str) -> list[str]:

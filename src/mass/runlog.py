@@ -19,6 +19,11 @@ from mass.config import to_dict
 from mass.errors import RunError
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+"""Of a training run."""
+COMPARISON, RECORDS = "comparison.json", "records.jsonl"
+"""Of a comparison."""
+PRACTICE = "practice.json"
+"""Of an analysis."""
 
 
 @dataclass(frozen=True)

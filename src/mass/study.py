@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mass.errors import ConfigError, nearest
-from mass.results.collect import COMPARISON
-from mass.runlog import CONFIG, RunFolder
+from mass.runlog import COMPARISON, CONFIG, RunFolder
 
 
 @dataclass(frozen=True)

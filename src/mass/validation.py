@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from mass import verify
-from mass.adapt import answer_all
+from mass.adapt import answer_all, sample_answers
 from mass.checkpoint import MetaState
 from mass.config import RunConfig, SamplingConfig, at_test
 from mass.lm import LM
@@ -74,8 +74,7 @@ def _answers(
 
 
 def _sample(lm: LM, part: Sequence[Task], sampling: SamplingConfig, seeds: Sequence[int], weights: Params) -> list[str]:
-    prompts = [lm.solve_prompt(task.problem) for task in part]
-    return [s.text for s in lm.sample(prompts, sampling, [derive(seed, "answer") for seed in seeds], weights)]
+    return [s.text for s in sample_answers(lm, [task.problem for task in part], sampling, seeds, weights)]
 
 
 def _right(part: Sequence[Task], answers: Sequence[str]) -> list[bool]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mass.cli import console, options
 from mass.cli.folders import dated_folder, new_folder
+from mass.runlog import PRACTICE, json_values, replace_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -18,7 +19,6 @@ EXAMPLES = (
     "mass analyse --checkpoint runs/mass --size 200",
     "mass analyse --model ./my-model --checkpoint runs/mine --tasks held_out.jsonl --out runs/learned/mine-0",
 )
-PRACTICE = "practice.json"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,7 +27,6 @@ def run(arguments: Sequence[str]) -> int:
     from mass.analysis import analyse
     from mass.cli.comparing import ComparisonMonitor
     from mass.model import load
-    from mass.runlog import json_values, replace_text
 
     tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
     renamed = options.pairs("--fields", given.fields)

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
 
     check_methods(methods)
     if given.tasks is None:
-        raise ConfigError("--tasks is missing; expected minimath or the path of a JSONL file")
+        raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
     renamed = options.pairs("--fields", given.fields)
     tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
     tasks = task_sets.load(given.tasks, split=given.split, size=given.size, seed=tasks_seed, fields=renamed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mass.cli import console, options
 from mass.errors import RunError
+from mass.runlog import COMPARISON, CONFIG, METRICS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -20,7 +21,7 @@ EXAMPLES = (
     "mass report results/minimath --check",
 )
 DOCUMENT, PICTURES = "docs/results.md", "report"
-COMPARISON, METRICS, CONFIG, PAGE = "comparison.json", "metrics.jsonl", "config.json", "report.html"
+PAGE = "report.html"
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -285,9 +285,9 @@ class Asked:
 
     def _plot(self, kind: str, of: str, at: str, more: dict[str, Any]) -> Plot:
         answers = self.answers
-        if kind in ("accuracy", "cost", "subjects", "levels"):
+        if kind in pictures.TABLE:
             of = of or TEST
-            return getattr(pictures, kind)(answers, of, self._methods(of, more.pop("methods", None)), at, **more)
+            return pictures.of_table(kind, answers, of, self._methods(of, more.pop("methods", None)), at, **more)
         if kind == "changes":
             return pictures.changes(answers, of or TEST, at=at, **more)
         if kind == "data":
@@ -307,7 +307,7 @@ class Asked:
         return practice[kind](answers, of or "learned/mass", **more)
 
 
-PICTURES = ("accuracy", "cost", "subjects", "levels", "changes", "data", "learning", "practice", "practice-levels",
+PICTURES = (*pictures.TABLE, "changes", "data", "learning", "practice", "practice-levels",
             "practice-distances", "weights", "room")  # fmt: skip
 
 

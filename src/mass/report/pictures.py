@@ -68,27 +68,19 @@ def _group(estimate: Estimate) -> Group:
     return Group(estimate.problems, estimate.mean, estimate.interval)
 
 
-def accuracy(answers: Answers, of: str, methods: Sequence[str], at: str) -> Plot:
+TABLE = {
+    "accuracy": figures.accuracy_plot,
+    "cost": figures.cost_plot,
+    "subjects": figures.subject_plot,
+    "levels": figures.level_plot,
+}
+"""Pictures of the rows of a table."""
+
+
+def of_table(kind: str, answers: Answers, of: str, methods: Sequence[str], at: str) -> Plot:
+    """One of `TABLE`. Raises NotMeasured where the rows have nothing to draw."""
     rows = rows_of(answers, of, methods, at)
-    return _there(figures.accuracy_plot(rows, figures.looks_of(rows)), of)
-
-
-def cost(answers: Answers, of: str, methods: Sequence[str], at: str) -> Plot:
-    rows = rows_of(answers, of, methods, at)
-    return _there(figures.cost_plot(rows, figures.looks_of(rows)), of)
-
-
-def subjects(answers: Answers, of: str, methods: Sequence[str], at: str) -> Plot:
-    rows = rows_of(answers, of, methods, at)
-    return _there(figures.subject_plot(rows, figures.looks_of(rows)), of)
-
-
-def levels(answers: Answers, of: str, methods: Sequence[str], at: str) -> Plot:
-    rows = rows_of(answers, of, methods, at)
-    return _there(figures.level_plot(rows, figures.looks_of(rows)), of)
-
-
-def _there(plot: Plot | None, of: str) -> Plot:
+    plot = TABLE[kind](rows, figures.looks_of(rows))
     if plot is None:
         raise NotMeasured(of)
     return plot

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from mass import runlog
 from mass.errors import DataError, RunError
 from mass.results.packing import pack
 from mass.results.stored import EVALUATION, PRACTICE, ROOM, TRAINING
-from mass.runlog import CONFIG, METRICS, json_values, replace_text
+from mass.runlog import COMPARISON, CONFIG, METRICS, RECORDS, json_values, replace_text
 
-COMPARISON, RECORDS, ROOM_FILE, PRACTICE_FILE = "comparison.json", "records.jsonl", "room.json", "practice.json"
+ROOM_FILE = "room.json"
 MAX_POINTS = 25
 """Of one curve of a training run; held-out evaluations are all kept."""
 
@@ -41,8 +42,8 @@ def store(folder: Path, into: Path) -> Path | None:
             return _write(into / EVALUATION, evaluation_of(folder))
         if (folder / ROOM_FILE).is_file():
             return _write(into / ROOM, room_of(folder))
-        if (folder / PRACTICE_FILE).is_file():
-            return _write(into / PRACTICE, _json(folder / PRACTICE_FILE))
+        if (folder / runlog.PRACTICE).is_file():
+            return _write(into / PRACTICE, _json(folder / runlog.PRACTICE))
         if (folder / METRICS).is_file() and (folder / CONFIG).is_file():
             training = training_of(folder)
             return None if training is None else _write(into / TRAINING, training)

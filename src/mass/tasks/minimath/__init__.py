@@ -1,7 +1,7 @@
 """(split, seed, index) -> Task: procedurally generated problems with worked solutions and exact answers.
 
 Two sets: `minimath`, whose problems are worked out from the statement to the answer, and `minimath-search`, which adds
-as many again that are easier to check than to find.
+kinds that are easier to check than to find.
 
 Endless and seeded: task `index` of a stream is a function of `(split, seed, index)` alone, so a stopped run finds its
 place again without state. A problem belongs to the split that the hash of its text names, so train, validation and
@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Container, Mapping, Sequence
+from types import ModuleType
 
 from mass.errors import ConfigError, DataError, nearest
 from mass.tasks.minimath import forward, inverse
 from mass.tasks.minimath.problem import Problem
-from mass.tasks.minimath.recognise import LEVELS, recognise
-from mass.tasks.minimath.scratchpad import KINDS, Kind
+from mass.tasks.minimath.recognise import recognise
+from mass.tasks.minimath.scratchpad import KINDS, LEVELS, Kind
 from mass.types import Task
 
 __all__ = [
@@ -38,13 +39,17 @@ __all__ = [
     "task_at",
 ]
 
+
+def _kinds_of(module: ModuleType) -> list[Kind]:
+    return [kind for kind in KINDS if kind.solve.__module__ == module.__name__]
+
+
 MINIMATH = "minimath"
 SOURCES: Mapping[str, Sequence[Kind]] = {
-    MINIMATH: [kind for kind in KINDS if kind.solve.__module__ == forward.__name__],
-    "minimath-search": KINDS,
+    MINIMATH: _kinds_of(forward),
+    "minimath-search": [*_kinds_of(forward), *_kinds_of(inverse)],
 }
 """Name of a set -> its kinds. A set is drawn from under its own name, so that one added later changes no other."""
-assert inverse  # read for the kinds that it registers
 SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))
 SPLITS = ("train", "validation", "test")
 

@@ -13,9 +13,8 @@ import re
 from collections.abc import Iterator
 
 from mass.tasks.minimath.problem import Problem
-from mass.tasks.minimath.scratchpad import KINDS, Kind, Numbers
+from mass.tasks.minimath.scratchpad import KINDS, LEVELS, Kind, Numbers
 
-LEVELS = (1, 2, 3, 4, 5)
 _NUMBER = re.compile(r"-?\d+")
 _DRAWS = 200
 

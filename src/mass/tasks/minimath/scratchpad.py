@@ -15,6 +15,7 @@ from typing import TypeVar
 
 Numbers = tuple[int, ...]
 T = TypeVar("T")
+LEVELS = (1, 2, 3, 4, 5)
 
 
 @dataclass
