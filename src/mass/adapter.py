@@ -170,7 +170,8 @@ def add_delta(
         a, b = a[0], b[0]
     if a.dim() == 2:
         low = (x.reshape(-1, x.shape[-1]) @ a.mT).to(output.dtype)
-        return torch.addmm(output.reshape(-1, output.shape[-1]), low, b.mT.contiguous(), alpha=scaling).view(output.shape)
+        flat = output.reshape(-1, output.shape[-1])
+        return torch.addmm(flat, low, b.mT.contiguous(), alpha=scaling).view(output.shape)
     if rows is not None:
         a, b = a[rows], b[rows]
     if x.shape[0] % a.shape[0]:

@@ -38,7 +38,8 @@ def mass_gradients(stack: Stack) -> Gradients:
         groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, state.theta)
     measured.add_practice(groups)
     with clock.stage("generator"):
-        anchored = config.train.generator_kl and config.adapt.synthesis.writer == "theta"
+        writes = config.adapt.synthesis.writer == "theta" and config.adapt.synthesis.written > 0
+        anchored = config.train.generator_kl and writes
         anchor = _anchor_gradient(stack, groups, measured) if anchored else {}
     practice = practice_of(lm, groups)
     if practice is None:
@@ -53,7 +54,7 @@ def mass_gradients(stack: Stack) -> Gradients:
         eta_gradient = dict(zip(eta, grads, strict=True))
     theta_gradient = {name: config.train.gamma * g + anchor.get(name, 0.0) for name, g in through.theta.items()}
     generator, squares = {}, (0.0, 0)
-    if config.train.generator and config.adapt.synthesis.writer == "theta":
+    if config.train.generator and writes:
         with clock.stage("generator"):
             generator, squares = _generator_gradient(stack, groups, through.scores)
     return Gradients(theta_gradient, generator, squares, eta_gradient, through.log_rates, measured, clock.seconds)
@@ -67,7 +68,7 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: Meas
     gamma = stack.config.train.gamma
     return Gradients(
         {name: gamma * g.sum(0) + anchor.get(name, 0.0) for name, g in zip(copies, grads, strict=True)},
-        reward_squares=(0.0, len(stack.tasks) * stack.config.adapt.synthesis.examples),
+        reward_squares=(0.0, len(stack.tasks) * stack.config.adapt.synthesis.written),
         measured=measured,
         seconds=clock.seconds,
     )
@@ -130,13 +131,13 @@ def _practice_loss(weights: Float[Tensor, "B m"], losses: Float[Tensor, "B m"]) 
 
 
 def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tuple[Params, tuple[float, int]]:
-    """Gradient of the policy loss on the tokens of y_i, rewarded with -u_i less the mean of its group.
+    """Gradient of the policy loss on the tokens of the practice problems, rewarded with -u_i less their group's mean.
 
     At a ratio of 1 it is linear in the rewards, so the whole batch can be scaled afterwards, whatever its stacks.
     """
     lm, config = stack.lm, stack.config
-    m = config.adapt.synthesis.examples
-    rewards = policy.lowest_for_rejected(-attribution, valid_mask(groups, lm.device))
+    m = config.adapt.synthesis.written
+    rewards = policy.lowest_for_rejected(-attribution[:, :m], valid_mask(groups, lm.device)[:, :m])
     # In units of the largest, so that attributions small by nature do not drown in rounding.
     unit = rewards.abs().max().clamp_min(1e-30)
     advantages = policy.group_advantages(rewards / unit, scale=False).flatten()
@@ -161,11 +162,12 @@ def _anchor_gradient(stack: Stack, groups: Groups, measured: Measured) -> Params
     value, grads = outer_gradient(
         lambda params: parts(stack.lm, _written_rows(stack, groups), params, config.outer.micro_batch), theta
     )
-    m = config.adapt.synthesis.examples
+    m = config.adapt.synthesis.written
     measured.add(generator_KL=value / m)
     return {name: config.train.generator_kl / m * g for name, g in zip(theta, grads, strict=True)}
 
 
 def _written_rows(stack: Stack, groups: Groups) -> list[Row]:
     prompts = [stack.lm.synthesis_prompt(problem) for problem in stack.problems]
-    return [(prompt, list(e.tokens)) for prompt, group in zip(prompts, groups, strict=True) for e in group]
+    pairs = zip(prompts, groups, strict=True)
+    return [(prompt, list(e.tokens)) for prompt, group in pairs for e in group if not e.attempt]

@@ -53,12 +53,17 @@ def score(
     """
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
-    rows = [(lm.synthesis_prompt(p), list(e.tokens)) for p, e in zip(problems, examples, strict=True)]
+    rows = [(lm.synthesis_prompt(p), _as_written(lm, e)) for p, e in zip(problems, examples, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
     size = micro_batch or len(rows)
     parts = [lm.batch([rows[i] for i in order[at : at + size]]) for at in range(0, len(rows), size)]
     features = torch.cat([_features(lm, eta, part) for part in parts])
     return head(eta, features[torch.tensor(order, device=features.device).argsort()])
+
+
+def _as_written(lm: LM, example: Example) -> list[int]:
+    """The example's tokens after the synthesis prompt; an attempt reads as a copy of the problem, with its solution."""
+    return lm.written_ids(example.problem, example.solution) if example.attempt else list(example.tokens)
 
 
 def _features(lm: LM, eta: Params, batch: Batch) -> Float[Tensor, "N F"]:

@@ -25,20 +25,40 @@ _PROBLEM = re.compile(
 def synthesise(
     lm: LM, problems: Sequence[str], config: SynthesisConfig, seeds: Sequence[int], theta: Params | None
 ) -> list[tuple[Example, ...]]:
-    """`config.examples` candidates for each problem, sampled side by side with the shared adapter `theta`.
+    """`config.examples` candidates for each problem, sampled side by side with the shared adapter `theta`: practice
+    problems first, then attempts at the problem itself.
 
     Those of problem i are a function of the problem, `seeds[i]` and `theta`.
     """
     m = config.examples
-    prompts = [lm.synthesis_prompt(problem) for problem in problems]
-    rows = [prompt for prompt in prompts for _ in range(m)]
+    rows: list[list[int]] = []
+    for problem in problems:
+        rows += [lm.synthesis_prompt(problem)] * config.written + [lm.solve_prompt(problem)] * config.attempts
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
     samples = lm.sample(rows, config.sampling, row_seeds, theta if config.writer == "theta" else None)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
 def judge(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
-    """Parse one problem's samples and say of each why it is not used, if it is not."""
+    """Read one problem's samples and say of each why it is not used, if it is not."""
+    written = _judge_written(lm, target, samples[: config.written], config)
+    return (*written, *(_judge_attempt(lm, target, sample, config) for sample in samples[config.written :]))
+
+
+def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig) -> Example:
+    """Attempts may repeat each other: so many times is what the model thinks of an answer."""
+    solution = sample.text.strip()
+    if not sample.finished:
+        rejected = "unfinished"
+    elif not solution:
+        rejected = "unparsed"
+    else:
+        limit = min(config.max_example_tokens, lm.context)
+        rejected = "too long" if lm.example_tokens(target, solution) > limit else ""
+    return Example(target, solution, sample.text, sample.tokens, rejected, attempt=True)
+
+
+def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
     examples: list[Example] = []
     seen: set[tuple[str, str]] = set()
     for sample in samples:

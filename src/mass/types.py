@@ -75,6 +75,8 @@ class Example:
     loss_before: float | None = None
     """Mean negative log-likelihood (nats per token) of the solution, before and after the update."""
     loss_after: float | None = None
+    attempt: bool = False
+    """Whether it is an attempt at the target itself: `problem` is the target's, `text` and `tokens` the solution's."""
 
     @property
     def valid(self) -> bool:

@@ -72,6 +72,9 @@ class SynthesisConfig:
     """theta: the meta-trained adapter writes the practice. base: the frozen base does (a frozen generator)."""
     allow_copies: bool = False
     """Whether an example whose problem is the target's own text is used."""
+    attempts: int = 0
+    """So many of the m examples are no practice problems but the model's own attempts at the problem itself, sampled
+    from the solver's prompt. The scorer weighs them with the others; the generator is not trained on them."""
     max_example_tokens: int = 2048
     """An example (solver prompt and solution) of more tokens is rejected as too long."""
 
@@ -79,6 +82,12 @@ class SynthesisConfig:
         require_known(self, "synthesis.")
         for name in ("examples", "max_example_tokens"):
             require(getattr(self, name) >= 1, f"synthesis.{name}", getattr(self, name), "at least 1")
+        require(0 <= self.attempts <= self.examples, "synthesis.attempts", self.attempts, "0 to synthesis.examples")
+
+    @property
+    def written(self) -> int:
+        """How many of the m examples are practice problems, which come first."""
+        return self.examples - self.attempts
 
 
 @dataclass(frozen=True)
