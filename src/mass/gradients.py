@@ -28,6 +28,8 @@ MEASURED = (
     "heaviest_weight",
     "attribution",
     "not_finite",
+    "problem_norm",
+    "clipped",
     "reward",
     "solved_by_any",
     "no_verdict",

@@ -6,6 +6,7 @@ theta and the rates. Knows nothing of language models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -28,7 +29,9 @@ class MetaGradients:
     theta: Params
     log_rates: Params
     finite: Tensor
-    """[B] bool; a task whose outer gradient is not finite adds nothing."""
+    """[B] bool; a task whose gradient is not finite adds nothing."""
+    norms: Float[Tensor, " B"]
+    """Of each task's gradient with respect to its start, before clipping."""
 
 
 InnerLoop = Callable[[Params, Tensor, Params], Params]
@@ -75,6 +78,7 @@ def meta_gradients(
     theta: Params,
     log_rates: Params,
     outer: Callable[[Params], Iterable[Tensor]],
+    max_norm: float = math.inf,
 ) -> MetaGradients:
     """Adapt a stack of B copies of `theta` on losses weighted by `weigh(scores)`, and differentiate `outer` back.
 
@@ -84,12 +88,14 @@ def meta_gradients(
         log_rates: logarithm of each tensor's inner learning rate, scalars.
         outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is
             differentiated before the next is asked for, so only one part's graph is alive at a time.
+        max_norm: a task whose gradient with respect to its start is longer counts less, so that it has this norm. An inner
+            loop that is steep at one task would otherwise speak for all. Where a task is clipped, the backward runs
+            twice.
     """
     scores = scores.detach().requires_grad_()
-    theta = {name: t.detach().requires_grad_() for name, t in theta.items()}
     log_rates = {name: t.detach().requires_grad_() for name, t in log_rates.items()}
     rates = {name: t.exp() for name, t in log_rates.items()}
-    stack = {name: t.expand(len(scores), *t.shape) for name, t in theta.items()}
+    stack = {name: t.expand(len(scores), *t.shape).detach().requires_grad_() for name, t in theta.items()}
 
     def adapt_alive(alive: Tensor) -> Params:
         return inner(stack, weigh(scores, alive).flatten(), rates)
@@ -100,16 +106,30 @@ def meta_gradients(
     if not finite.all():  # its steps hold what is not finite, and 0 times that is NaN: take them out of the tape
         del adapted  # and what it kept, before as much is kept again
         adapted = adapt_alive(finite)
-    cotangent = [c.masked_fill(~finite.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in cotangent]
-    inputs = [scores, *theta.values(), *log_rates.values()]
-    grads = torch.autograd.grad(list(adapted.values()), inputs, cotangent, materialize_grads=True)
+    inputs = [scores, *stack.values(), *log_rates.values()]
+
+    def pull(factors: Tensor, *, again: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        scaled = [_of_tasks(factors, c).mul(c).masked_fill(_of_tasks(factors, c) == 0, 0.0) for c in cotangent]
+        found = torch.autograd.grad(list(adapted.values()), inputs, scaled, materialize_grads=True, retain_graph=again)
+        return found[0], list(found[1 : 1 + len(stack)]), list(found[1 + len(stack) :])
+
+    by_scores, by_start, by_rates = pull(finite.to(scores), again=max_norm < math.inf)
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in by_start]).sum(0).sqrt().nan_to_num(nan=math.inf)
+    if max_norm < math.inf and bool((norms > max_norm).any()):
+        by_scores, by_start, by_rates = pull(finite * max_norm / norms.clamp_min(max_norm), again=False)
     return MetaGradients(
         total,
-        grads[0],
-        dict(zip(theta, grads[1 : 1 + len(theta)], strict=True)),
-        dict(zip(log_rates, grads[1 + len(theta) :], strict=True)),
+        by_scores,
+        {name: g.sum(0) for name, g in zip(stack, by_start, strict=True)},
+        dict(zip(log_rates, by_rates, strict=True)),
         finite,
+        norms,
     )
+
+
+def _of_tasks(values: Float[Tensor, " B"], like: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...], as many axes as `like` has."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def outer_gradient(outer: Callable[[Params], Iterable[Tensor]], params: Params) -> tuple[float, list[Tensor]]:

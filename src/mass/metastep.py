@@ -15,6 +15,8 @@ Legend: B tasks of the stack, m examples of a task, N valid examples of the stac
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -90,6 +92,7 @@ def _through_the_inner_loop(
             stack.state.theta,
             stack.state.log_rates,
             lambda adapted: outer_parts(stack, adapted, clock, measured),
+            config.train.max_problem_norm or math.inf,
         )
     weights = scoring.normalise(scores, valid, kind)
     count = valid.sum(1).clamp_min(1)
@@ -101,6 +104,8 @@ def _through_the_inner_loop(
         heaviest_weight=float(weights.max(1).values.sum()),
         attribution=float((gradients.scores.abs().sum(1) / count).sum()),
         not_finite=float((~gradients.finite).sum()),
+        problem_norm=float(gradients.norms.sum()),
+        clipped=float((gradients.norms > (config.train.max_problem_norm or math.inf)).sum()),
     )
     return gradients
 

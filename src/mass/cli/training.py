@@ -27,6 +27,7 @@ ABOVE_ZERO = (
     ("canary KL", "canary KL", "{:.4f}"),
     ("no verdict", "no verdict", "{:.1%}"),
     ("not finite", "not finite", "{:.1%}"),
+    ("clipped", "problems clipped", "{:.1%}"),
     ("skipped updates", "skipped updates", "{:.0f}"),
 )
 """Shown where there is something to see."""

@@ -244,6 +244,9 @@ class TrainConfig:
     problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.canary."""
     canary_tasks: int = 2
     """Such problems for each adapted problem, where canary_kl is above 0."""
+    max_problem_norm: float | None = None
+    """A problem whose own meta-gradient, with respect to the start, is longer counts less, so that it has this norm: where
+    the inner loop is steep, one problem in a thousand can speak louder than all others. None: no limit."""
     max_grad_norm: float = 1.0
     """Each group of parameters is clipped to this gradient norm."""
     warmup: int = 5
@@ -271,7 +274,8 @@ class TrainConfig:
         require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
         require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "canary_kl"), least=0)
         require_numbers(self, "train.", ("eval_temperature",), least=0)
-        require_numbers(self, "train.", ("max_grad_norm",), above=0)
+        limits = ("max_grad_norm", *(("max_problem_norm",) if self.max_problem_norm is not None else ()))
+        require_numbers(self, "train.", limits, above=0)
 
     @property
     def adapts(self) -> bool:
