@@ -162,16 +162,17 @@ def add_delta(
 
     a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] whose adapters go to G equal consecutive blocks of
     rows, or to the rows that `rows` [N] assigns them. Scaling and sum are part of the second product: nothing else is
-    computed, or kept for a derivative, that is as large as the output.
+    computed, or kept for a derivative, that is as large as the output. Of a model spread over several devices, a layer
+    gets its part of the adapter where it is; the adapter itself stays in one place, as norms and updates want it.
     """
-    a, b = a.to(x.dtype), b.to(output.dtype)
+    a, b = a.to(x.device, x.dtype), b.to(output.device, output.dtype)
     if a.dim() == 3 and a.shape[0] == 1:
         a, b = a[0], b[0]
     if a.dim() == 2:
         low = (x.reshape(-1, x.shape[-1]) @ a.mT).to(output.dtype)
         return torch.addmm(output.reshape(-1, output.shape[-1]), low, b.mT, alpha=scaling).view(output.shape)
     if rows is not None:
-        a, b = a[rows], b[rows]
+        a, b = a[rows.to(a.device)], b[rows.to(b.device)]
     if x.shape[0] % a.shape[0]:
         raise ShapeError(f"a batch of {x.shape[0]} rows for a stack of {a.shape[0]} adapters; expected a multiple")
     low = (x.reshape(a.shape[0], -1, x.shape[-1]) @ a.mT).to(output.dtype)
