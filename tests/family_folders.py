@@ -1,4 +1,4 @@
-"""Folders with small models of the families that people use: configuration, tokenizer, chat template, weights in shards.
+"""Folders with small models of the families that people use: configuration, tokenizer, template, weights in shards.
 
 Each template writes turns with the markers and the peculiarities of its family; none is the family's own text.
 """

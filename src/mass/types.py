@@ -68,13 +68,16 @@ class Example:
     tokens: tuple[int, ...] = ()
     """Token ids of `text`, the end token included."""
     rejected: str = ""
-    """Why it is not used: 'unparsed', 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid example."""
+    """Why it is not used: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid
+    example."""
     score: float | None = None
     """`s_i`; None for a rejected example."""
     weight: float = 0.0
     loss_before: float | None = None
     """Mean negative log-likelihood (nats per token) of the solution, before and after the update."""
     loss_after: float | None = None
+    note: str = ""
+    """What else there is to say of how it was read: 'the first of 3 problems'."""
 
     @property
     def valid(self) -> bool:

@@ -28,11 +28,11 @@ class ModelConfig:
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
     device_map: str | dict[str, int | str] | None = None
-    """Spreads the layers over several GPUs, by accelerate: auto, balanced, balanced_low_0, sequential, or a mapping from
-    parts of the model to devices. None: all on `device`."""
+    """Spreads the layers over several GPUs, by accelerate: auto, balanced, balanced_low_0, sequential, or a mapping
+    from parts of the model to devices. None: all on `device`."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
-    """4bit (NF4) or 8bit base weights by bitsandbytes, on a CUDA device (extra quant). A quantised base is a base of its
-    own: its checkpoints do not fit the unquantised one."""
+    """4bit (NF4) or 8bit base weights by bitsandbytes, on a CUDA device (extra quant). A quantised base is a base of
+    its own: its checkpoints do not fit the unquantised one."""
     revision: str | None = None
     """Branch, tag or commit of a model of the hub."""
     trust_remote_code: bool = False

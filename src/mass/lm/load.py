@@ -67,8 +67,8 @@ def _model(source: Source, config: ModelConfig, options: dict[str, Any]) -> Any:
     )
     if missing := sorted(found.get("missing_keys", ())):
         raise ModelError(
-            f"the files of {config.name!r} lack {len(missing)} of its weights, {missing[0]!r} among them; expected all "
-            "of them; copy or download the model anew"
+            f"the files of {config.name!r} lack {len(missing)} of its weights, {missing[0]!r} among them; expected "
+            "all of them; copy or download the model anew"
         )
     return model
 
@@ -79,12 +79,12 @@ def _require_tokens(tokenizer: Any, model: Any, name: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or set(ids) <= set(tokenizer.all_special_ids):
         raise ModelError(
-            f"the tokenizer of {name!r} knows no words; expected the model's own, tokenizer.json or tokenizer.model and "
-            "tokenizer_config.json in its folder; copy them there"
+            f"the tokenizer of {name!r} knows no words; expected the model's own, tokenizer.json or tokenizer.model "
+            "and tokenizer_config.json in its folder; copy them there"
         )
     if max(ids) >= rows:
         raise ModelError(
-            f"the tokenizer of {name!r} is of another model: it writes token {max(ids)}, and the model has {rows}; copy "
+            f"the tokenizer of {name!r} is of another model: it writes token {max(ids)}, the model has {rows}; copy "
             "the model's own tokenizer into its folder"
         )
 

@@ -1,4 +1,4 @@
-"""A configuration -> where the weights go and in how many bits, and a model spread over devices that can be checkpointed.
+"""A configuration -> where weights go and in how many bits; a spread model whose layers can be checkpointed.
 
 accelerate decides what goes where. Its hooks replace each layer's `forward` on the object, which layer checkpointing
 could not recompute; ours stand before the layers and move what comes in, so the layers stay themselves.

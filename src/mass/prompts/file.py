@@ -9,10 +9,10 @@ r"""A text file of the user's <-> prompts by kind of problem.
     === solve code
     Write this in Python: {problem}
 
-A heading names a field of `Prompts`, and a kind of problem after it where the text is for that kind alone. The text goes
-on to the next heading; empty lines around it do not count. A text in double quotes on one line is a JSON string, for
-spaces and line ends at its edges. `stop` has a text a line, `chat` and `thinking` are yes or no. What the file leaves out
-stays as it is by default.
+A heading names a field of `Prompts`, and a kind of problem after it where the text is for that kind alone. The text
+goes on to the next heading; empty lines around it do not count. A text in double quotes on one line is a JSON string,
+for spaces and line ends at its edges. `stop` has a text a line, `chat` and `thinking` are yes or no. What the file
+leaves out stays as it is by default.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _text(lines: list[str], where: str) -> str:
     try:
         return json.loads(stripped)
     except ValueError as error:
-        raise ConfigError(f"{where} is no text in double quotes ({error}); expected JSON, as in \"a\\n\"") from error
+        raise ConfigError(f'{where} is no text in double quotes ({error}); expected JSON, as in "a\\n"') from error
 
 
 def _day(text: str, where: str) -> str:
