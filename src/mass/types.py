@@ -128,6 +128,12 @@ class Adaptation:
     """Precision of the base."""
     lora: dict[str, Any] = field(default_factory=dict[str, Any])
     """Shape of the adapter; the default where it is empty."""
+    quantization: str = "none"
+    """Of the base weights: none, 4bit or 8bit."""
+    kind: str = "math"
+    """Of the problem: what an answer must end with; see `mass.prompts`."""
+    prompts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The prompts that asked for practice and answers; the model's default where it is empty."""
     stacked: int = 1
     """How many problems were adapted side by side. One that was alone replays bit for bit, others but for rounding."""
     examples: tuple[Example, ...] = ()

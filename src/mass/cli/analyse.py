@@ -30,11 +30,13 @@ def run(arguments: Sequence[str]) -> int:
 
     tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
     renamed = options.pairs("--fields", given.fields)
-    tasks = task_sets.load(given.tasks, split=given.split, size=given.size, seed=tasks_seed, fields=renamed)
+    chosen = {"split": given.split, "size": given.size, "seed": tasks_seed, "fields": renamed}
+    tasks = task_sets.load(given.tasks, verifier=given.verifier, **chosen)
     folder = dated_folder("analyse") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
+    console.notes(model.notes)
     source = {"source": given.tasks, "split": given.split, "seed": tasks_seed}
     with ComparisonMonitor(2, console.stderr()) as monitor:
         found = analyse(
