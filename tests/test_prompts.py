@@ -89,7 +89,10 @@ def test_any_text_survives_its_file(one: str, two: str, stop: list[str], thinkin
 
 
 def test_a_file_changes_what_it_names_and_nothing_else() -> None:
-    text = '# mine\n\n=== solve\n\nDo {problem}\n\nnow.\n\n=== solve code ===\nCode {problem}\n=== thinking\nyes\n=== stop\n"\\nQ"\nEnd\n'
+    text = (
+        "# mine\n\n=== solve\n\nDo {problem}\n\nnow.\n\n=== solve code ===\nCode {problem}\n"
+        '=== thinking\nyes\n=== stop\n"\\nQ"\nEnd\n'
+    )
     found = complete(parse(text), chat=True)
     assert found["math"].solve == found["other"].solve == "Do {problem}\n\nnow."
     assert found["code"].solve == "Code {problem}"
@@ -143,9 +146,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ).map("".join)
 )
 def test_any_file_is_read_or_refused(text: str) -> None:
+    said = ""
     try:
-        sections = parse(text)
+        found = complete(parse(text), chat=True)
     except ConfigError as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(isinstance(p, Prompts) for p in complete(sections, chat=True).values())
+        said, found = str(error), CHATS
+    assert "\n" not in said
+    assert all(isinstance(p, Prompts) for p in found.values())

@@ -183,11 +183,16 @@ def add_delta(
 def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
     """The linear layers (also GPT-2's Conv1D) whose names end in one of `targets`, or all but the output head.
 
+    Of a model that also sees (Gemma 3), only those of its language model: images never come in.
+
     Raises:
         ConfigError: no layer matches.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = [(n, m) for n, m in model.named_modules() if _features(m) is not None and m is not head]
+    under = _decoder_path(model)
+    linear = [
+        (n, m) for n, m in model.named_modules() if _features(m) is not None and m is not head and n.startswith(under)
+    ]
     everything = "all-linear" in targets
     sites = tuple(
         Site(name, *features, transposed=not isinstance(module, nn.Linear))
@@ -200,6 +205,12 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
             f"lora.targets is {list(targets)}; no linear layer ends so; this model has {', '.join(known)}"
         )
     return sites
+
+
+def _decoder_path(model: nn.Module) -> str:
+    """`model.language_model.`, or empty where the model does not tell its decoder."""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
 
 
 def _matches(name: str, target: str) -> bool:
