@@ -1,8 +1,6 @@
-"""A model spread over devices: here the CPU and `meta`, where tensors have shapes and no values, but cannot be mixed."""
+"""A model spread over devices: here the CPU and `meta`, whose tensors have shapes and no values, and do not mix."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -12,29 +10,45 @@ from transformers import DynamicCache
 from mass import layerwise
 from mass.adapter import add_delta, find_sites
 from mass.errors import ModelError
+from mass.lm import LM
+from mass.lm.layers import checkpoint_layers
 from mass.lm.placement import bits_and_bytes, bring_inputs, moved, stay_in_place
+from mass.types import Batch
 from small_lms import make_lm, make_model, random_adapter
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 PLACES = {"model.embed_tokens": CPU, "model.layers.0": CPU, "model.layers.1": META, "model.norm": META}
 
 
+def rows_of(lm: LM) -> Batch:
+    return lm.batch([lm.example_row("1 + 2", "3"), lm.example_row("1", "1, and more of it")])
+
+
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3", "Mistral", "Phi3"])
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_each_layer_gets_its_inputs_and_its_adapter_where_it_is(kind: str, checkpointed: bool) -> None:
+def test_each_layer_gets_its_inputs_and_its_adapter_where_it_is(kind: str) -> None:
     """Whatever had been left behind would end in an error: of two devices in one operation."""
     lm = make_lm(kind, torch.float32, tie_word_embeddings=False)
-    for part in ("model.layers.1", "model.norm", "lm_head"):
-        lm.model.get_submodule(part).to(META)
-    bring_inputs(lm.model, {**PLACES, "lm_head": META})
-    batch = lm.batch([lm.example_row("1 + 2", "3"), lm.example_row("1", "1, and more of it")])
-    adapter = {name: t.requires_grad_() for name, t in random_adapter(lm).items()}
-    assert {t.device for t in adapter.values()} == {CPU}
-    with lm.adapters.use(adapter), layerwise.checkpointing(checkpointed):
-        states: Tensor = lm.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
-    assert (states.device, states.requires_grad) == (META, True)
+    batch, adapter = rows_of(lm), random_adapter(lm)
+    with torch.no_grad(), lm.adapters.use(adapter):
+        assert lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.device == CPU
+        for part in ("model.layers.1", "model.norm", "lm_head"):
+            lm.model.get_submodule(part).to(META)
+        bring_inputs(lm.model, {**PLACES, "lm_head": META})
+        logits = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    assert (logits.device, logits.shape[:2]) == (META, batch.input_ids.shape)
+
+
+def test_bringing_inputs_changes_no_gradient_of_checkpointed_layers() -> None:
+    lm = make_lm("Llama", torch.float64)
+    batch, adapter = rows_of(lm), {name: t.requires_grad_() for name, t in random_adapter(lm).items()}
+
+    def gradient() -> list[Tensor]:
+        with layerwise.checkpointing():
+            return list(torch.autograd.grad(lm.losses(batch, adapter).sum(), list(adapter.values())))
+
+    before = gradient()
+    bring_inputs(lm.model, dict.fromkeys(PLACES, CPU))
+    assert all(torch.equal(one, two) for one, two in zip(before, gradient(), strict=True))
 
 
 def test_a_mask_is_moved_once_for_all_layers_and_again_when_it_changes() -> None:
@@ -66,22 +80,18 @@ def test_a_part_left_on_the_cpu_is_refused() -> None:
     stay_in_place(model, "small")
 
 
-def test_hooks_of_accelerate_are_exchanged_for_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_of_accelerate_are_exchanged_for_our_own() -> None:
     hooks = pytest.importorskip("accelerate.hooks")
-    lm = make_lm("Llama", torch.float32, tie_word_embeddings=False)
-    places = {**{part: str(device) for part, device in PLACES.items()}, "model.rotary_emb": "cpu", "lm_head": "meta"}
-    for part in places:
-        hooks.add_hook_to_module(lm.model.get_submodule(part), hooks.AlignDevicesHook())
-    lm.model.hf_device_map = {part: "xpu" if device == "cpu" else device for part, device in places.items()}
-    monkeypatch.setattr("mass.lm.placement.torch.device", lambda place: CPU if place == "xpu" else META)
-    stay_in_place(lm.model, "spread")
-    assert all("forward" not in vars(module) or not hasattr(module, "_hf_hook") for module in lm.model.modules())
-    layer = lm.model.model.layers[1]
-    assert layer(torch.zeros(1, 2, 16), position_embeddings=_angles(lm)).device.type in ("cpu", "meta")
-
-
-def _angles(lm: Any) -> tuple[Tensor, Tensor]:
-    return lm.model.model.rotary_emb(torch.zeros(1, 2, 16), torch.arange(2)[None])
+    model = make_model("Llama")
+    for part in PLACES:
+        hooks.add_hook_to_module(model.get_submodule(part), hooks.AlignDevicesHook())
+    with pytest.raises(ModelError, match="was replaced on the object"):
+        checkpoint_layers(model)
+    model.hf_device_map = {**dict.fromkeys(PLACES, "meta"), "lm_head": "xpu:0"}
+    stay_in_place(model, "spread")
+    assert checkpoint_layers(model) == ["model.layers.0", "model.layers.1"]
+    movers = [len(model.get_submodule(part)._forward_pre_hooks) for part in model.hf_device_map]
+    assert movers == [1] * 5
 
 
 # ------------------------------------------------------------------------------- fewer bits

@@ -1,4 +1,4 @@
-"""Models of the families that people use, from a folder with a configuration, a tokenizer and weights in several files."""
+"""Models of the families that people use, from a folder with configuration, tokenizer and weights in several files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mass.lm import LM, load_lm
 from mass.prompts import CHATS, PLAINS
 from mass.types import Example
 
+INDEX = "model.safetensors.index.json"
 LORA = LoraConfig(rank=2, alpha=4.0)
 PROBLEM, SOLUTION = "Find 3 + 4.", r"3+4=7. \boxed{7}"
 
@@ -195,7 +196,8 @@ def test_thinking_that_a_template_opens_itself_is_closed(folders: Callable[[str]
 
 def test_a_template_with_a_calendar_writes_the_same_every_day(folders: Callable[[str], Path], tmp_path: Path) -> None:
     base = folders("Llama-3")
-    clock = "{{ strftime_now('%Y-%m-%d') }} {{ strftime_now(\"%d %B %Y\") }} {% for m in messages %}{{ m.content }}{% endfor %}"
+    clock = "{{ strftime_now('%Y-%m-%d') }} {{ strftime_now(\"%d %B %Y\") }} "
+    clock += "{% for m in messages %}{{ m.content }}{% endfor %}"
     lm = loaded(templated(base, tmp_path / "clock", clock))
     assert text_of(lm, lm.solve_prompt("x")).startswith("2024-07-26 26 July 2024 x")
     assert "Today Date: 26 Jul 2024" in text_of(loaded(base), loaded(base).solve_prompt("x"))
@@ -251,7 +253,7 @@ def shard(folder: Path) -> Path:
 def lose_a_weight(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     described = json.loads(index.read_text())
     name = "model.layers.0.mlp.down_proj.weight"
     file = folder / described["weight_map"].pop(name)
@@ -270,11 +272,11 @@ def forget_the_tokenizer(folder: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a shard is missing": (lambda f: shard(f).unlink(), "model of .* cannot be loaded .No such file"),
-    "a shard is cut off": (lambda f: shard(f).write_bytes(shard(f).read_bytes()[:-50]), "cannot be loaded .*not fully covered"),
+    "a shard is cut off": (lambda f: shard(f).write_bytes(shard(f).read_bytes()[:-50]), ".*not fully covered"),
     "a shard is empty": (lambda f: shard(f).write_bytes(b""), "cannot be loaded .*header too small"),
     "a weight is missing": (lose_a_weight, "lack 1 of its weights, 'model.layers.0.mlp.down_proj.weight' among them"),
-    "the index is damaged": (lambda f: (f / "model.safetensors.index.json").write_text("{"), "model of .* cannot be loaded"),
-    "the index is missing": (lambda f: (f / "model.safetensors.index.json").unlink(), "no file named model.safetensors"),
+    "the index is damaged": (lambda f: (f / INDEX).write_text("{"), "model of .* cannot be loaded"),
+    "the index is missing": (lambda f: (f / INDEX).unlink(), "no file named model.safetensors"),
     "another width": (lambda f: change(f, "config.json", hidden_size=32), "model of .* cannot be loaded"),
     "another tokenizer": (lambda f: tokenizer_of("Gemma-2").save_pretrained(f), "is of another model: it writes token"),
     "no tokenizer": (forget_the_tokenizer, "tokenizer of .* (cannot be loaded|knows no words).*copy them there"),
@@ -314,12 +316,12 @@ def test_what_cannot_be_placed_is_one_line(folders: Callable[[str], Path], monke
     )
     refused(folder, "cannot be loaded .*'balanced'", ModelError, device_map="everywhere")
     found = {"bitsandbytes": True}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name, None))
     refused(
         folder, "model.quantization 8bit needs accelerate, which is not installed", ConfigError, quantization="8bit"
     )
     refused(folder, "model.device_map needs accelerate", ConfigError, device_map="auto")
-    found |= {"bitsandbytes": False, "accelerate": True}
+    found = {"accelerate": True}
     said = r"model.quantization 4bit needs bitsandbytes, which is not installed; `pip install 'mass-adapt\[quant\]'`"
     refused(folder, said, ConfigError, quantization="4bit")
     if not torch.cuda.is_available():
