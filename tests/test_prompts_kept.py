@@ -17,6 +17,7 @@ from mass.config import (
     ModelConfig,
     RunConfig,
     SamplingConfig,
+    SynthesisConfig,
     TasksConfig,
     TrainConfig,
 )
@@ -31,7 +32,7 @@ from mass.types import Task
 from small_lms import make_lm
 
 LORA = LoraConfig(rank=2, alpha=4.0)
-SHORT = AdaptConfig(answer=SamplingConfig(4, 0.0))
+SHORT = AdaptConfig(SynthesisConfig(examples=1, sampling=SamplingConfig(4)), answer=SamplingConfig(4, 0.0))
 OWN = dataclasses.replace(PLAIN, solve="Mine: {problem}\nSo:")
 BY_KIND = {kind: dataclasses.replace(PLAIN, solve=f"{kind}: {{problem}}\nSo:") for kind in KINDS}
 
@@ -117,18 +118,18 @@ def test_training_asks_as_its_tasks_are_and_goes_on_with_the_same_prompts(tiny_b
     description = checkpoint.describe(tmp_path / "run")
     assert (description.kind, description.prompts) == ("choice", dict.fromkeys(KINDS, OWN))
     Trainer(lm, config, problems, run).start(resume=True)
-    with pytest.raises(RunError, match="was trained with other prompts than .*own.txt has now"):
+    with pytest.raises(RunError, match=r"was trained with other prompts than .*own.txt has now"):
         Trainer(lm.with_prompts(PLAINS), config, problems, run).start(resume=True)
 
 
-def test_a_spread_model_is_one_processs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_spread_over_devices_is_one_processs() -> None:
     from mass.parallel import Ranks
     from mass.train import _placed
 
     model = ModelConfig(device_map="auto")
     assert _placed(model, "cuda:1", Ranks()) is model
     assert _placed(ModelConfig(), "cuda:1", Ranks()).device == "cuda:1"
-    with pytest.raises(ConfigError, match="model.device_map is 'auto' with 2 processes"):
+    with pytest.raises(ConfigError, match=r"model.device_map is 'auto' with 2 processes"):
         _placed(model, "cuda:0", Ranks(0, 2))
 
 

@@ -37,7 +37,6 @@ def test_given_prompts_ask_and_are_kept_in_the_record(solve: Callable, own: Path
     ran = solve("2 + 2?", "--json", "--prompts", own, "--kind", "choice")
     record = json.loads(ran.out)["adaptation"]
     assert (record["kind"], record["prompts"]["solve"]) == ("choice", "Pick: {problem}\nSteps:")
-    assert record["text"] != plain["text"]
     own.with_name("record.json").write_text(ran.out)
     again = solve("--json", "--replay", own.with_name("record.json"))
     assert json.loads(again.out)["text"] == record["text"], "the replay asks as the record was asked"

@@ -205,6 +205,23 @@ def test_a_template_with_a_calendar_writes_the_same_every_day(folders: Callable[
     assert "Today Date: 05 Jan 2031" in text_of(dated, dated.solve_prompt("x"))
 
 
+def test_an_end_token_that_the_tokenizer_adds_is_taken_off_prompts(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders("Mistral"), tmp_path / "m")
+    described = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
+    start, end = ({"id": token, "ids": [folded], "tokens": [token]} for token, folded in (("<s>", 0), ("</s>", 1)))
+    described["post_processor"] |= {
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                   {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "special_tokens": {"<s>": start, "</s>": end},
+    }  # fmt: skip
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(described))
+    lm = loaded(tmp_path / "m").with_prompts(PLAINS)
+    assert lm.tokenizer("x")["input_ids"][-1] == lm.tokenizer.eos_token_id
+    assert lm.solve_prompt("x") == loaded(folders("Mistral")).with_prompts(PLAINS).solve_prompt("x")
+
+
 def test_special_tokens_in_a_problem_are_text(folders: Callable[[str], Path]) -> None:
     lm = loaded(folders("Llama-3"))
     end = lm.tokenizer.convert_tokens_to_ids("<|eot_id|>")

@@ -62,6 +62,7 @@ class LM:
 
     def _ask_with(self, prompts: PromptSet, kind: str) -> None:
         self.prompt_set, self.kind = prompts, kind
+        self._views: dict[str, LM] = {}
         self.prompts = prompts[kind]
         self._asking = Asking(self.tokenizer, self.name, self.prompts, sorted(self._model_end_ids()))
         self._stop = StopStrings(self.tokenizer, self.prompts.stop)
@@ -74,14 +75,18 @@ class LM:
 
     def asking(self, kind: str) -> LM:
         """The same model, asked with its prompts for a kind of problem (`mass.prompts.KINDS`)."""
-        return self if kind == self.kind else self.with_prompts(self.prompt_set, kind)
+        if kind == self.kind:
+            return self
+        if kind not in self._views:
+            self._views[kind] = self.with_prompts(self.prompt_set, kind)
+        return self._views[kind]
 
     def with_lora(self, config: LoraConfig) -> LM:
         """The same base, nothing of it copied, for adapters of another shape."""
         if config == self.adapters.config:
             return self
         other = copy.copy(self)
-        other.adapters = LoraSites(self.model, config)
+        other.adapters, other._views = LoraSites(self.model, config), {}
         with suppress(ModelError):
             checkpoint_layers(self.model, other.adapters)
         return other

@@ -81,6 +81,10 @@ def stay_in_place(model: Any, name: str) -> None:
         )
     hooks: Any = importlib.import_module("accelerate.hooks")
     hooks.remove_hook_from_module(model, recurse=True)
+    for module in model.modules():  # which leaves the class's own forward on the object, as if it were another
+        own = vars(module).get("forward")
+        if own is not None and getattr(own, "__func__", None) is type(module).forward:
+            del module.forward
     bring_inputs(model, {part: torch.device(place) for part, place in places.items()})
 
 
