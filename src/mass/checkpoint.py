@@ -29,7 +29,7 @@ from mass.config import (
 from mass.config import to_dict as config_to_dict
 from mass.errors import ModelError
 from mass.lm import LM
-from mass.prompts import KINDS, MATH, Prompts, PromptSet
+from mass.prompts import KINDS, MATH, PromptSet, one_from_json
 from mass.prompts import from_json as prompts_from_json
 from mass.scoring import init_scorer
 from mass.seeds import derive
@@ -139,7 +139,7 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
 
 def recorded_prompts(data: dict[str, Any]) -> PromptSet:
     """The prompts of a record, for every kind of problem. Raises TypeError on unknown keys."""
-    return dict.fromkeys(KINDS, Prompts(**{**data, "stop": tuple(data.get("stop", ()))}))
+    return dict.fromkeys(KINDS, one_from_json(data))
 
 
 def locate(folder: Path) -> Path:

@@ -199,18 +199,9 @@ def load(
         checkpoint = tiny_folder() / SHIPPED
     require(kind is None or kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     path, given = (str(prompts), None) if isinstance(prompts, str | Path) else (None, _by_kind(prompts))
-    model = ModelConfig(
-        name,
-        device,
-        dtype,
-        decode_rows,
-        device_map,
-        quantization,
-        revision,
-        trust_remote_code,
-        path,
-        thinking,  # type: ignore[arg-type]
-    )
+    values: dict[str, Any] = {"name": name, "device": device, "dtype": dtype, "decode_rows": decode_rows}
+    values |= {"prompts": path, "thinking": thinking, "device_map": device_map, "quantization": quantization}
+    model = ModelConfig(**values, revision=revision, trust_remote_code=trust_remote_code)
     if checkpoint is None or checkpoint == UNTRAINED:
         lm = load_lm(model, lora or LoraConfig(), given)
         config = config or AdaptConfig()

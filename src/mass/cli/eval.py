@@ -45,10 +45,8 @@ def run(arguments: Sequence[str]) -> int:
     check_methods(methods)
     if given.tasks is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
-    renamed = options.pairs("--fields", given.fields)
     tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
-    chosen = {"split": given.split, "size": given.size, "seed": tasks_seed, "fields": renamed}
-    tasks = task_sets.load(given.tasks, verifier=given.verifier, **chosen)
+    tasks = task_sets.load(given.tasks, seed=tasks_seed, **options.choosing(given))
     train_tasks = None if given.train_tasks is None else task_sets.load(given.train_tasks, split="train")
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = dated_folder("eval") if given.out is None else Path(given.out)

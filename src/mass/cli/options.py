@@ -135,6 +135,12 @@ def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
     )
 
 
+def choosing(given: Namespace) -> dict[str, Any]:
+    """The options of `mass.tasks.load` among those of `add_task_options`. Raises ConfigError."""
+    fields = pairs("--fields", given.fields)
+    return {"split": given.split, "size": given.size, "fields": fields, "verifier": given.verifier}
+
+
 def pairs(option: str, text: str) -> dict[str, str]:
     """`a=b,c=d` as a dict. Raises ConfigError."""
     found: dict[str, str] = {}

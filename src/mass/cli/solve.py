@@ -103,9 +103,7 @@ def _problems(given: Namespace) -> list[str | Task]:
             raise ConfigError("a problem and --tasks are both given; expected one of them")
         from mass import tasks
 
-        fields = options.pairs("--fields", given.fields)
-        chosen = {"split": given.split, "size": given.size, "fields": fields, "verifier": given.verifier}
-        return list(tasks.load(given.tasks, **chosen))
+        return list(tasks.load(given.tasks, **options.choosing(given)))
     if given.print_config and given.problem is None:
         return []
     return [_one_problem(given.problem)]

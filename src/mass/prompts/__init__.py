@@ -146,4 +146,10 @@ def to_json(prompts: PromptSet) -> dict[str, dict[str, Any]]:
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> PromptSet:
     """Inverse of `to_json`. Raises TypeError on unknown fields, KeyError for a kind that is missing."""
-    return {kind: Prompts(**{**data[kind], "stop": tuple(data[kind]["stop"])}) for kind in KINDS}
+    return {kind: one_from_json(data[kind]) for kind in KINDS}
+
+
+def one_from_json(data: Mapping[str, Any]) -> Prompts:
+    """Those of one kind. Raises TypeError on unknown fields."""
+    values = dict[str, Any]({**data, "stop": tuple(data.get("stop", ()))})
+    return Prompts(**values)
