@@ -111,10 +111,11 @@ def test_packed_layers_are_found_by_what_they_compute() -> None:
     assert (site.name, site.in_features, site.out_features) == ("q_proj", 8, 6)
 
 
-def test_the_precision_is_that_of_the_first_weight_in_floating_point() -> None:
+def test_the_precision_is_not_that_of_packed_weights() -> None:
     lm = make_lm("Llama", torch.bfloat16)
-    lm.model.model.embed_tokens.weight.requires_grad_(False)
-    lm.model.register_parameter("packed", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
+    packed = nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    lm.model._parameters = {"packed": packed, **lm.model._parameters}
+    assert next(lm.model.parameters()) is packed
     assert lm.dtype == "bfloat16"
 
 

@@ -355,3 +355,37 @@ def test_a_device_map_of_one_device_is_the_model_itself(folders: Callable[[str],
     batch = one.batch([one.example_row(PROBLEM, SOLUTION)])
     assert torch.equal(one.losses(batch), two.losses(batch))
     assert two.device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantised_weights_adapt_and_answer(tmp_path: Path, bits: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "initializer_range": 0.05}
+    lm = loaded(make_folder("Llama-3", tmp_path / "m", shard="60KB", **wide), dtype="bfloat16", quantization=bits)
+    assert (lm.quantization, lm.dtype, len(lm.adapters.sites)) == (bits, "bfloat16", 14)
+    theta = {name: (t + 0.01).requires_grad_() for name, t in lm.init_adapter(0).items()}
+    loss = lm.losses(lm.batch([lm.example_row(PROBLEM, SOLUTION)]), theta).sum()
+    grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+    again = torch.autograd.grad(sum(g.square().sum() for g in grads), list(theta.values()))
+    assert all(bool(g.isfinite().all()) and bool(g.any()) for g in again)
+    assert lm.sample([lm.solve_prompt(PROBLEM)], SamplingConfig(4, 0.0), [0], theta)[0].tokens
+
+
+@pytest.mark.gpu
+def test_two_gpus_compute_what_one_does(folders: Callable[[str], Path]) -> None:
+    pytest.importorskip("accelerate")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": 1}
+    one = loaded(folders("Llama-3"), device="cuda:0")
+    two = loaded(folders("Llama-3"), device_map={**places, "model.norm": 1, "lm_head": 1})
+    batch = one.batch([one.example_row(PROBLEM, SOLUTION), one.example_row("1?", "1")])
+    theta = {name: (t + 0.01).requires_grad_() for name, t in one.init_adapter(0).items()}
+    grads = [torch.autograd.grad(lm.losses(batch, theta).sum(), list(theta.values())) for lm in (one, two)]
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*grads, strict=True))
+    prompts = [one.solve_prompt(text) for text in (PROBLEM, "1?", "2 + 2 + 2?")]
+    samples = [lm.sample(prompts, SamplingConfig(8, 0.0), [0, 1, 2], theta) for lm in (one, two)]
+    assert [s.tokens for s in samples[0]] == [s.tokens for s in samples[1]]

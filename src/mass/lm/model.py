@@ -255,8 +255,8 @@ class LM:
 
 
 def _first_weight(model: Any) -> Tensor:
-    """The first parameter in floating point: those of quantised layers are packed."""
-    return next(p for p in model.parameters() if p.is_floating_point())
+    """Where tokens come in; never packed, as quantised layers are, and never that of a part that sees."""
+    return model.get_input_embeddings().weight
 
 
 def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
