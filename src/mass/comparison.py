@@ -178,6 +178,10 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
     if IN_CONTEXT in found:
         notes.append(_in_context_note(found[IN_CONTEXT]))
     notes += model.notes
+    if len(kinds := {kind_of(task) for task in runner.tasks}) > 1:
+        notes.append(
+            f"The tasks are of several kinds ({', '.join(sorted(kinds))}); all were asked as '{model.lm.kind}'."
+        )
     if any(record.verdict.correct is None for records in found.values() for record in records):
         notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
     notes.append(
