@@ -48,7 +48,7 @@ def test_attempts_may_repeat_and_are_not_copies() -> None:
     texts = [("Answer: 5", True), ("Answer: 5", True), ("Answer: 5", False), (" ", True)]
     samples = [Sample((1,), text, finished) for text, finished in texts]
     found = judge(make_lm(), PROBLEM, samples, config)
-    assert [e.rejected for e in found] == ["", "", "unfinished", "unparsed"]
+    assert [e.rejected for e in found] == ["", "", "unfinished", "unparsed: nothing was written"]
 
 
 def test_the_scorer_reads_an_attempt_as_a_copy() -> None:

@@ -15,7 +15,8 @@ from mass.baselines import Attempt, Contestant, answer_adapted, answer_plain
 from mass.config import AdaptConfig, EvalConfig, SamplingConfig, SynthesisConfig
 from mass.controls import Ballots, answer_in_context, best_of, best_places, elect, majority, vote
 from mass.model import Mass, load
-from mass.synthesis import parse, synthesise
+from mass.synthesis import synthesise
+from mass.synthesis.reading import read
 from mass.tasks import minimath
 from mass.types import Adaptation, Example, Params, Sample
 from small_lms import make_lm
@@ -135,7 +136,8 @@ def scorer_that_likes(lm: Any, wanted: str, texts: Sequence[str], monkeypatch: p
     def score(_: Any, __: Params, problems: Sequence[str], examples: Sequence[Example], *___: Any) -> torch.Tensor:
         for problem, example in zip(problems, examples, strict=True):
             assert example.problem == problem
-            assert parse(lm.tokenizer.decode(example.tokens, skip_special_tokens=True)) == (problem, example.solution)
+            found = read(lm.tokenizer.decode(example.tokens, skip_special_tokens=True))
+            assert (found.problem, found.solution) == (problem, example.solution)
             assert example.tokens[-1] == lm.tokenizer.eos_token_id
             assert example.solution in texts
         return torch.tensor([float(example.solution == wanted) for example in examples])

@@ -295,18 +295,35 @@ def test_damaged_model_folders_are_one_line_errors(taught_base: Path, tmp_path: 
         refused("cannot be loaded", damaged(taught_base, tmp_path / str(i), file, text))
 
 
-def test_a_tokenizer_without_padding_or_end_is_refused(taught_base: Path, tmp_path: Path) -> None:
-    for token, match in [
-        ("pad_token", "has no padding token; expected one; set it once"),
-        ("eos_token", "has no end token"),
-    ]:
-        folder = tmp_path / token
-        shutil.copytree(taught_base, folder)
-        file = folder / "tokenizer_config.json"
-        config = json.loads(file.read_text())
-        config.pop(token)
-        file.write_text(json.dumps(config))
-        refused(match, str(folder))
+def without(base: Path, folder: Path, token: str, file: str = "tokenizer_config.json") -> Path:
+    if not folder.exists():
+        shutil.copytree(base, folder)
+    config = json.loads((folder / file).read_text())
+    config.pop(token)
+    (folder / file).write_text(json.dumps(config))
+    return folder
+
+
+def test_without_a_padding_token_answers_are_the_same(model: mass.Mass, taught_base: Path, tmp_path: Path) -> None:
+    """What fills the places beside a row is never seen."""
+    bare = load(str(without(taught_base, tmp_path / "m", "pad_token")), config=CONFIG, lora=LORA)
+    assert bare.lm.tokenizer.pad_token_id is None
+    assert bare.lm.pad_id == bare.lm.tokenizer.eos_token_id
+    one, two = model.solve(PROBLEM, seed=3).adaptation, bare.solve(PROBLEM, seed=3).adaptation
+    assert (one.adapter_hash, one.text) == (two.adapter_hash, two.text)
+    rows = [bare.lm.example_row("1", "1"), bare.lm.example_row("1 + 2", "3 and more")]
+    batch = bare.lm.batch(rows)
+    ends = (batch.input_ids == bare.lm.pad_id) & batch.target_mask
+    assert ends.sum(1).tolist() == [1, 1], "the end token of a row counts; those beside it do not"
+
+
+def test_a_tokenizer_without_an_end_takes_the_models_or_is_refused(taught_base: Path, tmp_path: Path) -> None:
+    folder = without(taught_base, tmp_path / "m", "eos_token")
+    config = json.loads((folder / "generation_config.json").read_text())
+    assert load(str(folder)).lm.target_ids("x")[-1] == config["eos_token_id"]
+    for file in ("generation_config.json", "config.json"):
+        without(taught_base, folder, "eos_token_id", file)
+    refused("has no end token", str(folder))
 
 
 def test_float64_keeps_the_adapter_in_float64(taught_base: Path) -> None:

@@ -16,7 +16,7 @@ from mass.config import LoraConfig, ModelConfig, PretrainConfig
 from mass.lm import load_lm
 from mass.pretrain import batches, build_model, learning_rate, page, pages, pretrain, step_loss, train_tokenizer
 from mass.prompts import PLAIN
-from mass.synthesis import parse
+from mass.synthesis.reading import read
 from mass.tasks.minimath import SUBJECTS, problem_split
 from mass.verify import final_answer
 
@@ -38,9 +38,9 @@ def pieces(text: str) -> tuple[str, str, str]:
     assert first, text
     if first[2] == "Solution":
         return first[1], first[1], first[3].strip()
-    found = parse(first[3])
-    assert found, text
-    return first[1], *found
+    found = read(first[3])
+    assert not found.reason, text
+    return first[1], found.problem, found.solution
 
 
 def style(solution: str) -> str:

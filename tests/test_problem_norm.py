@@ -55,7 +55,7 @@ def test_a_limit_that_none_reaches_changes_nothing() -> None:
 
 
 def test_a_problem_whose_gradient_is_not_finite_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "STEEP", torch.tensor([1.0, 1e100, 0.1]).double())
+    monkeypatch.setitem(globals(), "STEEP", torch.tensor([1.0, 1e100, 0.1], dtype=torch.float64))
     limited = gradients(2.0)
     assert limited.norms[1] == math.inf
     monkeypatch.setitem(globals(), "STEEP", torch.tensor([1.0, 50.0, 0.1]).double())

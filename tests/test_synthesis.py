@@ -1,71 +1,132 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mass.config import SamplingConfig, SynthesisConfig
 from mass.lm import LM
-from mass.synthesis import judge, parse, synthesise
+from mass.prompts import CHATS, PLAIN
+from mass.synthesis import judge, synthesise
+from mass.synthesis.reading import read
 from mass.types import Sample
 from small_lms import make_lm, random_adapter
 
+GOLDEN: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "golden" / "written.yaml").read_text())
 GOOD = ("What is 2 + 3?", "2+3=5. Answer: 5")
-TEXTS = {
-    "plain continuation": " What is 2 + 3?\nSolution: 2+3=5. Answer: 5",
-    "both labels": "Problem: What is 2 + 3?\nSolution: 2+3=5. Answer: 5",
-    "bold labels": "**Problem:** What is 2 + 3?\n\n**Solution:** 2+3=5. Answer: 5\n",
-    "bold words": "**Problem**: What is 2 + 3?\n**Solution**: 2+3=5. Answer: 5",
-    "headings": "## Problem: What is 2 + 3?\n\n### Solution: 2+3=5. Answer: 5",
-    "a preface": "Sure! Here is a new problem.\n\nProblem: What is 2 + 3?\nSolution: 2+3=5. Answer: 5",
-    "an introduction and labels of other words": "Of course.\nNew problem: What is 2 + 3?\nSOLUTION: 2+3=5. Answer: 5",
-    "the target repeated": "Problem: What is 9?\nSimilar problem: What is 2 + 3?\nSolution: 2+3=5. Answer: 5",
-    "indented": "  Problem:  What is 2 + 3?  \n  Solution:  2+3=5. Answer: 5  ",
-    "windows lines": "Problem: What is 2 + 3?\r\nSolution: 2+3=5. Answer: 5\r\n",
-}
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_what_models_write_is_parsed(name: str) -> None:
-    assert parse(TEXTS[name]) == GOOD
+def parts(text: str, form: str = PLAIN.example) -> tuple[str, str]:
+    found = read(text, form)
+    assert bool(found.reason) != bool(found.problem and found.solution)
+    return found.problem, found.solution
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_what_models_write_is_read(case: dict[str, Any]) -> None:
+    found = read(case["text"])
+    wanted = (case.get("problem", ""), case.get("solution", ""), case.get("reason", ""), case.get("also", 0))
+    assert (found.problem, found.solution, found.reason, found.also) == wanted
+
+
+def test_the_ways_are_many_and_the_names_their_own() -> None:
+    assert len({case["name"] for case in GOLDEN}) == len(GOLDEN) >= 60
+    assert sum("reason" in case for case in GOLDEN) >= 12
+
+
+@pytest.mark.parametrize("kind", CHATS)
+def test_what_a_prompt_asks_for_is_read(kind: str) -> None:
+    for prompts in (PLAIN, CHATS[kind]):
+        assert parts(prompts.render_example(*GOOD), prompts.example) == GOOD
+
+
+def test_labels_of_the_users_own_form_are_read() -> None:
+    form = "**Aufgabe:** {problem}\n**Lösung:** {solution}"
+    assert parts("Aufgabe: 2 + 3?\n\nLÖSUNG: 5", form) == ("2 + 3?", "5")
+    assert parts("Problem: 2 + 3?\nSolution: 5", form) == ("2 + 3?", "5")
+    assert read("Aufgabe: 2 + 3?\nLösung: 5").reason
 
 
 def test_a_part_may_have_lines_and_the_words_themselves() -> None:
     text = "Problem: Line one.\nThe problem: is it 3?\nSolution: Step 1.\nThe solution: is 3.\nSolution: twice"
-    assert parse(text) == (
+    assert parts(text) == (
         "Line one.\nThe problem: is it 3?",
         "Step 1.\nThe solution: is 3.\nSolution: twice",
     )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "What is 2 + 3?",
-        "Problem: What is 2 + 3?",
-        "Problem: What is 2 + 3?\nSolution:",
-        "Problem: What is 2 + 3?\nSolution:   \n",
-        "Solution: 5",
-        "Problem:\nSolution: 5",
-        "\n  \nSolution: 5",
-        "What is 2 + 3? Solution: 5",
-    ],
+WORDS = 'Problem Solution Answer : ** # similar x 1 2. ſolution Q: A: <think> </think> ``` { " } [ <problem> </problem>'
+OTHERS = "---|Sure! Here is|Let me know|```python\n|\n|\n\n|\r|\u2028|\0| |<solution>|</solution>|\\"
+PIECES = st.sampled_from([*WORDS.split(" "), *OTHERS.split("|"), '{"problem": ', "\ud800"])
+
+
+@settings(max_examples=60)
+@given(st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join)))
+def test_reading_never_raises_and_says_why(text: str) -> None:
+    found = read(text)
+    assert bool(found.reason) != bool(found.problem and found.solution)
+    assert "\n" not in found.reason
+    assert (found.problem, found.solution) == (found.problem.strip(), found.solution.strip())
+
+
+@settings(max_examples=60)
+@given(st.lists(PIECES.filter(lambda piece: "{" not in piece), max_size=40).map("".join))
+def test_reading_invents_nothing(text: str) -> None:
+    found = read(text)
+    words = [word for part in (found.problem, found.solution) for word in part.replace("**", " ").split()]
+    assert all(word in text for word in words)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["problem", "solution", "answer", "steps", "x"]), inner, max_size=4)
+    ),
+    max_leaves=8,
 )
-def test_a_missing_part_is_no_example(text: str) -> None:
-    assert parse(text) is None
 
 
-PIECES = st.sampled_from(
-    ["Problem", "Solution", ":", "\n", "**", "#", " ", "similar ", "x", "1", "\r", "\u2028", "ſolution"]
-)
+@settings(max_examples=40)
+@given(JSON, st.integers(0, 200))
+def test_any_json_whole_or_cut_off(value: Any, length: int) -> None:
+    for text in (json.dumps({"problem": value, "solution": [value]}), json.dumps({"problem": "2 + 3?", "a": value})):
+        for piece in (text, text[:length], f"```json\n{text}\n```"):
+            found = read(piece)
+            assert bool(found.reason) != bool(found.problem and found.solution)
 
 
-@given(st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join)))
-def test_parse_never_raises_and_invents_nothing(text: str) -> None:
-    found = parse(text)
-    if found:
-        assert all(part and part in text and part == part.strip() for part in found)
+REPEATED = [
+    "<think>",
+    "```a\n",
+    " ",
+    "\n",
+    "{",
+    '{"problem": ',
+    "\\",
+    "**Problem: ",
+    "Problem:\n",
+    "Solution:\n",
+    "1. ",
+    "> ",
+]
+REPEATED += ["---\n", "<problem>", "A:\n", "Q:\n", "x **Solution:**", "new ", "Let me know\n\n", "Sure!\n"]
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_long_repetitions_take_no_time(piece: str) -> None:
+    text = piece * (30_000 // len(piece))
+    start = time.process_time()
+    for whole in (text, f"Problem: x\nSolution: y\n{text}", f'"problem"{text}'):
+        read(whole)
+    assert time.process_time() - start < 3
 
 
 # ------------------------------------------------------------------------------- judgement
@@ -99,12 +160,37 @@ def test_each_reason(lm: LM) -> None:
         Sample((1,), written("What is 7?"), finished=False),
         written("What is 8?"),
     ]
-    assert reasons(lm, texts) == ["", "repeat", "repeat", "", "copy", "unparsed", "unfinished", ""]
+    assert reasons(lm, texts) == [
+        "",
+        "repeat",
+        "repeat",
+        "",
+        "copy",
+        "unparsed: no solution is marked",
+        "unfinished",
+        "",
+    ]
 
 
 def test_a_rejected_one_does_not_make_the_next_a_repeat(lm: LM) -> None:
     cut = Sample((1,), written("What is 7?"), finished=False)
     assert reasons(lm, [cut, written("What is 7?")]) == ["unfinished", ""]
+
+
+def test_the_first_of_several_problems_is_taken_and_their_number_said(lm: LM) -> None:
+    """It is whole even where the last one was cut off."""
+    text = "Problem 1: What is 2?\nSolution: 2\nProblem 2: What is 3?\nSolution: it"
+    for finished in (True, False):
+        (example,) = judge(lm, "What is 4 + 5?", [Sample((1,), text, finished)], SynthesisConfig())
+        assert (example.problem, example.solution, example.rejected) == ("What is 2?", "2", "")
+        assert example.note == "the first of 2 problems"
+
+
+def test_labels_come_from_the_prompts_in_use(lm: LM) -> None:
+    own = dataclasses.replace(PLAIN, example="Aufgabe: {problem}\nAntwort: {solution}")
+    asked = lm.with_prompts(dict.fromkeys(CHATS, own))
+    (example,) = judge(asked, "x", [Sample((1,), "Aufgabe: 2?\nAntwort: 2", True)], SynthesisConfig())
+    assert (example.problem, example.solution) == ("2?", "2")
 
 
 def test_copies_can_be_allowed(lm: LM) -> None:

@@ -26,6 +26,7 @@ from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
 from mass.lm import LM
 from mass.metagrad import inner_loop
 from mass.practice import Practice, practice_of, valid_mask
+from mass.prompts import to_json
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Sample
 from mass.verify import final_answer
@@ -167,6 +168,8 @@ def practise(
             seed=seeds[b],
             config=description,
             config_hash=digest,
+            kind=lm.kind,
+            prompts=to_json({lm.kind: lm.prompts})[lm.kind],
             stacked=len(problems),
             examples=adapted.groups[b],
             fallback=adapted.fallbacks[b],

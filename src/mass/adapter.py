@@ -164,8 +164,10 @@ def add_delta(
     rows, or to the rows that `rows` [N] assigns them. Scaling and sum are part of the second product: nothing else is
     computed, or kept for a derivative, that is as large as the output. B is laid out anew, [r, out], so that its two
     derivatives are products over contiguous rows: on a CPU those are two to four times faster for a rank of 8.
+    Of a model spread over several devices, a layer
+    gets its part of the adapter where it is; the adapter itself stays in one place, as norms and updates want it.
     """
-    a, b = a.to(x.dtype), b.to(output.dtype)
+    a, b = a.to(x.device, x.dtype), b.to(output.device, output.dtype)
     if a.dim() == 3 and a.shape[0] == 1:
         a, b = a[0], b[0]
     if a.dim() == 2:
@@ -173,7 +175,7 @@ def add_delta(
         flat = output.reshape(-1, output.shape[-1])
         return torch.addmm(flat, low, b.mT.contiguous(), alpha=scaling).view(output.shape)
     if rows is not None:
-        a, b = a[rows], b[rows]
+        a, b = a[rows.to(a.device)], b[rows.to(b.device)]
     if x.shape[0] % a.shape[0]:
         raise ShapeError(f"a batch of {x.shape[0]} rows for a stack of {a.shape[0]} adapters; expected a multiple")
     low = (x.reshape(a.shape[0], -1, x.shape[-1]) @ a.mT).to(output.dtype)
@@ -184,11 +186,16 @@ def add_delta(
 def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
     """The linear layers (also GPT-2's Conv1D) whose names end in one of `targets`, or all but the output head.
 
+    Of a model that also sees (Gemma 3), only those of its language model: images never come in.
+
     Raises:
         ConfigError: no layer matches.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = [(n, m) for n, m in model.named_modules() if _features(m) is not None and m is not head]
+    under = _decoder_path(model)
+    linear = [
+        (n, m) for n, m in model.named_modules() if _features(m) is not None and m is not head and n.startswith(under)
+    ]
     everything = "all-linear" in targets
     sites = tuple(
         Site(name, *features, transposed=not isinstance(module, nn.Linear))
@@ -201,6 +208,12 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
             f"lora.targets is {list(targets)}; no linear layer ends so; this model has {', '.join(known)}"
         )
     return sites
+
+
+def _decoder_path(model: nn.Module) -> str:
+    """`model.language_model.`, or empty where the model does not tell its decoder."""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
 
 
 def _matches(name: str, target: str) -> bool:

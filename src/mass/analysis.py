@@ -26,6 +26,7 @@ from mass.config import AdaptConfig, ScoringConfig, to_dict
 from mass.errors import DataError
 from mass.lm import LM
 from mass.model import Mass
+from mass.prompts import common_kind
 from mass.seeds import derive
 from mass.tasks import content_hash
 from mass.types import Example, Params, Task
@@ -81,6 +82,7 @@ def analyse(
     for task in tasks:
         if not (task.solution or task.answer).strip():
             raise DataError(f"{task.id!r} has neither a solution nor an answer, by which practice is judged; add one")
+    model = model.asking(common_kind(tasks))
     recognise = recogniser(str(source.get("source", "")))
     start = init_state(model.lm, model.config, seed)
     subjects = {

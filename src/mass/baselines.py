@@ -23,12 +23,11 @@ from mass.config import (
     AdaptConfig,
     EvalConfig,
     LoraConfig,
-    ModelConfig,
     ScoringConfig,
     SynthesisConfig,
 )
 from mass.errors import ConfigError, DataError, nearest
-from mass.lm import LM, load_lm
+from mass.lm import LM
 from mass.lm.source import TINY, tiny_folder
 from mass.methods import TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
@@ -104,7 +103,9 @@ class Contestant:
 def contestants(
     model: Mass, methods: Sequence[str], config: EvalConfig, checkpoints: Checkpoints, seed: int
 ) -> dict[str, Contestant]:
-    """The model as each method uses it; checkpoints are read, and a base is loaded again only for another LoRA shape.
+    """The model as each method uses it; checkpoints are read, and the base stays the one that is loaded.
+
+    A checkpoint is asked with the prompts it was trained with, unless the model was given others.
 
     Raises:
         ConfigError: a method needs a checkpoint that is not there. ModelError: a checkpoint cannot be used.
@@ -170,13 +171,13 @@ def _trained(
         state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)
         return Contestant(model.lm, state, adapt, "no checkpoint: its state is untrained", recorded)
     if given is not None:
-        return _from_folder(model.lm, Path(given).expanduser(), name, lms, config, f"checkpoint {given}")
+        return _from_folder(model, Path(given).expanduser(), name, lms, config, f"checkpoint {given}")
     if model.method == name:
         adapt = dataclasses.replace(model.config, answer=config.answer)
         training = {"method": name, **training_of(Path(model.checkpoint))} if model.checkpoint else {}
         return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin, training)
     if model.lm.name == TINY and shipped.is_dir():
-        return _from_folder(model.lm, shipped, name, lms, config, "the checkpoint shipped with the package")
+        return _from_folder(model, shipped, name, lms, config, "the checkpoint shipped with the package")
     raise ConfigError(
         f"method {name!r} needs a checkpoint that `mass train` made with train.method {name}, and model "
         f"{model.lm.name!r} ({model.method}) brings none; give its run folder "
@@ -185,7 +186,7 @@ def _trained(
 
 
 def _from_folder(
-    lm: LM, folder: Path, name: str, lms: dict[LoraConfig, LM], config: EvalConfig, origin: str
+    model: Mass, folder: Path, name: str, lms: dict[LoraConfig, LM], config: EvalConfig, origin: str
 ) -> Contestant:
     if not folder.is_dir():
         raise ConfigError(
@@ -193,17 +194,16 @@ def _from_folder(
         )
     description = checkpoint_files.describe(folder)
     if description.lora not in lms:
-        lms[description.lora] = load_lm(_as_loaded(lm), description.lora)
-    state, description = checkpoint_files.load(folder, lms[description.lora])
+        lms[description.lora] = model.lm.with_lora(description.lora)
+    lm = lms[description.lora]
+    if description.prompts is not None and not model.prompts_given and description.prompts != lm.prompt_set:
+        lm = lm.with_prompts(description.prompts)
+        origin += ", asked with its own prompts"
+    state, description = checkpoint_files.load(folder, lm)
     adapt = dataclasses.replace(description.adapt, answer=config.answer)
     steps = f"{description.step} steps of {description.method}" if description.step else "untrained: 0 steps"
-    lm = lms[description.lora]
     training = {"method": description.method, "step": description.step, **training_of(folder)}
     return Contestant(lm, state, adapt, f"{origin} ({steps})", origin_of(lm, folder, None), training)
-
-
-def _as_loaded(lm: LM) -> ModelConfig:
-    return ModelConfig(lm.name, str(lm.device), lm.dtype, lm.decode_rows)  # type: ignore[arg-type]
 
 
 # --- how they answer

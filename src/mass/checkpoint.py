@@ -29,6 +29,8 @@ from mass.config import (
 from mass.config import to_dict as config_to_dict
 from mass.errors import ModelError
 from mass.lm import LM
+from mass.prompts import KINDS, MATH, PromptSet, one_from_json
+from mass.prompts import from_json as prompts_from_json
 from mass.scoring import init_scorer
 from mass.seeds import derive
 from mass.types import Params
@@ -59,6 +61,10 @@ class Description:
     lora: LoraConfig
     adapt: AdaptConfig
     version: str = "1"
+    prompts: PromptSet | None = None
+    """Those it was trained with; None in checkpoints that do not say: the model's default."""
+    kind: str = MATH
+    """Of the problems it was trained on; see `mass.prompts`."""
 
 
 def init_state(lm: LM, adapt: PracticeConfig, seed: int) -> MetaState:
@@ -88,7 +94,8 @@ def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str
     save_peft(state.theta, lm.adapters, folder / ADAPTER, lm.name)
     tensors = {f"eta.{n}": t for n, t in state.eta.items()} | {f"log_rate.{n}": t for n, t in state.log_rates.items()}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / SCORER)
-    description = Description(method, step, lm.name, fingerprint(lm), lm.adapters.config, adapt)
+    base = (lm.name, fingerprint(lm), lm.adapters.config)
+    description = Description(method, step, *base, adapt, prompts=lm.prompt_set, kind=lm.kind)
     (folder / DESCRIPTION).write_text(json.dumps(config_to_dict(description), indent=2))
 
 
@@ -102,6 +109,8 @@ def describe(folder: Path) -> Description:
         data = json.loads(path.read_text())
         data["lora"] = lora_config(data["lora"])
         data["adapt"] = adapt_config(data["adapt"])
+        if data.get("prompts") is not None:
+            data["prompts"] = prompts_from_json(data["prompts"])
         return Description(**data)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
@@ -126,6 +135,11 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
         InnerConfig(**inner),
         SamplingConfig(**data["answer"]),
     )
+
+
+def recorded_prompts(data: dict[str, Any]) -> PromptSet:
+    """The prompts of a record, for every kind of problem. Raises TypeError on unknown keys."""
+    return dict.fromkeys(KINDS, one_from_json(data))
 
 
 def locate(folder: Path) -> Path:

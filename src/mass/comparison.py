@@ -14,9 +14,10 @@ from typing import Any
 
 from mass.baselines import Checkpoints, answer_plain, contestants, training_pool
 from mass.config import EvalConfig, config_hash, to_dict
-from mass.errors import DataError, RunError
+from mass.errors import ConfigError, DataError, RunError
 from mass.methods import ADAPTING, IN_CONTEXT, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
+from mass.prompts import CODE, common_kind, kind_of, to_json
 from mass.runlog import COMPARISON, RECORDS, json_values, replace_text
 from mass.running import Found, Progress, Runner
 from mass.seeds import derive
@@ -80,6 +81,8 @@ def evaluate(
     names, tasks = check_methods(methods), list(tasks)
     if not tasks:
         raise DataError("there are no tasks to answer; give at least one")
+    _check_votes(names, tasks)
+    model = model.asking(common_kind(tasks))
     config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
     trained_from = _built_in(source)
     runner = Runner(
@@ -105,6 +108,17 @@ def evaluate(
     return comparison
 
 
+def _check_votes(names: Sequence[str], tasks: Sequence[Task]) -> None:
+    """Raises ConfigError for a vote on programs: no two of them are alike, so the first would always win."""
+    for name in names:
+        choice = choice_of(name)
+        if choice is not None and choice.how == "majority" and any(kind_of(task) == CODE for task in tasks):
+            raise ConfigError(
+                f"{name} votes on final answers, and a program has none; expected tasks with answers; leave {name} "
+                "out, or use best-of-n, or --samples for pass@n"
+            )
+
+
 # --- the whole
 
 
@@ -120,6 +134,7 @@ def _comparison(
     rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
     given = dict(source or {})
     config = {
+        "prompts": {"kind": model.lm.kind, **to_json({"asked": model.lm.prompts})},
         "eval": to_dict(runner.config),
         "adapt": {name: to_dict(runner.contestants[name].config) for name in found if name in ADAPTING},
         "training": {name: training for name in found if (training := runner.contestants[name].training)},
@@ -140,7 +155,7 @@ def _comparison(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=_version(),
         examples=_examples(runner, found),
-        notes=_notes(runner, found, pool),
+        notes=_notes(runner, found, pool, model),
         records=tuple(record for records in found.values() for record in records),
     )
 
@@ -151,7 +166,7 @@ def _built_in(source: Mapping[str, Any] | None) -> str:
     return name if name in minimath.SOURCES else minimath.MINIMATH
 
 
-def _notes(runner: Runner, found: Found, pool: str) -> list[str]:
+def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
     config, notes = runner.config, list[str]()
     for name, contestant in runner.contestants.items():
         if contestant.origin:
@@ -162,6 +177,11 @@ def _notes(runner: Runner, found: Found, pool: str) -> list[str]:
     notes += [_choice_note(name, found, config) for name in found if choice_of(name) is not None]
     if IN_CONTEXT in found:
         notes.append(_in_context_note(found[IN_CONTEXT]))
+    notes += model.notes
+    if len(kinds := {kind_of(task) for task in runner.tasks}) > 1:
+        notes.append(
+            f"The tasks are of several kinds ({', '.join(sorted(kinds))}); all were asked as '{model.lm.kind}'."
+        )
     if any(record.verdict.correct is None for records in found.values() for record in records):
         notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
     notes.append(

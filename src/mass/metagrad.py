@@ -88,9 +88,8 @@ def meta_gradients(
         log_rates: logarithm of each tensor's inner learning rate, scalars.
         outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is
             differentiated before the next is asked for, so only one part's graph is alive at a time.
-        max_norm: a task whose gradient with respect to its start is longer counts less, so that it has this norm. An inner
-            loop that is steep at one task would otherwise speak for all. Where a task is clipped, the backward runs
-            twice.
+        max_norm: a task whose gradient with respect to its start is longer counts less, so that it has this norm. Else
+            a task at which the inner loop is steep would speak for all. Where one is clipped, the backward runs twice.
     """
     scores = scores.detach().requires_grad_()
     log_rates = {name: t.detach().requires_grad_() for name, t in log_rates.items()}

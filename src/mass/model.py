@@ -16,9 +16,11 @@ from mass.adapt import answer_all, practise
 from mass.adapter import pick, save_peft
 from mass.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
+from mass.config.checks import require
 from mass.errors import DataError, ModelError
-from mass.lm import LM, load_lm
+from mass.lm import LM, default_prompts, load_lm
 from mass.lm.source import TINY, tiny_folder
+from mass.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task
 
@@ -41,11 +43,24 @@ class Mass:
     """The folder of a trained state."""
     state_seed: int | None = None
     """Of an untrained state."""
+    prompts_given: bool = False
+    """Whether `load` was given prompts, which then come before those of any checkpoint."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was loaded."""
+
+    def asking(self, kind: str) -> Mass:
+        """The same, asked with its prompts for a kind of problem (one of `mass.prompts.KINDS`)."""
+        return self if kind == self.lm.kind else replace(self, lm=self.lm.asking(kind))
+
+    def _lm_for(self, problem: object) -> LM:
+        """A task says what kind of problem it is."""
+        return self.lm.asking(kind_of(problem)) if isinstance(problem, Task) else self.lm
 
     def solve(self, problem: str | Task, adapt: bool = True, seed: int = 0) -> Solution:
         """Practise on the problem and answer it; `adapt=False` answers with the checkpoint as it is.
 
-        Of a `Task` only `.problem` reaches the adaptation; its gold is used afterwards, for the verdict in the record.
+        Of a `Task` only `.problem` reaches the adaptation, asked as its verifier's kind of problem is; its gold is used
+        afterwards, for the verdict in the record.
         """
         if not adapt:
             return self._solve_plain(problem, seed)
@@ -53,12 +68,13 @@ class Mass:
 
     def solve_and_keep(self, problem: str | Task, seed: int = 0) -> tuple[Solution, AdaptedModel]:
         """The solution of `solve`, and the model that gave it."""
-        (record,), adapted = answer_all(self.lm, self.state, [_text(problem)], self.config, [seed])
+        lm = self._lm_for(problem)
+        (record,), adapted = answer_all(lm, self.state, [_text(problem)], self.config, [seed])
         record = replace(record, **self.origin)
-        return _solution(problem, record), AdaptedModel(self.lm, pick(adapted.stack, 0), record, self.config.answer)
+        return _solution(problem, record), AdaptedModel(lm, pick(adapted.stack, 0), record, self.config.answer)
 
     def replay(self, record: Adaptation) -> Solution:
-        """Answer again from the practice examples, seed, configuration and start of a record.
+        """Answer again from the practice examples, seed, configuration, prompts and start of a record.
 
         A problem that was adapted alone (`stacked` 1, as `solve` does) gives the same update and text, bit for bit, on
         the same machine with the same number of threads. One of several adapted side by side gives the same text from
@@ -76,7 +92,9 @@ class Mass:
         if self.method == UNTRAINED and record.state_seed is not None:
             state = init_state(self.lm, config, record.state_seed)
         groups: list[tuple[Example, ...]] = [tuple(record.examples)]
-        (again,), _ = answer_all(self.lm, state, [record.problem], config, [record.seed], replay=groups)
+        prompts = checkpoints.recorded_prompts(record.prompts) if record.prompts else self.lm.prompt_set
+        lm = self.lm.with_prompts(prompts, record.kind)
+        (again,), _ = answer_all(lm, state, [record.problem], config, [record.seed], replay=groups)
         same = again.adapter_hash == record.adapter_hash
         if not same and not (record.stacked > 1 and _equal_but_for_rounding(again, record)):
             start = "the shipped one" if record.checkpoint is None else repr(record.checkpoint)
@@ -96,9 +114,10 @@ class Mass:
     @contextmanager
     def adapted(self, problem: str | Task, seed: int = 0) -> Generator[AdaptedModel, None, None]:
         """The model adapted to a problem, for as long as the block lasts. Its record has no answer: none is asked."""
-        (record,), adapted = practise(self.lm, self.state, [_text(problem)], self.config, [seed])
+        lm = self._lm_for(problem)
+        (record,), adapted = practise(lm, self.state, [_text(problem)], self.config, [seed])
         record = replace(record, **self.origin)
-        yield AdaptedModel(self.lm, pick(adapted.stack, 0), record, self.config.answer)
+        yield AdaptedModel(lm, pick(adapted.stack, 0), record, self.config.answer)
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -106,8 +125,9 @@ class Mass:
         return origin_of(self.lm, self.checkpoint, self.state_seed)
 
     def _solve_plain(self, problem: str | Task, seed: int) -> Solution:
-        prompt = self.lm.solve_prompt(_text(problem))
-        (sample,) = self.lm.sample([prompt], self.config.answer, [derive(seed, "answer")], self.state.theta)
+        lm = self._lm_for(problem)
+        prompt = lm.solve_prompt(_text(problem))
+        (sample,) = lm.sample([prompt], self.config.answer, [derive(seed, "answer")], self.state.theta)
         return Solution(sample.text.strip(), verify.final_answer(sample.text))
 
 
@@ -142,6 +162,13 @@ def load(
     dtype: str = "float32",
     decode_rows: int = 128,
     seed: int = 0,
+    prompts: str | Path | PromptSet | Prompts | None = None,
+    kind: str | None = None,
+    thinking: bool | None = None,
+    device_map: str | dict[str, int | str] | None = None,
+    quantization: str = "none",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Mass:
     """Load a base model and its checkpoint.
 
@@ -155,23 +182,57 @@ def load(
         dtype: precision of the base: float32, bfloat16, float16 or float64.
         decode_rows: sequences sampled side by side at most; bounds memory.
         seed: of an untrained adapter.
+        prompts: a file as `mass prompts` prints one, or `mass.prompts.Prompts`, for all kinds of problems or by kind.
+            None: those the checkpoint was trained with, or the package's own.
+        kind: of problems given as plain texts: math, code, choice or other (a `Task` says its own). None: as the
+            checkpoint was trained on, or math.
+        thinking: whether a model with a thinking switch thinks aloud; None: as the prompts say, by default not.
+        device_map: spreads the layers over several GPUs: 'auto', 'balanced', or parts of the model -> devices.
+        quantization: 'none', '4bit' or '8bit' base weights, by bitsandbytes on a CUDA device.
+        revision: branch, tag or commit of a model of the hub.
+        trust_remote_code: whether Python code that comes with the model may run.
 
-    Raises ModelError when a part is missing, damaged or belongs to another base.
+    Raises ModelError when a part is missing, damaged or belongs to another base, ConfigError for an option or a file of
+    prompts that cannot be used.
     """
     if checkpoint is None and name == TINY and (tiny_folder() / SHIPPED).is_dir():
         checkpoint = tiny_folder() / SHIPPED
-    model = ModelConfig(name=name, device=device, dtype=dtype, decode_rows=decode_rows)  # type: ignore[arg-type]
+    require(kind is None or kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
+    path, given = (str(prompts), None) if isinstance(prompts, str | Path) else (None, _by_kind(prompts))
+    values: dict[str, Any] = {"name": name, "device": device, "dtype": dtype, "decode_rows": decode_rows}
+    values |= {"prompts": path, "thinking": thinking, "device_map": device_map, "quantization": quantization}
+    model = ModelConfig(**values, revision=revision, trust_remote_code=trust_remote_code)
     if checkpoint is None or checkpoint == UNTRAINED:
-        lm = load_lm(model, lora or LoraConfig())
+        lm = load_lm(model, lora or LoraConfig(), given)
         config = config or AdaptConfig()
-        return Mass(lm, init_state(lm, config, seed), config, state_seed=seed)
-    folder = _folder_of(checkpoint)
+        lm = lm.asking(kind or lm.kind)
+        return Mass(lm, init_state(lm, config, seed), config, state_seed=seed, prompts_given=prompts is not None)
+    return _with_checkpoint(model, _folder_of(checkpoint), config, given, kind)
+
+
+def _with_checkpoint(
+    model: ModelConfig, folder: Path, config: AdaptConfig | None, given: PromptSet | None, kind: str | None
+) -> Mass:
     if not folder.is_dir():
         raise ModelError(f"checkpoint folder {str(folder)!r} does not exist; give a run folder of `mass train`")
     description = checkpoints.describe(folder)
-    lm = load_lm(model, description.lora)
+    own = given is None and model.prompts is None
+    lm = load_lm(model, description.lora, description.prompts if own else given)
+    lm = lm.asking(kind or description.kind)
     state, _ = checkpoints.load(folder, lm)
-    return Mass(lm, state, config or description.adapt, description.method, str(folder))
+    trained_with = description.prompts or default_prompts(lm)
+    notes = () if lm.prompt_set == trained_with else (f"The prompts are not those that {folder} was trained with.",)
+    adapt = config or description.adapt
+    return Mass(lm, state, adapt, description.method, str(folder), None, not own, notes)
+
+
+def _by_kind(prompts: PromptSet | Prompts | None) -> PromptSet | None:
+    """Raises ConfigError for prompts that leave a kind of problem out."""
+    if prompts is None or isinstance(prompts, Prompts):
+        return None if prompts is None else dict.fromkeys(KINDS, prompts)
+    missing = [kind for kind in KINDS if kind not in prompts]
+    require(not missing, "prompts", list(prompts), f"one for each of {', '.join(KINDS)}")
+    return prompts
 
 
 def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> dict[str, Any]:
@@ -185,13 +246,14 @@ def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> 
         "base_fingerprint": checkpoints.fingerprint(lm),
         "dtype": lm.dtype,
         "lora": to_dict(lm.adapters.config),
+        "quantization": lm.quantization,
     }
 
 
 def load_for(record: Adaptation, *, model: str | None = None, checkpoint: str | None = None, **options: Any) -> Mass:
     """The model and checkpoint that a record was made with, or those given instead. Options are those of `load`."""
     name, folder = model or record.model, checkpoint or record.checkpoint
-    options = {"dtype": record.dtype, **options}
+    options = {"dtype": record.dtype, "quantization": record.quantization, **options}
     return load(name, folder, lora=lora_of(record), seed=record.state_seed or 0, **options)
 
 

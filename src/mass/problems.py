@@ -15,6 +15,7 @@ from mass import tasks as task_sets
 from mass.config import RunConfig, TasksConfig
 from mass.errors import DataError
 from mass.lm import LM
+from mass.prompts import MATH, common_kind
 from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Task
@@ -34,6 +35,8 @@ class Problems:
     validation: Sequence[Task]
     skipped: dict[str, float] = field(default_factory=dict[str, float])
     """How many were left out because they do not fit the model's context; empty when all do."""
+    kind: str = MATH
+    """Of the training problems: which of the model's prompts ask for them."""
     canaries: Callable[[int], list[Task]] | None = None
     """Problems of other subjects than task number n; None where the run does not ask for any."""
 
@@ -57,6 +60,10 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
             skipped[f"skipped {kind}"] = len(found) - len(fitting)
         return fitting
 
+    drawn = None if _endless(config.tasks) else load_tasks(config.tasks)
+    kind = common_kind(drawn or ())
+    lm = lm.asking(kind)
+
     def training(found: list[Task]) -> list[Task]:
         if train.learns_gold or train.samples_solutions:
             _check_gold(found, "tasks", train.method, worked=train.learns_gold)
@@ -67,13 +74,13 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
         _check_gold(found, "validation tasks", train.method, worked=False)
         return usable(found, "validation tasks", practice=train.adapts)
 
-    found = None if _endless(config.tasks) else training(load_tasks(config.tasks))
+    found = None if drawn is None else training(drawn)
     task_at = task_stream(config.tasks, train.seed, found)
     canaries = None
     if train.canary_kl:
         canaries = canary_stream(config.tasks, train.seed, train.canary_tasks, task_at, found)
         canaries(0)  # so that tasks without any are refused before the run begins
-    return Problems(task_at, held_out() if train.eval_every else [], skipped, canaries)
+    return Problems(task_at, held_out() if train.eval_every else [], skipped, kind, canaries)
 
 
 def _check_gold(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:

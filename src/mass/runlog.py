@@ -130,7 +130,7 @@ def check_folder(path: Path, config: Any, *, resume: bool) -> None:
     if resume:
         if not (path / CONFIG).is_file():
             raise RunError(f"{path} holds no run to resume; expected {CONFIG} in it; leave --resume out to start one")
-        _same_config(path, to_dict(config))
+        _same_config(path, to_dict(config), to_dict(type(config)()))
         return
     try:
         used = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -144,12 +144,18 @@ def _cannot_be_written(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out")
 
 
-def _same_config(path: Path, resolved: dict[str, Any]) -> None:
-    saved = json.loads((path / CONFIG).read_text())
-    different = [k for k in _flat(resolved) if _flat(saved).get(k) != _flat(resolved)[k] and k != "train.steps"]
+def _same_config(path: Path, resolved: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """An option that the run did not know yet had its default then."""
+    saved, usual, current = _flat(json.loads((path / CONFIG).read_text())), _flat(defaults), _flat(resolved)
+
+    def before_of(key: str) -> Any:
+        related = any(f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.") for other in saved)
+        return saved.get(key) if related else usual.get(key)
+
+    different = [key for key in current if before_of(key) != current[key] and key != "train.steps"]
     if different:
         key = different[0]
-        before, now = _flat(saved).get(key), _flat(resolved)[key]
+        before, now = before_of(key), current[key]
         raise RunError(
             f"{path} was started with {key} = {before!r}, now it is {now!r}; resume with the same configuration "
             "(only train.steps may grow), or start another run"

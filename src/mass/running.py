@@ -10,6 +10,7 @@ from mass.baselines import Attempt, Contestant, Drawn, answer_adapted, answer_pl
 from mass.config import EvalConfig
 from mass.controls import Ballots, answer_in_context, best_of, majority, vote
 from mass.methods import ADAPTING, IN_CONTEXT, Choice, choice_of
+from mass.prompts import CODE, kind_of
 from mass.statistics import Judged, Record, mean_tokens
 from mass.types import Task, Verdict
 from mass.verify import check_all
@@ -110,10 +111,11 @@ def _judged(task: Task, method: str, attempt: Attempt, verdict_on: Callable[[str
     verdict = verdict_on(attempt.text)
     if attempt.record is not None:
         attempt = dataclasses.replace(attempt, record=dataclasses.replace(attempt.record, verdict=verdict))
-    sampled = tuple(_judged_sample(drawn, verdict_on) for drawn in attempt.drawn)
+    sampled = tuple(_judged_sample(task, drawn, verdict_on) for drawn in attempt.drawn)
     return Record(task, method, attempt, verdict, sampled)
 
 
-def _judged_sample(drawn: Drawn, verdict_on: Callable[[str], Verdict]) -> Judged:
+def _judged_sample(task: Task, drawn: Drawn, verdict_on: Callable[[str], Verdict]) -> Judged:
     correct = tuple(verdict_on(text).correct for text in drawn.texts)
-    return Judged(drawn, correct, correct[majority(drawn.texts)[0]])
+    most = None if kind_of(task) == CODE else correct[majority(drawn.texts)[0]]  # programs do not vote
+    return Judged(drawn, correct, most)

@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from mass import checkpoint, parallel
 from mass.adapter import adapter_hash
 from mass.checkpoint import MetaState
-from mass.config import RunConfig, at_test
+from mass.config import ModelConfig, RunConfig, at_test
 from mass.errors import ConfigError, RunError
 from mass.gradients import Gradients, Stack, added, mean, norm, over_ranks, scaled_generator, total
 from mass.lm import LM, load_lm
@@ -75,7 +75,12 @@ class Trainer:
             self.run.rewind(-1)
             return
         self.step, folder = latest
-        self.state, _ = checkpoint.load(folder, self.lm)
+        self.state, description = checkpoint.load(folder, self.lm)
+        if description.prompts not in (None, self.lm.prompt_set):
+            raise RunError(
+                f"{self.run.path} was trained with other prompts than {self.config.model.prompts or 'the default'} has "
+                "now; resume with the same prompts, or start another run"
+            )
         self.optimizer = self._optimizer()
         self.optimizer.load_state_dict(torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True))
         self.run.rewind(self.step)
@@ -239,13 +244,26 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
             if ranks.first:
                 check_folder(folder, config, resume=resume)
         with ranks.together():
-            lm = load_lm(dataclasses.replace(config.model, device=device), config.lora)
+            lm = load_lm(_placed(config.model, device, ranks), config.lora)
             problems = read_problems(lm, config)
+            lm = lm.asking(problems.kind)
         with ranks.together():
             run = open_run(folder, config, resume=resume) if ranks.first else RunFolder(folder)
         trainer = Trainer(lm, config, problems, run, ranks)
         trainer.start(resume=resume)
         trainer.fit(on_step)
+
+
+def _placed(model: ModelConfig, device: str, ranks: Ranks) -> ModelConfig:
+    """Each process has its own device; a model spread over several is one process's."""
+    if model.device_map is None:
+        return dataclasses.replace(model, device=device)
+    if ranks.size > 1:
+        raise ConfigError(
+            f"model.device_map is {model.device_map!r} with {ranks.size} processes, each of which would take all GPUs; "
+            "expected one of the two; start one process, or leave it out"
+        )
+    return model
 
 
 def _groups(state: MetaState) -> tuple[Params, Params, Params]:

@@ -68,7 +68,8 @@ class Example:
     tokens: tuple[int, ...] = ()
     """Token ids of `text`, the end token included."""
     rejected: str = ""
-    """Why it is not used: 'unparsed', 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid example."""
+    """Why it is not used: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid
+    example."""
     score: float | None = None
     """`s_i`; None for a rejected example."""
     weight: float = 0.0
@@ -77,6 +78,8 @@ class Example:
     loss_after: float | None = None
     attempt: bool = False
     """Whether it is an attempt at the target itself: `problem` is the target's, `text` and `tokens` the solution's."""
+    note: str = ""
+    """What else there is to say of how it was read: 'the first of 3 problems'."""
 
     @property
     def valid(self) -> bool:
@@ -127,6 +130,12 @@ class Adaptation:
     """Precision of the base."""
     lora: dict[str, Any] = field(default_factory=dict[str, Any])
     """Shape of the adapter; the default where it is empty."""
+    quantization: str = "none"
+    """Of the base weights: none, 4bit or 8bit."""
+    kind: str = "math"
+    """Of the problem: what an answer must end with; see `mass.prompts`."""
+    prompts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The prompts that asked for practice and answers; the model's default where it is empty."""
     stacked: int = 1
     """How many problems were adapted side by side. One that was alone replays bit for bit, others but for rounding."""
     examples: tuple[Example, ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -204,16 +203,6 @@ def test_a_hub_name_out_of_reach_fails_at_once(fails: Callable, monkeypatch: pyt
     monkeypatch.setattr(mass.lm.source, "hub_answers", lambda: False)
     said = fails("solve", "x", "--model", "nobody/nothing-1B")
     assert "'nobody/nothing-1B' is no folder here, is not in the hub's cache, and the hub cannot be reached" in said
-
-
-def test_a_tokenizer_without_padding(fails: Callable, tiny_base: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    shutil.copytree(tiny_base, tmp_path / "m")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path / "m")
-    assert "has no padding token" in fails("solve", "x", "--model", tmp_path / "m")
 
 
 def test_an_adapter_of_another_base(fails: Callable, tiny_base: Path, checkpoint: Path) -> None:

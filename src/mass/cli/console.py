@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,6 +32,11 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """The same to standard error."""
     stderr().print(text, markup=False, soft_wrap=True)
+
+
+def notes(texts: Iterable[str]) -> None:
+    for text in texts:
+        note(text)
 
 
 def _width() -> int:

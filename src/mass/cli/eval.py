@@ -24,8 +24,8 @@ EXAMPLES = (
     "mass eval --tasks mine.jsonl --fields problem=my_question,answer=my_answer --json",
 )
 NAMED = (
-    "model", "checkpoint", "device", "dtype", "decode_rows", "methods", "tasks", "split", "size", "seed", "tasks_seed",
-    "fields", "train_tasks", "checkpoint_of",
+    "model", "checkpoint", *options.LOADING, "methods", "tasks", "split", "size", "seed", "tasks_seed", "fields",
+    "verifier", "train_tasks", "checkpoint_of",
 )  # fmt: skip
 """Options that --print_config shows beside those of `EvalConfig`."""
 
@@ -45,15 +45,15 @@ def run(arguments: Sequence[str]) -> int:
     check_methods(methods)
     if given.tasks is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
-    renamed = options.pairs("--fields", given.fields)
     tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
-    tasks = task_sets.load(given.tasks, split=given.split, size=given.size, seed=tasks_seed, fields=renamed)
+    tasks = task_sets.load(given.tasks, seed=tasks_seed, **options.choosing(given))
     train_tasks = None if given.train_tasks is None else task_sets.load(given.train_tasks, split="train")
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = dated_folder("eval") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
+    console.notes(model.notes)
     split = given.split if given.tasks in task_sets.minimath.SOURCES else None
     comparison = compare(
         model,

@@ -22,9 +22,10 @@ VERBS = {
     "analyse": "what a checkpoint's practice is like, and what each example is worth",
     "collect": "store what finished runs measured in a few kilobytes each",
     "report": "write the page of a run or comparison, or a document from stored results",
+    "prompts": "print the prompts, to change them and give them back with --prompts",
     "demo": "watch the shipped model practise, then compare it with its baselines",
 }
-LIGHT = ("collect", "report")
+LIGHT = ("collect", "report", "prompts")
 """Verbs that do not load torch."""
 
 USAGE = """usage: mass VERB [options]

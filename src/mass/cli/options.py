@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
@@ -78,12 +78,46 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
     parser.add_argument(
         "--decode-rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."
     )
+    parser.add_argument(
+        "--prompts",
+        type=str | None,
+        default=None,
+        help="A file of prompts, as `mass prompts` prints one; a checkpoint's own by default.",
+    )
+    parser.add_argument(
+        "--thinking",
+        type=bool | None,
+        default=None,
+        help="Whether a model with a thinking switch thinks aloud first: true or false; as the prompts say by default.",
+    )
+    parser.add_argument(
+        "--device-map",
+        type=str | dict[str, int | str] | None,
+        default=None,
+        help="Spread the layers over several GPUs: auto, balanced, ..., or a mapping.",
+    )
+    parser.add_argument(
+        "--quantization",
+        type=Literal["none", "4bit", "8bit"] | None,
+        default=None,
+        help="Base weights in 4bit or 8bit, by bitsandbytes on a CUDA device; none by default.",
+    )
+    parser.add_argument("--revision", type=str | None, default=None, help="Branch, tag or commit of a hub's model.")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="Run Python code that comes with the model; read it first."
+    )
+
+
+LOADING = (
+    "device", "dtype", "decode_rows", "prompts", "thinking", "device_map", "quantization", "revision",
+    "trust_remote_code",
+)  # fmt: skip
+"""Options of `add_model_options` that `mass.load` takes, besides the names of model and checkpoint."""
 
 
 def loading(given: Namespace) -> dict[str, Any]:
     """The options of `mass.load` that say how, of those of `add_model_options`."""
-    precision = {} if given.dtype is None else {"dtype": given.dtype}
-    return {"device": given.device, "decode_rows": given.decode_rows, **precision}
+    return {name: getattr(given, name) for name in LOADING if getattr(given, name) is not None}
 
 
 def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
@@ -93,6 +127,18 @@ def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
     parser.add_argument(
         "--fields", type=str, default="", help="Names in the file that differ: problem=my_question,answer=my_answer."
     )
+    parser.add_argument(
+        "--verifier",
+        type=str | None,
+        default=None,
+        help="Judges all answers: math, exact, choice, code, module:function, command:PROGRAM; as the fields suggest.",
+    )
+
+
+def choosing(given: Namespace) -> dict[str, Any]:
+    """The options of `mass.tasks.load` among those of `add_task_options`. Raises ConfigError."""
+    fields = pairs("--fields", given.fields)
+    return {"split": given.split, "size": given.size, "fields": fields, "verifier": given.verifier}
 
 
 def pairs(option: str, text: str) -> dict[str, str]:

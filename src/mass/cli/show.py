@@ -80,7 +80,7 @@ def _examples(valid: Sequence[Example]) -> Table:
     for example in valid:
         table.add_row(
             Text(f"{example.weight:.3f}"),
-            Text(_shortened(example.problem, MAX_PRACTICE_CHARS)),
+            Text(_shortened(example.problem, MAX_PRACTICE_CHARS) + (f" ({example.note})" if example.note else "")),
             Text(_shortened(example.solution, MAX_PRACTICE_CHARS)),
             _losses(example),
         )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mass.cli import console, options
 from mass.cli.folders import new_folder
@@ -24,6 +24,7 @@ EXAMPLES = (
     "echo 'Solve for x: 3 * x + 2 = 20.' | mass solve -",
     "mass solve --tasks problems.jsonl --json > answers.jsonl",
     'mass solve "..." --model ./my-model --checkpoint runs/first --adapt.inner.steps 2',
+    'mass solve "..." --model Qwen/Qwen3-8B --dtype bfloat16 --prompts mine.txt',
     'mass solve "..." --json > record.json; mass solve --json --replay record.json',
 )
 FIXED_BY_CHECKPOINT = ("inner.learning_rate", "scoring.hidden", "scoring.lora_rank")
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     with console.working("loading the model"):
         model = _model(parser, given, arguments, record)
     if given.print_config:
-        named = {name: getattr(given, name) for name in ("checkpoint", "device", "dtype", "decode_rows", "seed")}
+        named = {name: getattr(given, name) for name in ("checkpoint", *options.LOADING, "kind", "seed")}
         options.print_yaml({"model": model.lm.name, **named, "adapt": to_dict(model.config)})
         return 0
     if record is not None:
@@ -73,6 +74,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("problem", nargs="?", type=str, help="The problem; - reads it from standard input.")
     options.add_model_options(parser, default=None, checkpoint="A run folder of mass train, or 'untrained'.")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
+    parser.add_argument(
+        "--kind",
+        type=Literal["math", "code", "choice", "other"] | None,
+        default=None,
+        help="What answers end with: a number or formula, a program, a letter, none of these. Tasks say their own.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object (per task, one a line).")
     parser.add_argument("--no-adapt", action="store_true", help="Answer without practice.")
     parser.add_argument(
@@ -96,8 +103,7 @@ def _problems(given: Namespace) -> list[str | Task]:
             raise ConfigError("a problem and --tasks are both given; expected one of them")
         from mass import tasks
 
-        fields = options.pairs("--fields", given.fields)
-        return list(tasks.load(given.tasks, split=given.split, size=given.size, fields=fields))
+        return list(tasks.load(given.tasks, **options.choosing(given)))
     if given.print_config and given.problem is None:
         return []
     return [_one_problem(given.problem)]
@@ -138,7 +144,8 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
 
     if record is not None:
         return load_for(record, model=given.model, checkpoint=given.checkpoint, **options.loading(given))
-    model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
+    model = load(given.model or "tiny", given.checkpoint, kind=given.kind, **options.loading(given))
+    console.notes(model.notes)
     parser.set_defaults(options.flat(to_dict(model.config), "adapt"))
     config: AdaptConfig = options.parse(parser, arguments).adapt
     if model.method == UNTRAINED:

@@ -27,6 +27,21 @@ class ModelConfig:
     """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
+    device_map: str | dict[str, int | str] | None = None
+    """Spreads the layers over several GPUs, by accelerate: auto, balanced, balanced_low_0, sequential, or a mapping
+    from parts of the model to devices. None: all on `device`."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """4bit (NF4) or 8bit base weights by bitsandbytes, on a CUDA device (extra quant). A quantised base is a base of
+    its own: its checkpoints do not fit the unquantised one."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the hub."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run; read it first."""
+    prompts: str | None = None
+    """A file of prompts (`mass prompts` prints one); None: a checkpoint's own, or the package's."""
+    thinking: bool | None = None
+    """Whether a model with a thinking switch (Qwen3) thinks aloud before it writes practice and answers; None: as the
+    prompts say, which is no by default: practice is learned as it is answered, without the thinking before it."""
 
     def __post_init__(self) -> None:
         require_known(self, "model.")
@@ -245,8 +260,8 @@ class TrainConfig:
     canary_tasks: int = 2
     """Such problems for each adapted problem, where canary_kl is above 0."""
     max_problem_norm: float | None = None
-    """A problem whose own meta-gradient, with respect to the start, is longer counts less, so that it has this norm: where
-    the inner loop is steep, one problem in a thousand can speak louder than all others. None: no limit."""
+    """A problem whose own meta-gradient, with respect to the start, is longer counts less, so that it has this norm:
+    where the inner loop is steep, one problem can speak louder than all others. None: no limit."""
     max_grad_norm: float = 1.0
     """Each group of parameters is clipped to this gradient norm."""
     warmup: int = 5

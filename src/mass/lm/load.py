@@ -2,44 +2,91 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import ConfigError, ModelError
 from mass.lm.model import LM
-from mass.lm.source import find_source
-from mass.prompts import CHAT, PLAIN
+from mass.lm.placement import stay_in_place, weights_options
+from mass.lm.source import Source, find_source
+from mass.prompts import MATH, PromptSet, defaults
+from mass.prompts.file import complete, read
 
 
-def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
+def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = None) -> LM:
     """Load base weights and tokenizer, frozen and in evaluation mode.
 
+    `prompts` come before those of the file that `config.prompts` names, and these before the package's own.
+
     Raises:
-        ModelError: the folder is missing or holds no causal language model, or its tokenizer cannot pad.
-        ConfigError: the device does not exist.
+        ModelError: the folder is missing, holds no whole causal language model, or a tokenizer that is not the model's.
+        ConfigError: the device does not exist, a package that an option needs is missing, or the prompts are wrong.
     """
     device = _device(config.device)
-    source = find_source(config.name)
+    options = weights_options(config)
+    sections = {} if config.prompts is None else read(config.prompts)
+    source = find_source(config.name, config.revision, trust_remote_code=config.trust_remote_code)
     tokenizer = source.make("tokenizer", AutoTokenizer)
-    _require_padding(tokenizer, config.name)
-    model = source.make("model", AutoModelForCausalLM, dtype=getattr(torch, config.dtype))
-    model.to(device).eval().requires_grad_(False)
-    prompts = CHAT if getattr(tokenizer, "chat_template", None) else PLAIN
-    return LM(model, tokenizer, config.name, prompts, LoraSites(model, lora), config.decode_rows)
+    model = _model(source, config, options)
+    _require_tokens(tokenizer, model, config.name)
+    if "device_map" in options:
+        stay_in_place(model, config.name)
+    else:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    asked = prompts or complete(sections, chat=bool(getattr(tokenizer, "chat_template", None)))
+    if config.thinking is not None:
+        asked = {kind: dataclasses.replace(one, thinking=config.thinking) for kind, one in asked.items()}
+    lm = LM(model, tokenizer, config.name, asked[MATH], LoraSites(model, lora), config.decode_rows)
+    lm.quantization = config.quantization
+    return lm.with_prompts(asked)
 
 
-def _require_padding(tokenizer: Any, name: str) -> None:
-    if tokenizer.pad_token_id is None:
+def default_prompts(lm: LM) -> PromptSet:
+    """What a model is asked with when nobody says otherwise."""
+    return defaults(chat=bool(getattr(lm.tokenizer, "chat_template", None)))
+
+
+def _model(source: Source, config: ModelConfig, options: dict[str, Any]) -> Any:
+    """Raises ModelError for files that lack weights: transformers would go on with random ones."""
+    described = source.make("configuration", AutoConfig)
+    if getattr(described.get_text_config(), "attn_logit_softcapping", None):
+        options = {**options, "attn_implementation": "eager"}  # the fused kernels cannot cap; see mass.lm.attention
+    model, found = source.make(
+        "model",
+        AutoModelForCausalLM,
+        config=described,
+        dtype=getattr(torch, config.dtype),
+        output_loading_info=True,
+        **options,
+    )
+    if missing := sorted(found.get("missing_keys", ())):
         raise ModelError(
-            f"the tokenizer of {name!r} has no padding token; expected one; set it once with "
-            "tokenizer.pad_token = tokenizer.eos_token; tokenizer.save_pretrained(folder)"
+            f"the files of {config.name!r} lack {len(missing)} of its weights, {missing[0]!r} among them; expected "
+            "all of them; copy or download the model anew"
         )
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {name!r} has no end token; expected eos_token in its configuration")
+    return model
+
+
+def _require_tokens(tokenizer: Any, model: Any, name: str) -> None:
+    """Without its files, transformers makes up a tokenizer that knows next to nothing."""
+    text, rows = "Problem: 2 + 3 = 5", int(model.get_input_embeddings().weight.shape[0])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids or set(ids) <= set(tokenizer.all_special_ids):
+        raise ModelError(
+            f"the tokenizer of {name!r} knows no words; expected the model's own, tokenizer.json or tokenizer.model "
+            "and tokenizer_config.json in its folder; copy them there"
+        )
+    if max(ids) >= rows:
+        raise ModelError(
+            f"the tokenizer of {name!r} is of another model: it writes token {max(ids)}, the model has {rows}; copy "
+            "the model's own tokenizer into its folder"
+        )
 
 
 def _device(name: str) -> torch.device:

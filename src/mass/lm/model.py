@@ -5,6 +5,7 @@ Legend: N rows, L tokens of a row, V vocabulary, d width of the hidden states.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mass.adapter import LoraSites
-from mass.config import SamplingConfig
+from mass.config import LoraConfig, SamplingConfig
 from mass.errors import DataError, ModelError
 from mass.lm.attention import use_exact_attention
+from mass.lm.chat import Asking
 from mass.lm.elementwise import use_closed_forms
 from mass.lm.layers import checkpoint_layers
 from mass.lm.sampling import StopStrings, sample_rows
-from mass.prompts import Prompts
+from mass.prompts import KINDS, MATH, Prompts, PromptSet
 from mass.types import Batch, Params, Sample
 
 Row = tuple[list[int], list[int]]
@@ -46,14 +48,48 @@ class LM:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.prompts = prompts
         self.adapters = adapters
-        self.device: torch.device = next(model.parameters()).device
-        dtype = next(model.parameters()).dtype
-        self.adapter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        first = _first_weight(model)
+        self.device: torch.device = first.device
+        self.adapter_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         self.decode_rows = decode_rows
+        self.quantization = "none"
+        """Of the base weights: none, 4bit or 8bit."""
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._stop = StopStrings(tokenizer, prompts.stop)
+        self.kind = MATH
+        """Of the problems that `prompts` ask for."""
+        self._ask_with(dict.fromkeys(KINDS, prompts), MATH)
+
+    def _ask_with(self, prompts: PromptSet, kind: str) -> None:
+        self.prompt_set, self.kind = prompts, kind
+        self._views: dict[str, LM] = {}
+        self.prompts = prompts[kind]
+        self._asking = Asking(self.tokenizer, self.name, self.prompts, sorted(self._model_end_ids()))
+        self._stop = StopStrings(self.tokenizer, self.prompts.stop)
+
+    def with_prompts(self, prompts: PromptSet, kind: str | None = None) -> LM:
+        """The same model (nothing is copied), asked otherwise."""
+        other = copy.copy(self)
+        other._ask_with(prompts, kind or self.kind)
+        return other
+
+    def asking(self, kind: str) -> LM:
+        """The same model, asked with its prompts for a kind of problem (`mass.prompts.KINDS`)."""
+        if kind == self.kind:
+            return self
+        if kind not in self._views:
+            self._views[kind] = self.with_prompts(self.prompt_set, kind)
+        return self._views[kind]
+
+    def with_lora(self, config: LoraConfig) -> LM:
+        """The same base, nothing of it copied, for adapters of another shape."""
+        if config == self.adapters.config:
+            return self
+        other = copy.copy(self)
+        other.adapters, other._views = LoraSites(self.model, config), {}
+        with suppress(ModelError):
+            checkpoint_layers(self.model, other.adapters)
+        return other
 
     @property
     def context(self) -> int:
@@ -64,7 +100,7 @@ class LM:
     @property
     def dtype(self) -> str:
         """Precision of the weights, as `ModelConfig` names it."""
-        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return str(_first_weight(self.model).dtype).removeprefix("torch.")
 
     @property
     def width(self) -> int:
@@ -72,9 +108,23 @@ class LM:
 
     @property
     def end_ids(self) -> frozenset[int]:
+        """What ends a sampled text: the end of an answer, and whatever tokenizer and generation configuration name."""
+        ends = {*self._model_end_ids(), self._asking.end_id, self.tokenizer.eos_token_id}
+        return frozenset(i for i in ends if i is not None)
+
+    def _model_end_ids(self) -> set[int]:
         ids = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = ids if isinstance(ids, list) else [ids]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        return {i for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
+
+    @property
+    def pad_id(self) -> int:
+        """Fills the places beside a row; the end token where the tokenizer has none for it.
+
+        Any token would do: attention never sees these places, and what counts is marked by place, not by token, so the
+        end token that a row really has still counts.
+        """
+        pad = self.tokenizer.pad_token_id
+        return int(self._asking.end_id if pad is None else pad)
 
     def init_adapter(self, seed: int) -> Params:
         """A fresh adapter that changes nothing."""
@@ -90,28 +140,17 @@ class LM:
 
     def shots_prompt(self, shots: Sequence[tuple[str, str]], problem: str) -> list[int]:
         """The solver prompt of a problem with solved ones, (problem, solution), before it; of any length."""
-        prefix, ask = self.prompts.answer_prefix, self.prompts.render_solve
+        prefix, ask = self._asking.answer_prefix, self.prompts.render_solve
         solved = [(ask(one), solution.strip()) for one, solution in shots]
         if self.prompts.chat:
             turns = [turn for one, solution in solved for turn in (("user", one), ("assistant", solution))]
-            return self._chat([*turns, ("user", ask(problem))])
-        return self._plain(
+            return self._asking.chat([*turns, ("user", ask(problem))])
+        return self._asking.plain(
             self.prompts.between.join([*(f"{one}{prefix}{solution}" for one, solution in solved), ask(problem)])
         )
 
     def _encode(self, text: str) -> list[int]:
-        return self._chat([("user", text)]) if self.prompts.chat else self._plain(text)
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
-
-    def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """(role, text) -> the conversation up to where the model speaks next."""
-        messages = [{"role": role, "content": text} for role, text in turns]
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
+        return self._asking.chat([("user", text)]) if self.prompts.chat else self._asking.plain(text)
 
     def _prompt(self, text: str, problem: str) -> list[int]:
         ids = self._encode(text)
@@ -123,18 +162,12 @@ class LM:
         return ids
 
     def target_ids(self, solution: str) -> list[int]:
-        """The tokens of a solution as it follows a solver prompt, the end token included."""
-        text = f"{self.prompts.answer_prefix}{solution.strip()}"
-        return [
-            *self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
-            self.tokenizer.eos_token_id,
-        ]
+        """The tokens of a solution as it follows a solver prompt, with the token that ends an answer."""
+        return [*self._asking.answer(solution), self._asking.end_id]
 
     def written_ids(self, problem: str, solution: str) -> list[int]:
         """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
-        text = self.prompts.render_example(problem, solution)
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]
+        return [*self._asking.written(self.prompts.render_example(problem, solution)), self._asking.end_id]
 
     def example_row(self, problem: str, solution: str) -> Row:
         """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
@@ -149,7 +182,7 @@ class LM:
         length = max(len(context) + len(target) for context, target in rows)
         if length > self.context:
             raise DataError(f"a sequence of {length} tokens; {self.name!r} reads at most {self.context}; shorten it")
-        ids = torch.full((len(rows), length), int(self.tokenizer.pad_token_id))
+        ids = torch.full((len(rows), length), self.pad_id)
         mask, counted = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
         for i, (context, target) in enumerate(rows):
             end = len(context) + len(target)
@@ -170,7 +203,8 @@ class LM:
         """
         first = _first_counted(batch)
         mask = batch.target_mask[:, first:]
-        logprobs = _logprobs(self._counted_logits(batch, adapter, rows), batch.input_ids[:, first:][mask])
+        logits = self._counted_logits(batch, adapter, rows)
+        logprobs = _logprobs(logits, batch.input_ids[:, first:][mask].to(logits.device)).to(self.device)
         return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs), mask
 
     def log_distributions(
@@ -178,7 +212,7 @@ class LM:
     ) -> Float[Tensor, "n V"]:
         """Log-probabilities (nats, float32 or wider) of all tokens of the vocabulary, at each of the n places of the
         batch that count, row by row. Differentiable twice with respect to the adapter."""
-        return _wide(self._counted_logits(batch, adapter, rows)).log_softmax(-1)
+        return _wide(self._counted_logits(batch, adapter, rows)).log_softmax(-1).to(self.device)
 
     def _counted_logits(self, batch: Batch, adapter: Params | None, rows: Tensor | None) -> Float[Tensor, "n V"]:
         first, length = _first_counted(batch), batch.input_ids.shape[1]
@@ -187,7 +221,7 @@ class LM:
             kwargs["logits_to_keep"] = length - first + 1
         with self.adapters.use(adapter, rows):
             logits = self.model(**kwargs, use_cache=False).logits
-        return logits[:, -(length - first + 1) : -1][batch.target_mask[:, first:]]
+        return logits[:, -(length - first + 1) : -1][batch.target_mask[:, first:].to(logits.device)]
 
     def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
         """`l_i`: mean negative log-likelihood (nats per token) of the tokens that count, per row."""
@@ -199,7 +233,7 @@ class LM:
         with self.adapters.use(adapter):
             decoder = self.model.base_model
             states = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-            return states.last_hidden_state
+            return states.last_hidden_state.to(self.device)
 
     # --- sampling
 
@@ -218,6 +252,11 @@ class LM:
         keeps the log-probability of each token, at the cost of a softmax over the vocabulary for each.
         """
         return sample_rows(self, prompts, config, seeds, adapter, self._stop, with_logprobs=with_logprobs)
+
+
+def _first_weight(model: Any) -> Tensor:
+    """Where tokens come in; never packed, as quantised layers are, and never that of a part that sees."""
+    return model.get_input_embeddings().weight
 
 
 def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:

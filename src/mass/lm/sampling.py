@@ -39,6 +39,9 @@ class Decodes(Protocol):
     @property
     def end_ids(self) -> frozenset[int]: ...
 
+    @property
+    def pad_id(self) -> int: ...
+
 
 class StopStrings:
     """Finds the first stop string in a row's text; looks only where the newest token can complete one."""
@@ -131,7 +134,7 @@ def _decode(
     finished = torch.zeros(count, dtype=torch.bool, device=lm.device)
     ended = finished
     end_ids = torch.tensor(sorted(lm.end_ids), device=lm.device)
-    ids, mask = _left_pad(prompts, lm.tokenizer.pad_token_id, lm.device)
+    ids, mask = _left_pad(prompts, lm.pad_id, lm.device)
     rows = _Rows(torch.arange(count, device=lm.device), DynamicCache(), mask, adapter, blocks)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     for t in range(limit):
@@ -144,7 +147,7 @@ def _decode(
                 use_cache=True,
                 **({"logits_to_keep": 1} if t == 0 and lm.keeps_logits else {}),
             )
-        logits = out.logits[:, -1].float()
+        logits = out.logits[:, -1].to(lm.device).float()
         chosen = _choose(logits, config, uniform[rows.index, t])
         live = ~ended[rows.index]
         tokens[rows.index, t] = torch.where(live, chosen, -1)
@@ -221,11 +224,17 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
         return rows, everything
     order = blocks[kept_blocks].int().sort(dim=1, descending=True, stable=True).indices[:, :height].sort(1).values
     keep = everything.view(rows.blocks, -1)[kept_blocks].gather(1, order).flatten()
-    rows.cache.batch_select_indices(keep)
+    rows.cache.batch_select_indices(keep if _on_one_device(rows.cache) else keep.cpu())
     adapter = rows.adapter
     if adapter is not None and len(kept_blocks) < rows.blocks:
         adapter = {name: t[kept_blocks] for name, t in adapter.items()}
     return _Rows(rows.index[keep], rows.cache, rows.mask[keep], adapter, len(kept_blocks)), keep
+
+
+def _on_one_device(cache: DynamicCache) -> bool:
+    """Otherwise an index must be on the CPU to suit all layers."""
+    keys = (getattr(layer, "keys", None) for layer in cache.layers)
+    return len({key.device for key in keys if key is not None}) <= 1
 
 
 def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor | None, finished: Tensor, stop: StopStrings) -> list[Sample]:

@@ -33,19 +33,23 @@ class Source:
     """Its folder, or its name on the hub."""
     local: bool
     """Whether its files are here: in a folder, or in the hub's cache while the hub cannot be reached."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
 
     def make(self, what: str, kind: Any, **options: Any) -> Any:
         """`kind.from_pretrained`; raises ModelError, which calls it `what`, when that fails."""
         try:
-            return kind.from_pretrained(self.place, local_files_only=self.local, **options)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            return kind.from_pretrained(self.place, **self._options(), **options)
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, ImportError) as error:
             raise self._cannot_load(what, error) from error
 
     def require_configuration(self) -> None:
         """Raises ModelError when the configuration, which every model has, is neither here nor to be had."""
         try:
-            AutoConfig.from_pretrained(self.place, local_files_only=self.local)
-        except (OSError, ValueError, KeyError) as error:
+            AutoConfig.from_pretrained(self.place, **self._options())
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             if self.local and not Path(self.place).is_dir():
                 raise ModelError(
                     f"model {self.name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; "
@@ -53,21 +57,35 @@ class Source:
                 ) from error
             raise self._cannot_load("configuration", error) from error
 
+    def _options(self) -> dict[str, Any]:
+        options = {"local_files_only": self.local, "trust_remote_code": self.trust_remote_code}
+        return options if self.revision is None else {**options, "revision": self.revision}
+
     def _cannot_load(self, what: str, error: Exception) -> ModelError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            return ModelError(
+                f"{what} of {self.name!r} is Python code that comes with the model, expected one that transformers "
+                "knows; read the code, then set model.trust_remote_code (--trust-remote-code)"
+            )
+        if what == "tokenizer":
+            return ModelError(
+                f"the tokenizer of {self.name!r} cannot be loaded ({reason[:120]}); expected the model's own, "
+                "tokenizer.json or tokenizer.model and tokenizer_config.json beside its configuration; copy them there"
+            )
         return ModelError(
             f"{what} of {self.name!r} cannot be loaded ({reason[:200]}); expected a folder or hub name of a causal "
             "language model; check the name, or the files in the folder"
         )
 
 
-def find_source(name: str) -> Source:
+def find_source(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Source:
     """Raises ModelError for a folder that does not exist, or a model without a configuration."""
     place = str(tiny_folder() / "base") if name == TINY else name
     folder = Path(place).is_dir()
     if _looks_local(place) and not folder:
         raise ModelError(f"model folder {name!r} does not exist; give a folder with config.json, a hub name, or 'tiny'")
-    source = Source(name, place, folder or not hub_answers())
+    source = Source(name, place, folder or not hub_answers(), revision, trust_remote_code)
     source.require_configuration()
     return source
 

@@ -5,21 +5,16 @@ Source: arXiv 2603.03524, section on self-synthesis. Only the problem's own text
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mass.config import SynthesisConfig
 from mass.seeds import derive
+from mass.synthesis.reading import Reading, read
 from mass.types import Example, Params, Sample
 
 if TYPE_CHECKING:
     from mass.lm import LM
-
-_SOLUTION = re.compile(r"^[ \t]*[*#]*[ \t]*solution[ \t]*[*]*[ \t]*:[ \t]*[*]*", re.IGNORECASE | re.MULTILINE)
-_PROBLEM = re.compile(
-    r"^[ \t]*[*#]*[ \t]*(?:similar |new )?problem[ \t]*[*]*[ \t]*:[ \t]*[*]*", re.IGNORECASE | re.MULTILINE
-)
 
 
 def synthesise(
@@ -51,53 +46,39 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
     if not sample.finished:
         rejected = "unfinished"
     elif not solution:
-        rejected = "unparsed"
+        rejected = "unparsed: nothing was written"
     else:
         limit = min(config.max_example_tokens, lm.context)
         rejected = "too long" if lm.example_tokens(target, solution) > limit else ""
-    return Example(target, solution, sample.text, sample.tokens, rejected, attempt=True)
+    note = "an attempt at the problem itself"
+    return Example(target, solution, sample.text, sample.tokens, rejected, attempt=True, note=note)
 
 
 def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
     examples: list[Example] = []
     seen: set[tuple[str, str]] = set()
     for sample in samples:
-        problem, solution = parse(sample.text) or ("", "")
-        key = (_normal(problem), _normal(solution))
-        rejected = _why_rejected(lm, target, sample, problem, solution, key in seen, config)
+        found = read(sample.text, lm.prompts.example)
+        key = (_normal(found.problem), _normal(found.solution))
+        rejected = _why_rejected(lm, target, sample, found, key in seen, config)
         if not rejected:
             seen.add(key)
-        examples.append(Example(problem, solution, sample.text, sample.tokens, rejected))
+        note = f"the first of {found.also + 1} problems" if found.also and not rejected else ""
+        examples.append(Example(found.problem, found.solution, sample.text, sample.tokens, rejected, note=note))
     return tuple(examples)
 
 
-def parse(text: str) -> tuple[str, str] | None:
-    """(problem, solution) of a generated text: what stands before the first line `Solution:` and after it.
-
-    A leading `Problem:` and Markdown emphasis around the two words are accepted. None where a part is missing.
-    """
-    split = _SOLUTION.search(text)
-    if split is None:
-        return None
-    head, solution = text[: split.start()], text[split.end() :].strip()
-    labels = list(_PROBLEM.finditer(head))
-    problem = (head[labels[-1].end() :] if labels else head).strip()
-    return (problem, solution) if problem and solution else None
-
-
-def _why_rejected(
-    lm: LM, target: str, sample: Sample, problem: str, solution: str, repeated: bool, config: SynthesisConfig
-) -> str:
-    if not sample.finished:
+def _why_rejected(lm: LM, target: str, sample: Sample, found: Reading, repeated: bool, config: SynthesisConfig) -> str:
+    if not sample.finished and not found.closed:
         return "unfinished"
-    if not problem:
-        return "unparsed"
+    if found.reason:
+        return f"unparsed: {found.reason}"
     if repeated:
         return "repeat"
-    if not config.allow_copies and _normal(problem) == _normal(target):
+    if not config.allow_copies and _normal(found.problem) == _normal(target):
         return "copy"
     limit = min(config.max_example_tokens, lm.context)
-    return "too long" if lm.example_tokens(problem, solution) > limit else ""
+    return "too long" if lm.example_tokens(found.problem, found.solution) > limit else ""
 
 
 def _normal(text: str) -> str:

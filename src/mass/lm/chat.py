@@ -1,0 +1,181 @@
+"""A tokenizer, prompts -> the tokens that ask a model, and how its answer begins and ends.
+
+What ends an answer is not looked up but read off the chat template: an assistant's turn is rendered, and the first
+special token after its text ends it. For Llama 3 that is `<|eot_id|>`, for Gemma `<end_of_turn>`, for Phi `<|end|>`,
+whatever the tokenizer calls its end token. A text without a template is ended by the tokenizer's own.
+
+Tokens depend on what stands before them (a sentencepiece tokenizer writes "▁4" at the start of a text and "4" after a
+line end), so an answer is cut out of the end of its prompt and the answer, encoded together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+from mass.errors import ModelError
+from mass.prompts import Prompts
+
+Turn = tuple[str, str]
+"""(role, text)."""
+
+_MARK = "Mark7"
+_NOW = re.compile(r"strftime_now\(\s*(?P<quote>[\"'])(?P<form>.*?)(?P=quote)\s*\)")
+_THINK = re.compile(r"<think>\s*\Z")
+_ANCHOR_CHARS = 16
+"""Of a prompt's end, for the tokens of what follows it."""
+
+
+class Asking:
+    """How one tokenizer asks with one set of prompts."""
+
+    def __init__(self, tokenizer: Any, name: str, prompts: Prompts, end_ids: Sequence[int]) -> None:
+        """`end_ids` are those that the model's generation configuration names.
+
+        Raises ModelError for a tokenizer without an end token, or with a chat template that cannot be used.
+        """
+        self._tokenizer, self._name, self._prompts = tokenizer, name, prompts
+        self._template = self._dated_template() if prompts.chat else None
+        self._takes_system = bool(self._template and prompts.system) and self._knows_system()
+        self.answer_prefix = prompts.answer_prefix
+        self._closing = list[int]()
+        """Of the thinking that some templates open whatever they are told."""
+        end, tail = None, prompts.solve.rpartition("{problem}")[2][-_ANCHOR_CHARS:]
+        if prompts.chat:
+            end, tail, gap = self._answer_form()
+            self.answer_prefix = prompts.answer_prefix or gap
+        self.end_id = self._end_id(end, end_ids)
+        """Ends an answer, and a practice example."""
+        self._tails = (tail, tail if prompts.chat else prompts.synthesis.rpartition("{problem}")[2])
+
+    # --- prompts
+
+    def plain(self, text: str) -> list[int]:
+        """A text as it stands, with the tokenizer's start token where it has one; special tokens in it are text."""
+        ids = list(self._tokenizer(text, split_special_tokens=True)["input_ids"])
+        ends = self._tokenizer.eos_token_id  # some tokenizers are configured to end every text
+        return ids[:-1] if len(ids) > 1 and ids[-1] == ends != ids[0] else ids
+
+    def chat(self, turns: Sequence[Turn]) -> list[int]:
+        """A conversation up to where the model speaks next. The template writes its own start token, or none.
+
+        Special tokens in the texts are text, where this version of transformers can tell them apart.
+        """
+        options: dict[str, Any] = {"sanitize_control_tokens": True} if _can_sanitise(self._tokenizer) else {}
+        encoded = self._apply(self._messages(turns), add_generation_prompt=True, tokenize=True, **options)
+        return [*encoded["input_ids"], *self._closing]
+
+    # --- answers
+
+    def answer(self, solution: str) -> list[int]:
+        """The tokens of a solution as it follows a solver prompt, without the end token."""
+        return self._following(self._tails[0], f"{self.answer_prefix}{solution.strip()}")
+
+    def written(self, example: str) -> list[int]:
+        """The tokens of a practice example as it follows a synthesis prompt, without the end token."""
+        return self._following(self._tails[1], example)
+
+    def _following(self, tail: str, text: str) -> list[int]:
+        before = self._encode(tail)
+        both = self._encode(tail + text)
+        return both[len(before) :] if before and both[: len(before)] == before else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    # --- what the template does
+
+    def _answer_form(self) -> tuple[int | None, str, str]:
+        """The token that ends an answer, the end of a prompt after its last special token, and what the template
+        writes between the two."""
+        turns = [("user", "Hello")]
+        prompt = self._rendered(turns)
+        whole = self._rendered([*turns, ("assistant", _MARK)], generation=False)
+        before, mark, after = whole.rpartition(_MARK)
+        if not mark:
+            raise ModelError(
+                f"the chat template of {self._name!r} leaves out what the assistant says; expected one that renders a "
+                "conversation; mend chat_template in the model's folder, or set 'chat' to no in a prompts file"
+            )
+        gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        if _THINK.search(prompt) and not self._prompts.thinking:
+            closing = "</think>\n\n" if prompt.endswith("\n") else "\n</think>\n\n"
+            self._closing, prompt = self._encode(closing), prompt + closing
+        return self._first_special(after), self._after_specials(prompt)[-_ANCHOR_CHARS:], gap
+
+    def _first_special(self, text: str) -> int | None:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        special = self._special_ids()
+        return next((int(i) for i in ids if i in special), None)
+
+    def _after_specials(self, text: str) -> str:
+        names = [self._tokenizer.convert_ids_to_tokens(i) for i in self._special_ids()]
+        return text[max((text.rfind(name) + len(name) for name in names if name in text), default=0) :]
+
+    def _special_ids(self) -> set[int]:
+        added: dict[int, Any] = self._tokenizer.added_tokens_decoder
+        return {*self._tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+
+    def _end_id(self, of_template: int | None, of_model: Sequence[int]) -> int:
+        found = of_template if of_template is not None else self._tokenizer.eos_token_id
+        if found is None and not of_model:
+            raise ModelError(
+                f"the tokenizer of {self._name!r} has no end token; expected eos_token in its configuration, or "
+                "eos_token_id in generation_config.json; add it there"
+            )
+        return int(of_model[0] if found is None else found)
+
+    def _dated_template(self) -> str:
+        """The chat template, whose calendar is that of the prompts."""
+        try:
+            template = str(self._tokenizer.get_chat_template())
+        except ValueError as error:
+            raise ModelError(
+                f"the prompts are for a chat, and the tokenizer of {self._name!r} has no chat template; expected one; "
+                "set 'chat' to no in the prompts file, or use a model that was trained to chat"
+            ) from error
+        day = date.fromisoformat(self._prompts.date)
+        return _NOW.sub(lambda call: repr(day.strftime(call["form"])), template)
+
+    def _knows_system(self) -> bool:
+        """Whether the template has a place for a system message: some refuse it, some leave it out."""
+        messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "Hello"}]
+        try:
+            return _MARK in self._apply(messages, add_generation_prompt=True, tokenize=False)
+        except ModelError:
+            return False
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
+        system = self._prompts.system
+        if system and self._takes_system:
+            turns = [("system", system), *turns]
+        elif system:
+            (role, text), *others = turns
+            turns = [(role, f"{system}\n\n{text}"), *others]
+        return [{"role": role, "content": text} for role, text in turns]
+
+    def _rendered(self, turns: Sequence[Turn], *, generation: bool = True) -> str:
+        return self._apply(self._messages(turns), add_generation_prompt=generation, tokenize=False)
+
+    def _apply(self, messages: list[dict[str, str]], **options: Any) -> Any:
+        day = date.fromisoformat(self._prompts.date)
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                enable_thinking=self._prompts.thinking,
+                thinking=self._prompts.thinking,
+                date_string=day.strftime("%d %b %Y"),
+                **options,
+            )
+        except Exception as error:  # a template is a program of others'
+            raise ModelError(
+                f"the chat template of {self._name!r} cannot be used ({' '.join(str(error).split())[:160]}); mend "
+                "chat_template in the model's folder, or set 'chat' to no in a prompts file"
+            ) from error
+
+
+def _can_sanitise(tokenizer: Any) -> bool:
+    return hasattr(tokenizer, "_mark_chat_inputs")

@@ -1,0 +1,155 @@
+"""A problem -> the text that asks a model to solve it, or to write practice like it, by the kind of problem.
+
+A base model continues `PLAIN`; a model whose tokenizer has a chat template is asked with `CHAT` in a user message, and
+otherwise for a program or a letter than for a number (`CHATS`). `answer_prefix` is what stands between a prompt and the
+solution it asks for. `mass.prompts.file` reads prompts of a user's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mass.types import Task
+
+MATH, CODE, CHOICE, OTHER = KINDS = ("math", "code", "choice", "other")
+"""Kinds of problems, by what ends an answer: a number or formula, a program, a letter, or none of these."""
+_KIND_OF_VERIFIER = {
+    **dict.fromkeys(("math", "exact", "gsm8k-strict", "gsm8k-flexible", "minerva"), MATH),
+    "code": CODE,
+    "choice": CHOICE,
+}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    solve: str
+    """Holds `{problem}`; the model answers with a worked solution."""
+    synthesis: str
+    """Holds `{problem}`; the model answers with a similar problem and its solution."""
+    answer_prefix: str
+    """Written before a solution that follows the prompt directly."""
+    example: str
+    """Holds `{problem}` and `{solution}`: a practice example as the model writes it after the synthesis prompt."""
+    between: str = "\n\n"
+    """Between a solved problem and the next one, where several stand in one prompt."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a continuation, besides the end token."""
+    chat: bool = False
+    """Whether a prompt goes through the tokenizer's chat template as a user message."""
+    system: str = ""
+    """With `chat`: the system message; at the head of the user's where the template knows no system role."""
+    thinking: bool = False
+    """With `chat`: whether a template that has the switch (`enable_thinking`) lets the model think aloud first."""
+    date: str = "2024-07-26"
+    """With `chat`: the day that a template which writes one is told, so that a prompt is the same every day."""
+
+    def render_solve(self, problem: str) -> str:
+        return self.solve.replace("{problem}", problem.strip())
+
+    def render_synthesis(self, problem: str) -> str:
+        return self.synthesis.replace("{problem}", problem.strip())
+
+    def render_example(self, problem: str, solution: str) -> str:
+        before, after = self.example.split("{problem}")
+        return before + problem.strip() + after.replace("{solution}", solution.strip())
+
+
+PromptSet = Mapping[str, Prompts]
+"""Prompts by kind, one for each of `KINDS`."""
+
+PLAIN = Prompts(
+    solve="Problem: {problem}\nSolution:",
+    synthesis="Problem: {problem}\nSimilar problem:",
+    answer_prefix=" ",
+    example=" {problem}\nSolution: {solution}",
+    stop=("\nProblem:", "\nSimilar problem:"),
+)
+
+CHAT = Prompts(
+    solve="{problem}\n\nReason step by step, and put your final answer within \\boxed{}.",
+    synthesis=(
+        "Here is a problem:\n\n{problem}\n\n"
+        "Write one new problem that trains the same skills but is not a copy of it, then solve your new problem "
+        "step by step and put its final answer within \\boxed{}. Answer in exactly this form:\n"
+        "Problem: <the new problem>\nSolution: <its solution>"
+    ),
+    answer_prefix="",
+    example="Problem: {problem}\nSolution: {solution}",
+    chat=True,
+)
+
+_FORM = "Answer in exactly this form:\nProblem: <the new problem>\nSolution: <its solution>"
+PLAINS: PromptSet = dict.fromkeys(KINDS, PLAIN)
+CHATS: PromptSet = {
+    MATH: CHAT,
+    CODE: dataclasses.replace(
+        CHAT,
+        solve=(
+            "Solve this programming problem in Python:\n\n{problem}\n\n"
+            "Give the complete code, with everything that it needs, in one ```python block."
+        ),
+        synthesis=(
+            "Here is a programming problem:\n\n{problem}\n\n"
+            "Write one new programming problem that trains the same skills but is not a copy of it, then solve your "
+            f"new problem in Python, with the complete code in one ```python block. {_FORM}"
+        ),
+    ),
+    CHOICE: dataclasses.replace(
+        CHAT,
+        solve=(
+            "{problem}\n\nReason step by step, and end with a line 'Answer: X', where X is the letter of the right "
+            "choice."
+        ),
+        synthesis=(
+            "Here is a multiple-choice problem:\n\n{problem}\n\n"
+            "Write one new multiple-choice problem that trains the same skills but is not a copy of it, with its "
+            "choices as lines that begin with 'A. ', 'B. ' and so on. Then solve it step by step, and end with a line "
+            f"'Answer: X', where X is the letter of the right choice. {_FORM}"
+        ),
+    ),
+    OTHER: dataclasses.replace(
+        CHAT,
+        solve="{problem}\n\nReason step by step, and end with a line 'Answer: ' and your final answer after it.",
+        synthesis=(
+            "Here is a problem:\n\n{problem}\n\n"
+            "Write one new problem that trains the same skills but is not a copy of it, then solve your new problem "
+            f"step by step, and end with a line 'Answer: ' and its final answer after it. {_FORM}"
+        ),
+    ),
+}
+
+
+def defaults(*, chat: bool) -> PromptSet:
+    """The package's own prompts, for a model with a chat template or for one without."""
+    return CHATS if chat else PLAINS
+
+
+def kind_of(task: Task) -> str:
+    """What kind of problem a task is: its verifier says what an answer must end with. Gold plays no part."""
+    return _KIND_OF_VERIFIER.get(task.verifier, OTHER)
+
+
+def common_kind(tasks: Iterable[Task]) -> str:
+    """The kind of all tasks; OTHER, whose prompts suit any, where they differ; MATH where there are none."""
+    kinds = {kind_of(task) for task in tasks}
+    return OTHER if len(kinds) > 1 else next(iter(kinds), MATH)
+
+
+def to_json(prompts: PromptSet) -> dict[str, dict[str, Any]]:
+    """Prompts as plain JSON values."""
+    return {kind: {**dataclasses.asdict(one), "stop": list(one.stop)} for kind, one in prompts.items()}
+
+
+def from_json(data: Mapping[str, Mapping[str, Any]]) -> PromptSet:
+    """Inverse of `to_json`. Raises TypeError on unknown fields, KeyError for a kind that is missing."""
+    return {kind: one_from_json(data[kind]) for kind in KINDS}
+
+
+def one_from_json(data: Mapping[str, Any]) -> Prompts:
+    """Those of one kind. Raises TypeError on unknown fields."""
+    values = dict[str, Any]({**data, "stop": tuple(data.get("stop", ()))})
+    return Prompts(**values)

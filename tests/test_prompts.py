@@ -1,0 +1,155 @@
+"""Prompts by kind of problem, and the files that users write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mass.errors import ConfigError
+from mass.prompts import (
+    CHAT,
+    CHATS,
+    KINDS,
+    PLAIN,
+    PLAINS,
+    Prompts,
+    PromptSet,
+    common_kind,
+    from_json,
+    kind_of,
+    to_json,
+)
+from mass.prompts.file import complete, parse, read, write
+from mass.types import Task
+
+
+def test_only_maths_asks_for_a_box_and_each_kind_for_its_own_end() -> None:
+    assert {kind: r"\boxed" in p.solve + p.synthesis for kind, p in CHATS.items()} == {
+        "math": True, "code": False, "choice": False, "other": False,
+    }  # fmt: skip
+    for text in (CHATS["code"].solve, CHATS["code"].synthesis):
+        assert "```python" in text
+    for text in (CHATS["choice"].solve, CHATS["choice"].synthesis):
+        assert "'Answer: X'" in text
+        assert "letter" in text
+    assert CHATS["math"] == CHAT
+    assert set(PLAINS.values()) == {PLAIN}
+
+
+@pytest.mark.parametrize(
+    ("verifier", "kind"),
+    [
+        ("math", "math"),
+        ("exact", "math"),
+        ("code", "code"),
+        ("choice", "choice"),
+        ("reasoning-gym", "other"),
+        ("a:b", "other"),
+    ],
+)
+def test_the_verifier_says_the_kind(verifier: str, kind: str) -> None:
+    task = Task("p", verifier=verifier)
+    assert kind_of(task) == kind == common_kind([task, task])
+    assert common_kind([task, Task("p", verifier="choice" if kind != "choice" else "code")]) == "other"
+    assert common_kind([]) == "math"
+
+
+def test_json_round_trip() -> None:
+    for prompts in (CHATS, PLAINS):
+        assert from_json(json.loads(json.dumps(to_json(prompts)))) == prompts
+    with pytest.raises(KeyError):
+        from_json({"math": to_json(CHATS)["math"]})
+
+
+# ------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("prompts", [CHATS, PLAINS])
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_is_printed_reads_back(prompts: PromptSet, chat: bool) -> None:
+    assert complete(parse(write(prompts)), chat=chat) == prompts
+
+
+TEXT = st.text(st.sampled_from(' a"\\\n\t=#{}é\r'), max_size=12)
+
+
+@settings(max_examples=60)
+@given(TEXT, TEXT, st.lists(TEXT.filter(bool), max_size=3), st.booleans())
+def test_any_text_survives_its_file(one: str, two: str, stop: list[str], thinking: bool) -> None:
+    changed = dataclasses.replace(
+        CHAT, solve=f"{one}{{problem}}{two}", system=two, stop=tuple(stop), thinking=thinking, answer_prefix=one
+    )
+    prompts = {**CHATS, "code": changed}
+    assert complete(parse(write(prompts)), chat=True) == prompts
+
+
+def test_a_file_changes_what_it_names_and_nothing_else() -> None:
+    text = (
+        "# mine\n\n=== solve\n\nDo {problem}\n\nnow.\n\n=== solve code ===\nCode {problem}\n"
+        '=== thinking\nyes\n=== stop\n"\\nQ"\nEnd\n'
+    )
+    found = complete(parse(text), chat=True)
+    assert found["math"].solve == found["other"].solve == "Do {problem}\n\nnow."
+    assert found["code"].solve == "Code {problem}"
+    assert all(p.thinking and p.stop == ("\nQ", "End") for p in found.values())
+    assert all(found[kind].synthesis == CHATS[kind].synthesis for kind in KINDS)
+    assert complete(parse("=== chat\nno\n"), chat=True) == PLAINS
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no heading; expected lines like '=== solve'"),
+        ("hello", "line 1: text before the first heading"),
+        ("=== slove\n{problem}", "line 1: 'slove' is no part of the prompts; did you mean 'solve'?"),
+        ("=== solve maths\n{problem}", "'solve maths' names no kind of problem; expected one of math, code"),
+        ("=== solve code math\n{problem}", "names no kind of problem"),
+        ("=== solve\n{problem}\n=== solve\n{problem}", "line 3: 'solve' stands there twice"),
+        ("=== solve\n{probelm}", "'solve' has no {problem}; expected it"),
+        ("=== synthesis\nWrite one.", "'synthesis' has no {problem}"),
+        ("=== example\nP: {problem}", "'example' has no {solution}; expected it once"),
+        ("=== example\n{problem} {problem} {solution}", "has no {problem}; expected it once"),
+        ("=== example\n{solution} {problem}", "has {solution} before {problem}"),
+        ("=== thinking\nmaybe", "is 'maybe'; expected yes or no"),
+        ("=== chat code\nyes", "'chat' holds for all kinds of problems; leave 'code' out"),
+        ("=== date\ntoday", "is 'today'; expected a day, as in 2024-07-26"),
+        ('=== system\n"a" and "b"', "is no text in double quotes"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(text, "mine.txt")
+    assert said in str(error.value)
+    assert str(error.value).startswith("mine.txt")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read \(No such file"):
+        read(tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"=== solve\n\xe4 {problem}")
+    with pytest.raises(ConfigError, match="it is not UTF-8 text"):
+        read(tmp_path / "latin.txt")
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf=== solve\r\nDo {problem}\r\n")
+    assert read(tmp_path / "bom.txt") == {("solve", ""): "Do {problem}"}
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.sampled_from(["=== ", "solve", "stop", " code", "\n", '"', "{problem}", "#", "x", "="]), max_size=20
+    ).map("".join)
+)
+def test_any_file_is_read_or_refused(text: str) -> None:
+    said = ""
+    try:
+        found = complete(parse(text), chat=True)
+    except ConfigError as error:
+        said, found = str(error), CHATS
+    assert "\n" not in said
+    assert all(isinstance(p, Prompts) for p in found.values())
