@@ -203,7 +203,7 @@ def _from_folder(
 
 
 def _as_loaded(lm: LM) -> ModelConfig:
-    return ModelConfig(lm.name, str(lm.device), lm.dtype, lm.decode_rows)  # type: ignore[arg-type]
+    return ModelConfig(lm.name, str(lm.device), lm.dtype, lm.decode_rows, lm.engine_config)  # type: ignore[arg-type]
 
 
 # --- how they answer

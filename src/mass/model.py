@@ -15,7 +15,7 @@ from mass import verify
 from mass.adapt import answer_all, practise
 from mass.adapter import pick, save_peft
 from mass.checkpoint import MetaState, init_state
-from mass.config import AdaptConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
+from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
 from mass.errors import DataError, ModelError
 from mass.lm import LM, load_lm
 from mass.lm.source import TINY, tiny_folder
@@ -141,6 +141,7 @@ def load(
     device: str = "auto",
     dtype: str = "float32",
     decode_rows: int = 128,
+    engine: EngineConfig | None = None,
     seed: int = 0,
 ) -> Mass:
     """Load a base model and its checkpoint.
@@ -154,13 +155,15 @@ def load(
         device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
         dtype: precision of the base: float32, bfloat16, float16 or float64.
         decode_rows: sequences sampled side by side at most; bounds memory.
+        engine: a server that samples instead of this process.
         seed: of an untrained adapter.
 
-    Raises ModelError when a part is missing, damaged or belongs to another base.
+    Raises ModelError when a part is missing, damaged or belongs to another base; EngineError when the server cannot be
+    used.
     """
     if checkpoint is None and name == TINY and (tiny_folder() / SHIPPED).is_dir():
         checkpoint = tiny_folder() / SHIPPED
-    model = ModelConfig(name=name, device=device, dtype=dtype, decode_rows=decode_rows)  # type: ignore[arg-type]
+    model = ModelConfig(name=name, device=device, dtype=dtype, decode_rows=decode_rows, engine=engine or EngineConfig())  # type: ignore[arg-type]
     if checkpoint is None or checkpoint == UNTRAINED:
         lm = load_lm(model, lora or LoraConfig())
         config = config or AdaptConfig()

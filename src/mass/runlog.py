@@ -146,13 +146,15 @@ def _cannot_be_written(path: Path, error: OSError) -> RunError:
 
 def _same_config(path: Path, resolved: dict[str, Any]) -> None:
     saved = json.loads((path / CONFIG).read_text())
-    different = [k for k in _flat(resolved) if _flat(saved).get(k) != _flat(resolved)[k] and k != "train.steps"]
+    free = ("train.steps", "model.engine.")  # a run may go on longer, and with a server elsewhere
+    fixed = [key for key in _flat(resolved) if not key.startswith(free)]
+    different = [key for key in fixed if _flat(saved).get(key) != _flat(resolved)[key]]
     if different:
         key = different[0]
         before, now = _flat(saved).get(key), _flat(resolved)[key]
         raise RunError(
             f"{path} was started with {key} = {before!r}, now it is {now!r}; resume with the same configuration "
-            "(only train.steps may grow), or start another run"
+            "(only train.steps may grow, and model.engine change), or start another run"
         )
 
 

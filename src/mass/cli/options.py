@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from mass.config import EngineConfig
 from mass.errors import ConfigError, nearest
 
 TASKS_HELP = (
@@ -78,12 +79,13 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
     parser.add_argument(
         "--decode-rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."
     )
+    parser.add_argument("--engine", type=EngineConfig, default=EngineConfig())
 
 
 def loading(given: Namespace) -> dict[str, Any]:
     """The options of `mass.load` that say how, of those of `add_model_options`."""
     precision = {} if given.dtype is None else {"dtype": given.dtype}
-    return {"device": given.device, "decode_rows": given.decode_rows, **precision}
+    return {"device": given.device, "decode_rows": given.decode_rows, "engine": given.engine, **precision}
 
 
 def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mass.config.checks import require, require_known, require_numbers
+from mass.config.engine import EngineConfig
 from mass.config.pretraining import PretrainConfig as PretrainConfig  # one place to import any configuration from
 
 
@@ -27,6 +28,8 @@ class ModelConfig:
     """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
+    engine: EngineConfig = EngineConfig()  # noqa: RUF009 (frozen)
+    """Who samples: this process, or a server."""
 
     def __post_init__(self) -> None:
         require_known(self, "model.")

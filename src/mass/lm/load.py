@@ -11,6 +11,7 @@ from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import ConfigError, ModelError
 from mass.lm.model import LM
+from mass.lm.served import sample_at_server
 from mass.lm.source import find_source
 from mass.prompts import CHAT, PLAIN
 
@@ -21,6 +22,7 @@ def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
     Raises:
         ModelError: the folder is missing or holds no causal language model, or its tokenizer cannot pad.
         ConfigError: the device does not exist.
+        EngineError: the server that is to sample cannot be reached, or holds another model.
     """
     device = _device(config.device)
     source = find_source(config.name)
@@ -29,7 +31,10 @@ def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
     model = source.make("model", AutoModelForCausalLM, dtype=getattr(torch, config.dtype))
     model.to(device).eval().requires_grad_(False)
     prompts = CHAT if getattr(tokenizer, "chat_template", None) else PLAIN
-    return LM(model, tokenizer, config.name, prompts, LoraSites(model, lora), config.decode_rows)
+    lm = LM(model, tokenizer, config.name, prompts, LoraSites(model, lora), config.decode_rows)
+    if config.engine.url is not None:
+        sample_at_server(lm, config.engine)
+    return lm
 
 
 def _require_padding(tokenizer: Any, name: str) -> None:

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mass.adapter import LoraSites
-from mass.config import SamplingConfig
+from mass.config import EngineConfig, SamplingConfig
+from mass.engines.protocol import Engine
 from mass.errors import DataError, ModelError
 from mass.lm.attention import use_exact_attention
 from mass.lm.elementwise import use_closed_forms
@@ -53,6 +54,9 @@ class LM:
         self.adapter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.decode_rows = decode_rows
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.engine: Engine | None = None
+        """Who samples instead of this process (`mass.lm.served`)."""
+        self.engine_config = EngineConfig()
         self._stop = StopStrings(tokenizer, prompts.stop)
 
     @property
@@ -203,6 +207,10 @@ class LM:
 
     # --- sampling
 
+    def cut(self, text: str) -> str | None:
+        """The text before the first stop of the prompts; None where there is none."""
+        return self._stop.cut(text)
+
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -212,11 +220,13 @@ class LM:
         *,
         with_logprobs: bool = False,
     ) -> list[Sample]:
-        """Continue each prompt. Row i is a function of its prompt, seed and adapter.
+        """Continue each prompt, here or, with an `engine`, there. Row i is a function of its prompt, seed and adapter.
 
         A stacked adapter needs as many equal consecutive blocks of prompts as it has adapters. `with_logprobs` also
         keeps the log-probability of each token, at the cost of a softmax over the vocabulary for each.
         """
+        if self.engine is not None:
+            return self.engine.sample(prompts, config, seeds, adapter, with_logprobs=with_logprobs)
         return sample_rows(self, prompts, config, seeds, adapter, self._stop, with_logprobs=with_logprobs)
 
 
