@@ -30,7 +30,7 @@ import httpx2
 from mass.adapter import detach, pick
 from mass.config import EngineConfig, SamplingConfig
 from mass.engines.answers import Asked, read_completion, request_body
-from mass.engines.failures import Passing, Refused
+from mass.engines.failures import Refused
 from mass.engines.folder import SharedFolder, check_loadable, fresh_name, older_than
 from mass.engines.protocol import Local
 from mass.engines.served import Served, read_served
@@ -39,6 +39,7 @@ from mass.errors import DataError, EngineError, MassError, ShapeError
 from mass.types import Params, Sample
 
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, None]]
 LOAD, UNLOAD, COMPLETIONS, MODELS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions", "/v1/models"
 UNLOAD_S = 10.0
 """Seconds an unloading may take, after whatever came before it."""
@@ -140,9 +141,7 @@ class HttpEngine:
         with anyio.move_on_after(self.config.deadline_s) as deadline:
             async with self._transport.session() as client:
 
-                async def guarded(
-                    limiter: anyio.CapacityLimiter, work: Callable[[], Coroutine[Any, Any, None]]
-                ) -> None:
+                async def guarded(limiter: anyio.CapacityLimiter, work: Work) -> None:
                     try:
                         async with limiter:
                             await work()
@@ -219,7 +218,7 @@ def _not_there_yet(refused: Refused) -> bool:
     return refused.status == 404 and "adapter" in refused.message.lower()
 
 
-def _nothing(response: httpx2.Response) -> None:  # noqa: ARG001
+def _nothing(response: httpx2.Response) -> None:
     """vLLM says `Success: ...` in plain text, other servers something else; the status says it all."""
 
 

@@ -12,7 +12,7 @@ from mass.types import Params, Sample
 
 
 class Engine(Protocol):
-    """Continues prompts. Row i is a function of its prompt, seed and adapter, as far as its arithmetic repeats itself."""
+    """Continues prompts. Row i is a function of its prompt, seed and adapter, as far as arithmetic repeats itself."""
 
     def sample(
         self,
