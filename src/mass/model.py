@@ -85,6 +85,12 @@ class Mass:
                 f"{record.adapter_hash[:12]}); replay with the model {record.model!r} and checkpoint ({start}) of the "
                 "record, on the machine that made it"
             )
+        if again.text != record.text and record.engine != self.lm.sampled_by:
+            before, now = record.engine or "transformers", self.lm.sampled_by or "transformers"
+            raise ModelError(
+                f"the same update gave another text: {before!r} sampled the record, now {now!r} did, which rounds "
+                "otherwise; replay with the engine of the record"
+            )
         if again.text != record.text:
             raise ModelError(
                 "the same update gave another text than the record has; replay an unchanged record, on the machine "
@@ -188,6 +194,7 @@ def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> 
         "base_fingerprint": checkpoints.fingerprint(lm),
         "dtype": lm.dtype,
         "lora": to_dict(lm.adapters.config),
+        "engine": lm.sampled_by,
     }
 
 

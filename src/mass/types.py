@@ -125,6 +125,9 @@ class Adaptation:
     """Precision of the base."""
     lora: dict[str, Any] = field(default_factory=dict[str, Any])
     """Shape of the adapter; the default where it is empty."""
+    engine: str = ""
+    """The server that sampled, its model and version, as in 'http meta-llama/Llama-3.1-8B-Instruct, vLLM 0.11.0'; empty
+    where this process did."""
     stacked: int = 1
     """How many problems were adapted side by side. One that was alone replays bit for bit, others but for rounding."""
     examples: tuple[Example, ...] = ()

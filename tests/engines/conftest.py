@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
 from vllm_stand_in import StandIn
-from mass.config import EngineConfig, LoraConfig, ModelConfig
-from mass.lm import LM, load_lm
 
-LORA = LoraConfig(rank=2, alpha=4.0)
+from mass.config import EngineConfig
+from mass.lm import LM
+from mass.lm.served import sample_at_server
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,12 @@ def engine_config(server: StandIn, tmp_path: Path) -> EngineConfig:
 
 
 @pytest.fixture
-def remote(taught_base: Path, engine_config: EngineConfig) -> Callable[..., LM]:
-    """The model that samples at the server, with changes to the engine's configuration."""
+def remote(lm: LM, engine_config: EngineConfig) -> Callable[..., LM]:
+    """`lm`, but sampling at the server, with changes to the engine's configuration."""
 
-    def load(lora: LoraConfig = LORA, **changes: Any) -> LM:
-        engine = dataclasses.replace(engine_config, **changes)
-        return load_lm(ModelConfig(name=str(taught_base), engine=engine), lora)
+    def connect(**changes: Any) -> LM:
+        there = copy.copy(lm)
+        sample_at_server(there, dataclasses.replace(engine_config, **changes))
+        return there
 
-    return load
+    return connect

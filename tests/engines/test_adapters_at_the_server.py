@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from vllm_stand_in import Fault, StandIn
 
-from mass.config import EngineConfig, LoraConfig, SamplingConfig
+from mass.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
 from mass.engines.folder import fresh_name, older_than
 from mass.errors import ConfigError, EngineError
-from mass.lm import LM
-from small_lms import random_adapter
-from vllm_stand_in import Fault, StandIn
+from mass.lm import LM, load_lm
+from mass.lm.served import sample_at_server
+from small_lms import make_lm, random_adapter
 
 SHORT = SamplingConfig(max_tokens=6, temperature=0.0)
 LOAD, UNLOAD, COMPLETE = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
@@ -36,7 +35,8 @@ def left(config: EngineConfig) -> list[str]:
 
 def test_it_is_gone_after_use(remote: Callable[..., LM], server: StandIn, engine_config: EngineConfig) -> None:
     ask(remote(), 4, stack=4)  # more than the server holds at once: it reads some folders again
-    assert server.paths == {} and left(engine_config) == []
+    assert server.paths == {}
+    assert left(engine_config) == []
     assert len(server.asked(UNLOAD)) == 4
 
 
@@ -44,7 +44,8 @@ def test_it_is_gone_after_an_error(remote: Callable[..., LM], server: StandIn, e
     server.faults[COMPLETE] = [Fault(), Fault(status=400, body='{"error": {"message": "no"}}')]
     with pytest.raises(EngineError, match="the server answered 400: no"):
         ask(remote(), 4, stack=2)
-    assert server.paths == {} and left(engine_config) == []
+    assert server.paths == {}
+    assert left(engine_config) == []
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -54,7 +55,8 @@ def test_a_lost_answer_to_the_loading_is_asked_for_again(
     server.faults[LOAD] = [Fault(drop=True, after=after)]
     ask(remote())
     one, other = server.asked(LOAD)
-    assert one == other and server.paths == {}
+    assert one == other
+    assert server.paths == {}
 
 
 def test_a_folder_that_is_not_there_yet_is_asked_for_again(remote: Callable[..., LM], server: StandIn) -> None:
@@ -69,37 +71,33 @@ def test_samples_count_although_the_unloading_fails(
 ) -> None:
     server.faults[UNLOAD] = [Fault(status=400)]
     ask(remote())
-    assert len(server.paths) == 1 and left(engine_config) == []
+    assert len(server.paths) == 1
+    assert left(engine_config) == []
 
 
-def test_ctrl_c_unloads_and_deletes(
-    server: StandIn, engine_config: EngineConfig, taught_base: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "one.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import sys
-            sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-            from mass.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
-            from mass.lm import load_lm
-            from small_lms import random_adapter
-            engine = EngineConfig(url={server.url!r}, lora_dir={engine_config.lora_dir!r}, check=False)
-            lm = load_lm(ModelConfig(name={str(taught_base)!r}, engine=engine), LoraConfig(rank=2, alpha=4.0))
-            lm.sample([lm.solve_prompt("x")], SamplingConfig(max_tokens=6), [0], random_adapter(lm))
-            """
-        )
-    )
-    server.faults[COMPLETE] = [Fault(wait_s=60)]
-    running = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not server.asked(COMPLETE) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert len(server.paths) == len(left(engine_config)) == 1
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
-    assert "KeyboardInterrupt" in said
-    assert server.paths == {} and left(engine_config) == []
+def test_ctrl_c_unloads_and_deletes(remote: Callable[..., LM], server: StandIn, engine_config: EngineConfig) -> None:
+    there, seen = remote(), list[int]()
+    server.faults[COMPLETE] = [Fault(wait_s=20)] * 4
+
+    def interrupt() -> None:
+        until = time.monotonic() + 20
+        while not server.asked(COMPLETE) and time.monotonic() < until:
+            time.sleep(0.01)
+        seen.extend([len(server.paths), len(left(engine_config))])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    start = time.monotonic()
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            ask(there, 4, stack=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [2, 2]
+    assert time.monotonic() - start < 15
+    assert server.paths == {}
+    assert left(engine_config) == []
 
 
 def test_those_of_killed_processes_are_removed_when_they_are_old(
@@ -108,7 +106,7 @@ def test_those_of_killed_processes_are_removed_when_they_are_old(
     old, new, here = (
         f"mass-{int(time.time()) - 7300:08x}-{uuid.uuid4().hex}",
         fresh_name(),
-        Path(left_dir(engine_config)),
+        Path(str(engine_config.lora_dir)),
     )
     for name in (old, new, "mass-mine", "mass-00000000", "theirs"):
         (here / name).mkdir()
@@ -118,14 +116,11 @@ def test_those_of_killed_processes_are_removed_when_they_are_old(
     assert sorted(left(engine_config)) == sorted(server.paths) == sorted([new, "mass-mine", "mass-00000000", "theirs"])
 
 
-def left_dir(config: EngineConfig) -> str:
-    return str(config.lora_dir)
-
-
 def test_names_tell_their_age() -> None:
     names = [fresh_name() for _ in range(50)]
     assert len(set(names)) == 50
-    assert older_than(names, 0.001) == [] and older_than(names, -0.001) == names
+    assert older_than(names, 0.001) == []
+    assert older_than(names, -0.001) == names
     assert older_than(["mass-00000000-" + "0" * 31, "x-mass-00000000-" + "0" * 32], 1) == []
 
 
@@ -145,14 +140,15 @@ def test_what_the_server_says_of_an_adapter_is_passed_on(
         setattr(server, name, value)
     with pytest.raises(EngineError, match=said) as caught:
         ask(remote(retries=1))
-    assert "\n" not in str(caught.value) and left(engine_config) == []
+    assert "\n" not in str(caught.value)
+    assert left(engine_config) == []
 
 
 def test_a_folder_that_the_server_sees_elsewhere(remote: Callable[..., LM], server: StandIn, tmp_path: Path) -> None:
     (tmp_path / "mount").symlink_to(tmp_path / "adapters")
     ask(remote(lora_dir_on_server=f"{tmp_path}/mount"))
     assert server.asked(LOAD)[0]["lora_path"].startswith(f"{tmp_path}/mount/mass-")
-    with pytest.raises(EngineError, match="No adapter found for /nowhere/mass-.*mend engine.lora_dir_on_server"):
+    with pytest.raises(EngineError, match=r"No adapter found for /nowhere/mass-.*mend engine.lora_dir_on_server"):
         ask(remote(lora_dir_on_server="/nowhere", retries=1))
 
 
@@ -160,19 +156,21 @@ def test_a_folder_that_cannot_be_written_or_is_not_given(remote: Callable[..., L
     with pytest.raises(ConfigError, match=r"engine.lora_dir is not set; expected a folder that the server"):
         ask(remote(lora_dir=None))
     (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match="cannot be written to .*file.*engine.lora_dir"):
+    with pytest.raises(EngineError, match=r"cannot be written to .*file.*engine.lora_dir"):
         ask(remote(lora_dir=str(tmp_path / "file")))
 
 
 def test_what_vllm_does_not_load_is_refused_before_anything_is_asked(
-    remote: Callable[..., LM], server: StandIn
+    taught_base: Path, engine_config: EngineConfig, server: StandIn
 ) -> None:
     with pytest.raises(ConfigError, match=r"lora.rank is 32.*at most 16; start it with --max-lora-rank 32"):
-        remote(LoraConfig(rank=32))
+        load_lm(ModelConfig(name=str(taught_base), engine=engine_config), LoraConfig(rank=32))
+    with pytest.raises(ConfigError, match=r"transformer.h.0.attn.c_attn stores its weight transposed"):
+        sample_at_server(make_lm("GPT2"), engine_config)
     assert server.requests == []
 
 
 def test_another_replica_s_404_says_so(remote: Callable[..., LM], server: StandIn) -> None:
     server.faults[COMPLETE] = [Fault(status=404, body='{"error": {"message": "The model `x` does not exist."}}')]
-    with pytest.raises(EngineError, match="does not exist.*one server at engine.url, not a load balancer"):
+    with pytest.raises(EngineError, match=r"does not exist.*one server at engine.url, not a load balancer"):
         ask(remote())

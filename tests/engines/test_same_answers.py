@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from vllm_stand_in import StandIn
 
 from mass.adapter import pick, repeat, save_peft
 from mass.config import SamplingConfig
 from mass.lm import LM
 from mass.types import Params
 from small_lms import random_adapter, small_sums
-from vllm_stand_in import StandIn
 
 GREEDY = SamplingConfig(max_tokens=14, temperature=0.0)
 
@@ -55,7 +55,8 @@ def test_transformers_peft_and_http_give_the_same_greedy_answers(
     for ours, theirs in zip(here, answered, strict=True):
         assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-4)
     assert [s.tokens for s in here] != [s.tokens for s in plain]
-    assert any(s.finished for s in here + plain) and there.sample(prompts, GREEDY, seeds) == plain
+    assert any(s.finished for s in here + plain)
+    assert there.sample(prompts, GREEDY, seeds) == plain
 
 
 def test_each_adapter_of_a_stack_answers_its_own_prompts(lm: LM, remote: Callable[..., LM], server: StandIn) -> None:
@@ -63,7 +64,8 @@ def test_each_adapter_of_a_stack_answers_its_own_prompts(lm: LM, remote: Callabl
     here = lm.sample(prompts, GREEDY, [0] * 8, stack)
     assert remote(adapters=3).sample(prompts, GREEDY, [0] * 8, stack) == here
     assert len({s.tokens for s in here[::2]}) > 1
-    assert server.most_adapters == 3 and server.paths == {}
+    assert server.most_adapters == 3
+    assert server.paths == {}
     names = [body["lora_name"] for body in server.asked("/v1/load_lora_adapter")]
     assert len(set(names)) == 4
 
@@ -76,7 +78,8 @@ def test_names_are_never_used_twice_so_nothing_stale_is_answered(
         adapter = random_adapter(lm, seed=seed, scale=0.4)
         assert there.sample(prompts, GREEDY, [0] * 3, adapter) == lm.sample(prompts, GREEDY, [0] * 3, adapter)
     names = [body["lora_name"] for body in server.asked("/v1/load_lora_adapter")]
-    assert len(set(names)) == 3 and all(name.startswith("mass-") for name in names)
+    assert len(set(names)) == 3
+    assert all(name.startswith("mass-") for name in names)
 
 
 def test_what_changes_nothing_is_the_base_and_what_is_repeated_is_loaded_once(
@@ -106,7 +109,8 @@ def test_samples_follow_their_seeds_and_stop_where_they_would_here(lm: LM, remot
     for sample in found:
         assert len(sample.logprobs) == len(sample.tokens)
         ended = sample.tokens[-1] in lm.end_ids or lm.cut(lm.tokenizer.decode(sample.tokens)) is not None
-        assert sample.finished == ended and (ended or len(sample.tokens) == 30)
+        assert sample.finished == ended
+        assert ended or len(sample.tokens) == 30
         assert not any(stop in sample.text for stop in lm.prompts.stop)
 
 
@@ -118,5 +122,9 @@ def test_every_setting_that_a_model_s_own_configuration_could_change_is_sent(
     (body,) = server.asked("/v1/completions")
     sent = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     assert [body[name] for name in sent] == [0.5, 0.9, -1, 0.0, 1.0, 0.0, 0.0]
-    assert body["prompt"] == prompt and body["seed"] == 2**63 - 1 and body["n"] == 1 and body["max_tokens"] == 9
-    assert set(body["stop_token_ids"]) == lm.end_ids and body["stop"] == list(lm.prompts.stop)
+    assert body["prompt"] == prompt
+    assert body["seed"] == 2**63 - 1
+    assert body["n"] == 1
+    assert body["max_tokens"] == 9
+    assert set(body["stop_token_ids"]) == lm.end_ids
+    assert body["stop"] == list(lm.prompts.stop)

@@ -11,6 +11,8 @@ Faults are queued by path: the next request there meets the first of them.
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import threading
 import time
@@ -25,6 +27,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Answer = dict[str, Any]
+
+
+@functools.cache
+def _loaded(base: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return AutoTokenizer.from_pretrained(base), model
 
 
 class Wrong(Exception):
@@ -65,8 +73,7 @@ class StandIn:
         self.base, self.name = base, name
         self.names = [name]
         self.max_model_len, self.max_lora_rank, self.max_cpu_loras = max_model_len, max_lora_rank, 2
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
-        self.model = self._fresh()
+        self.tokenizer, self.model = _loaded(base)
         self.runtime_updating, self.enable_lora, self.api_key = True, True, ""
         self.ignores_adapters, self.adds_token = False, None
         self.unsupported_modules: set[str] = set()
@@ -98,6 +105,8 @@ class StandIn:
     def carry_out(self, path: str, body: Answer) -> Any:
         if path == "/health":
             return ""
+        if path == "/version":
+            return {"version": "0.0.stand-in"}
         if path == "/v1/models":
             return self._cards()
         if path == "/v1/completions":
@@ -152,13 +161,12 @@ class StandIn:
         del self.paths[name]
         return f"Success: LoRA adapter '{name}' removed successfully."
 
-    def _fresh(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
-
     def _place(self, name: str) -> Any:
         """The adapted model; the least recently used makes way, and is read from its folder when it is needed again."""
         if name not in self._models:
-            self._models[name] = PeftModel.from_pretrained(self._fresh(), str(self.paths[name])).eval()
+            self._models[name] = PeftModel.from_pretrained(
+                copy.deepcopy(_loaded(self.base)[1]), str(self.paths[name])
+            ).eval()
         self._models[name] = self._models.pop(name)
         while len(self._models) > self.max_cpu_loras:
             del self._models[next(iter(self._models))]

@@ -44,7 +44,7 @@ def read_completion(response: httpx2.Response, asked: Asked, local: Local) -> Sa
     again would not mend.
     """
     data = json_of(response)
-    _require_model(data, asked)
+    _require_model(data, response, asked)
     choices = data.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         count = len(choices) if isinstance(choices, list) else "no"
@@ -61,8 +61,10 @@ def read_completion(response: httpx2.Response, asked: Asked, local: Local) -> Sa
     return Sample(kept, text if cut is None else cut, finished, logprobs)
 
 
-def _require_model(data: dict[str, Any], asked: Asked) -> None:
+def _require_model(data: dict[str, Any], response: httpx2.Response, asked: Asked) -> None:
     model = data.get("model")
+    if model is None:
+        raise Passing(f"the answer names no model: {message_of(response.text)}")
     if model not in asked.names:
         raise EngineError(
             f"the server answered with model {model!r}, asked for was {sorted(asked.names)[0]!r}; expected that one; "

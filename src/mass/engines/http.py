@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -75,6 +75,7 @@ class HttpEngine:
             async with transport.session() as client:
                 cards = await transport.ask(client, MODELS, None, json_of)
                 served = read_served(cards, local.name, config)
+                served = replace(served, version=await _version(transport, client))
                 for name in older_than(served.adapters, config.orphan_hours):
                     await _unload(transport, client, name)
             for name in folder.orphans(config.orphan_hours):
@@ -82,6 +83,12 @@ class HttpEngine:
             return served
 
         return cls(local, config, _run(look))
+
+    @property
+    def description(self) -> str:
+        """For records: what samples, without its address."""
+        version = f", vLLM {self.served.version}" if self.served.version else ""
+        return f"http {self.served.name}{version}"
 
     def sample(
         self,
@@ -202,6 +209,13 @@ class HttpEngine:
             f"expected it to load the adapter in {self._folder.there}, which is engine.lora_dir as the server sees it; "
             "mend engine.lora_dir_on_server, --max-lora-rank or lora.targets"
         )
+
+
+async def _version(transport: Transport, client: httpx2.AsyncClient) -> str:
+    try:
+        return str((await transport.ask(client, "/version", None, json_of)).get("version", ""))[:40]
+    except EngineError:  # not every server says
+        return ""
 
 
 async def _unload(transport: Transport, client: httpx2.AsyncClient, name: str) -> None:

@@ -21,6 +21,8 @@ class Served:
     """Longest sequence, in tokens (its --max-model-len); None where the server does not say."""
     adapters: tuple[str, ...]
     """Names of loaded adapters."""
+    version: str = ""
+    """Of the server, where it says."""
 
 
 def read_served(cards: dict[str, Any], local_name: str, config: EngineConfig) -> Served:

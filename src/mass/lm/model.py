@@ -57,6 +57,8 @@ class LM:
         self.engine: Engine | None = None
         """Who samples instead of this process (`mass.lm.served`)."""
         self.engine_config = EngineConfig()
+        self.sampled_by = ""
+        """The server, as records name it."""
         self._stop = StopStrings(tokenizer, prompts.stop)
 
     @property

@@ -20,7 +20,7 @@ def sample_at_server(lm: LM, config: EngineConfig) -> None:
     engine = HttpEngine.connect(_local(lm), config)
     if config.check:
         check_agreement(engine)
-    lm.engine, lm.engine_config = engine, config
+    lm.engine, lm.engine_config, lm.sampled_by = engine, config, engine.description
 
 
 def _local(lm: LM) -> Local:
