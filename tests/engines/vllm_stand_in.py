@@ -15,7 +15,6 @@ import copy
 import functools
 import json
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,7 +85,8 @@ class StandIn:
         self._first_logits: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server.daemon_threads = False  # closing waits for them: none may compute while the interpreter ends
+        self._closing = threading.Event()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> StandIn:
@@ -94,6 +94,7 @@ class StandIn:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -164,9 +165,8 @@ class StandIn:
     def _place(self, name: str) -> Any:
         """The adapted model; the least recently used makes way, and is read from its folder when it is needed again."""
         if name not in self._models:
-            self._models[name] = PeftModel.from_pretrained(
-                copy.deepcopy(_loaded(self.base)[1]), str(self.paths[name])
-            ).eval()
+            fresh = copy.deepcopy(_loaded(self.base)[1])
+            self._models[name] = PeftModel.from_pretrained(fresh, str(self.paths[name])).eval()
         self._models[name] = self._models.pop(name)
         while len(self._models) > self.max_cpu_loras:
             del self._models[next(iter(self._models))]
@@ -227,6 +227,10 @@ class StandIn:
         counted = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens)}
         return {"id": "cmpl-1", "object": "text_completion", "model": shown, "choices": [choice], "usage": counted}
 
+    def sleeps(self, seconds: float) -> bool:
+        """Whether the server is closed meanwhile."""
+        return self._closing.wait(seconds)
+
     def enters(self, path: str) -> Fault | None:
         with self._lock:
             self._running += path == "/v1/completions"
@@ -241,6 +245,7 @@ class StandIn:
 def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = 10  # seconds that an idle connection is kept
 
         def log_message(self, *_: object) -> None:
             pass
@@ -262,8 +267,8 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
                 stand_in.leaves(self.path)
 
         def _answer(self, body: Answer, fault: Fault | None) -> None:
-            if fault and fault.wait_s:
-                time.sleep(fault.wait_s)
+            if fault and fault.wait_s and stand_in.sleeps(fault.wait_s):
+                return
             if fault and (fault.drop or fault.status) and not fault.after:
                 self._fail(fault)
                 return
@@ -301,7 +306,8 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
                 for byte in data:
                     self.wfile.write(bytes([byte]))
                     self.wfile.flush()
-                    time.sleep(fault.drip_s)
+                    if stand_in.sleeps(fault.drip_s):
+                        return
                 return
             self.wfile.write(data[: int(len(data) * fault.cut)] if fault else data)
             self.close_connection = self.close_connection or (fault is not None and fault.cut < 1)

@@ -74,13 +74,14 @@ def _require_model(data: dict[str, Any], response: httpx2.Response, asked: Asked
 
 def _tokens(choice: dict[str, Any], data: dict[str, Any], asked: Asked, local: Local) -> tuple[int, ...]:
     """The ids, checked for number and range, and the prompt's, checked for having arrived as sent."""
-    tokens = choice.get("token_ids")
-    if tokens is None and isinstance(choice.get("text"), str):
+    given = choice.get("token_ids")
+    if given is None and isinstance(choice.get("text"), str):
         raise EngineError(
             "the server returns no token_ids; expected one that knows return_token_ids, as vLLM 0.10.2 and later do"
         )
-    if not _are_ids(tokens):
-        raise Passing(f"token_ids are {message_of(str(tokens))}, expected a list of token ids")
+    if not isinstance(given, list) or not all(type(token) is int and token >= 0 for token in given):
+        raise Passing(f"token_ids are {message_of(str(given))}, expected a list of token ids")
+    tokens = tuple[int, ...](given)
     if tuple(choice.get("prompt_token_ids") or asked.prompt) != asked.prompt:
         raise EngineError(
             "the server read another prompt than it was sent (other prompt_token_ids); expected the very tokens; "
@@ -97,11 +98,7 @@ def _tokens(choice: dict[str, Any], data: dict[str, Any], asked: Asked, local: L
             f"the server sampled token {largest}, the model here has {local.vocabulary}; expected the same model; "
             "serve the one that model.name loads"
         )
-    return tuple(tokens)
-
-
-def _are_ids(tokens: Any) -> bool:
-    return isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+    return tokens
 
 
 def _up_to_the_end(tokens: tuple[int, ...], local: Local) -> tuple[int, ...]:
