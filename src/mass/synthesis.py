@@ -23,7 +23,13 @@ _PROBLEM = re.compile(
 
 
 def synthesise(
-    lm: LM, problems: Sequence[str], config: SynthesisConfig, seeds: Sequence[int], theta: Params | None
+    lm: LM,
+    problems: Sequence[str],
+    config: SynthesisConfig,
+    seeds: Sequence[int],
+    theta: Params | None,
+    *,
+    with_logprobs: bool = False,
 ) -> list[tuple[Example, ...]]:
     """`config.examples` candidates for each problem, sampled side by side with the shared adapter `theta`.
 
@@ -33,7 +39,8 @@ def synthesise(
     prompts = [lm.synthesis_prompt(problem) for problem in problems]
     rows = [prompt for prompt in prompts for _ in range(m)]
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
-    samples = lm.sample(rows, config.sampling, row_seeds, theta if config.writer == "theta" else None)
+    writer = theta if config.writer == "theta" else None
+    samples = lm.sample(rows, config.sampling, row_seeds, writer, with_logprobs=with_logprobs)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
@@ -47,7 +54,7 @@ def judge(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfi
         rejected = _why_rejected(lm, target, sample, problem, solution, key in seen, config)
         if not rejected:
             seen.add(key)
-        examples.append(Example(problem, solution, sample.text, sample.tokens, rejected))
+        examples.append(Example(problem, solution, sample.text, sample.tokens, rejected, logprobs=sample.logprobs))
     return tuple(examples)
 
 

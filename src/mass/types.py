@@ -75,6 +75,8 @@ class Example:
     loss_before: float | None = None
     """Mean negative log-likelihood (nats per token) of the solution, before and after the update."""
     loss_after: float | None = None
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each of `tokens` where a server sampled them for training; else empty."""
 
     @property
     def valid(self) -> bool:
@@ -163,7 +165,7 @@ class Adaptation:
 
 
 def _example(data: dict[str, Any]) -> Example:
-    values = dict[str, Any]({**data, "tokens": tuple(data.get("tokens", ()))})
+    values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("tokens", "logprobs")}})
     return Example(**values)
 
 
