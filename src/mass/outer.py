@@ -82,8 +82,8 @@ def policy_losses(
     """Parts whose sum is the sum over rows of the policy loss of freshly sampled sequences (ratio 1).
 
     Rows without advantage have no gradient and are left out. `owners` [N] names the adapter of each row in a stack.
-    `sampled` holds the log-probabilities that a server sampled the tokens of each row with; with them, each token counts
-    by the truncated ratio of the two policies. Rows sampled in this process have none.
+    `sampled` holds the log-probabilities that a server sampled the tokens of each row with, by whose truncated ratio
+    to those here each token then counts. Rows sampled in this process have none.
     """
     counted: list[int] = advantages.nonzero()[:, 0].tolist()
     for index in _chunks(counted, micro_batch):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from vllm_stand_in import StandIn
 
 from mass.config import OuterConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ShapeError
@@ -67,9 +66,7 @@ def test_a_server_that_rounds_as_here_changes_nothing_and_one_that_does_not_is_w
     torch.testing.assert_close(gradient(lm, rare, advantages), plain * 2, rtol=1e-3, atol=1e-5)
 
 
-def test_solutions_and_practice_of_a_server_bring_their_log_probabilities(
-    lm: LM, remote: Callable[..., LM], server: StandIn
-) -> None:
+def test_solutions_and_practice_of_a_server_bring_their_log_probabilities(lm: LM, remote: Callable[..., LM]) -> None:
     there, tasks, adapter = remote(), small_sums()[:2], random_adapter(lm)
 
     def judge(pairs: object) -> list[Verdict]:
