@@ -47,6 +47,13 @@ def test_an_address_may_end_as_openai_clients_have_it(url: str) -> None:
     assert EngineConfig(url=url).root == "http://gpu:8000"
 
 
+def test_each_process_of_torchrun_may_have_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(url="http://gpu:800{rank}/v1")
+    assert config.root == "http://gpu:8000"
+    monkeypatch.setenv("RANK", "3")
+    assert config.root == "http://gpu:8003"
+
+
 def test_values_that_cannot_be_are_refused_and_a_configuration_is_json() -> None:
     wrong = {"adapters": 0, "requests": 0, "retries": -1, "timeout_s": 0.0, "deadline_s": float("nan"), "agreement": -1}
     for name, value in wrong.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,7 +14,8 @@ from mass.errors import ConfigError
 class EngineConfig:
     url: str | None = None
     """Of a server that speaks vLLM's API, as in http://127.0.0.1:8000: it samples, with adapters loaded at run time;
-    gradients stay here. None: transformers samples, in this process."""
+    gradients stay here. {rank} in it becomes the number of the process that torchrun started, as in http://gpu:800{rank}.
+    None: transformers samples, in this process."""
     model: str | None = None
     """The base's name at the server; None: as model.name is called, or the only base it serves."""
     key_variable: str = "MASS_ENGINE_KEY"
@@ -57,14 +59,15 @@ class EngineConfig:
 
     @property
     def root(self) -> str:
-        """The server's address, without /v1 and a last slash."""
-        return (self.url or "").rstrip("/").removesuffix("/v1")
+        """The server's address for this process, without /v1 and a last slash."""
+        url = (self.url or "").replace("{rank}", os.environ.get("RANK", "0"))
+        return url.rstrip("/").removesuffix("/v1")
 
 
 def _require_url(url: str) -> None:
     """Raises ConfigError for what is no address, without repeating a password that stands in it."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url.replace("{rank}", "0"))
         secret, whole = "@" in parts.netloc, parts.scheme in ("http", "https") and bool(parts.hostname)
         whole = whole and parts.port != 0
     except ValueError:

@@ -8,7 +8,7 @@ All or nothing: a sample that is still missing or wrong after its retries raises
 what it has recorded. Leaving out the problems that a server fails on would favour the short ones.
 
 An adapter known to one replica is unknown to the others, so a load balancer before several servers does not do
-(vllm-project/vllm issue 12174): give each process of a run a server of its own, or use --data-parallel-size.
+(vllm-project/vllm issue 12174): give each process of a run a server of its own, by {rank} in its address.
 
 References: https://docs.vllm.ai/en/latest/features/lora/ (adapters at run time);
 https://docs.vllm.ai/en/latest/serving/openai_compatible_server/ (completions);
