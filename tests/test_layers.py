@@ -14,6 +14,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds", "bootstrap"),
     ("config", "prompts", "optimizers", "layerwise", "methods", "parallel"),
     ("tasks", "verify", "adapter"),
+    ("engines",),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy", "appraisal"),
     ("outer", "metagrad", "canary"),

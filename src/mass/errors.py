@@ -29,6 +29,10 @@ class ShapeError(MassError, ValueError):
     """A tensor whose shape does not fit; gives the expected and the received shape."""
 
 
+class EngineError(MassError):
+    """A server that samples for us and cannot be used: unreachable, refusing, late, or answering wrongly."""
+
+
 class RunError(MassError):
     """A run folder that cannot be written, or must not be overwritten."""
 

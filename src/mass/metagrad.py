@@ -113,7 +113,12 @@ def meta_gradients(
         return found[0], list(found[1 : 1 + len(stack)]), list(found[1 + len(stack) :])
 
     by_scores, by_start, by_rates = pull(finite.to(scores), again=max_norm < math.inf)
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in by_start]).sum(0).sqrt().nan_to_num(nan=math.inf)
+    norms = (
+        torch.stack([g.flatten(1).square().sum(1) for g in by_start])
+        .sum(0)
+        .sqrt()
+        .nan_to_num(nan=math.inf, posinf=math.inf)
+    )
     if max_norm < math.inf and bool((norms > max_norm).any()):
         by_scores, by_start, by_rates = pull(finite * max_norm / norms.clamp_min(max_norm), again=False)
     return MetaGradients(

@@ -37,7 +37,8 @@ def mass_gradients(stack: Stack) -> Gradients:
     lm, state, config = stack.lm, stack.state, stack.config
     clock, measured = Clock(), Measured()
     with clock.stage("synthesis"):
-        groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, state.theta)
+        asked, there = config.adapt.synthesis, lm.engine is not None
+        groups = synthesis.synthesise(lm, stack.problems, asked, stack.seeds, state.theta, with_logprobs=there)
     measured.add_practice(groups)
     with clock.stage("generator"):
         writes = config.adapt.synthesis.writer == "theta" and config.adapt.synthesis.written > 0
@@ -147,10 +148,13 @@ def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tu
     unit = rewards.abs().max().clamp_min(1e-30)
     advantages = policy.group_advantages(rewards / unit, scale=False).flatten()
     rows = _written_rows(stack, groups)
+    sampled = [e.logprobs for group in groups for e in group if not e.attempt]
     theta = stack.state.theta
     parts = outer.policy_losses
     _, grads = outer_gradient(
-        lambda params: (part / m for part in parts(lm, rows, advantages, params, config.outer.micro_batch)),
+        lambda params: (
+            part / m for part in parts(lm, rows, advantages, params, config.outer.micro_batch, sampled=sampled)
+        ),
         theta,
     )
     squares = float((advantages.double() * unit).square().sum())

@@ -15,7 +15,7 @@ from mass import verify
 from mass.adapt import answer_all, practise
 from mass.adapter import pick, save_peft
 from mass.checkpoint import MetaState, init_state
-from mass.config import AdaptConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
+from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
@@ -103,6 +103,12 @@ class Mass:
                 f"{record.adapter_hash[:12]}); replay with the model {record.model!r} and checkpoint ({start}) of the "
                 "record, on the machine that made it"
             )
+        if again.text != record.text and record.engine != self.lm.sampled_by:
+            before, now = record.engine or "transformers", self.lm.sampled_by or "transformers"
+            raise ModelError(
+                f"the same update gave another text: {before!r} sampled the record, now {now!r} did, which rounds "
+                "otherwise; replay with the engine of the record"
+            )
         if again.text != record.text:
             raise ModelError(
                 "the same update gave another text than the record has; replay an unchanged record, on the machine "
@@ -161,6 +167,7 @@ def load(
     device: str = "auto",
     dtype: str = "float32",
     decode_rows: int = 128,
+    engine: EngineConfig | None = None,
     seed: int = 0,
     prompts: str | Path | PromptSet | Prompts | None = None,
     kind: str | None = None,
@@ -181,6 +188,7 @@ def load(
         device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
         dtype: precision of the base: float32, bfloat16, float16 or float64.
         decode_rows: sequences sampled side by side at most; bounds memory.
+        engine: a server that samples instead of this process.
         seed: of an untrained adapter.
         prompts: a file as `mass prompts` prints one, or `mass.prompts.Prompts`, for all kinds of problems or by kind.
             None: those the checkpoint was trained with, or the package's own.
@@ -193,14 +201,20 @@ def load(
         trust_remote_code: whether Python code that comes with the model may run.
 
     Raises ModelError when a part is missing, damaged or belongs to another base, ConfigError for an option or a file of
-    prompts that cannot be used.
+    prompts that cannot be used, EngineError when the server cannot be used.
     """
     if checkpoint is None and name == TINY and (tiny_folder() / SHIPPED).is_dir():
         checkpoint = tiny_folder() / SHIPPED
     require(kind is None or kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     path, given = (str(prompts), None) if isinstance(prompts, str | Path) else (None, _by_kind(prompts))
     values: dict[str, Any] = {"name": name, "device": device, "dtype": dtype, "decode_rows": decode_rows}
-    values |= {"prompts": path, "thinking": thinking, "device_map": device_map, "quantization": quantization}
+    values |= {
+        "prompts": path,
+        "thinking": thinking,
+        "engine": engine or EngineConfig(),
+        "device_map": device_map,
+        "quantization": quantization,
+    }
     model = ModelConfig(**values, revision=revision, trust_remote_code=trust_remote_code)
     if checkpoint is None or checkpoint == UNTRAINED:
         lm = load_lm(model, lora or LoraConfig(), given)
@@ -247,6 +261,7 @@ def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> 
         "dtype": lm.dtype,
         "lora": to_dict(lm.adapters.config),
         "quantization": lm.quantization,
+        "engine": lm.sampled_by,
     }
 
 

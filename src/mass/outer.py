@@ -2,8 +2,9 @@
 
 gold: cross-entropy of the worked solution of T under theta_K, `-mean_t log pi(solution_t)`.
 verifier: `-1/k sum_j A_j mean_t log pi(R_jt)` over k sampled solutions R_j with group-relative advantages A_j (Shao et
-al., arXiv 2402.03300). The samples are fresh, so the importance ratio is 1 and never clipped. A sample without a
-verdict is left out, not counted as wrong.
+al., arXiv 2402.03300). The samples are fresh, so the importance ratio is 1 and never clipped; those of a server, which
+rounds otherwise, are weighed by the truncated ratio to the policy here. A sample without a verdict is left out, not
+counted as wrong.
 
 Legend: B tasks, k samples of a task.
 """
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mass.config import OuterConfig
-from mass.policy import clipped_policy_loss, group_advantages, kl_to_reference
+from mass.policy import clipped_policy_loss, group_advantages, kl_to_reference, truncated_ratio
 from mass.seeds import derive
 from mass.types import Params, Sample, Task, Verdict
 
@@ -49,7 +50,7 @@ def sample_solutions(
     k = config.samples
     prompts = [lm.solve_prompt(task.problem) for task in tasks for _ in range(k)]
     row_seeds = [derive(seed, "solution", j) for seed in seeds for j in range(k)]
-    samples = lm.sample(prompts, config.sampling, row_seeds, adapted)
+    samples = lm.sample(prompts, config.sampling, row_seeds, adapted, with_logprobs=lm.engine is not None)
     verdicts = [v.correct for v in judge([(tasks[i // k], sample.text) for i, sample in enumerate(samples)])]
     rewards = torch.tensor([1.0 if v else 0.0 for v in verdicts]).view(-1, k)
     judged = torch.tensor([v is not None for v in verdicts]).view(-1, k)
@@ -64,7 +65,8 @@ def verifier_losses(
     advantages = group_advantages(solutions.rewards, solutions.judged).flatten().to(lm.device)
     rows = _solution_rows(lm, tasks, solutions, k)
     owners = torch.arange(len(rows), device=lm.device) // k
-    for part in policy_losses(lm, rows, advantages, adapted, config.micro_batch, owners):
+    sampled = [sample.logprobs for sample in solutions.samples]
+    for part in policy_losses(lm, rows, advantages, adapted, config.micro_batch, owners, sampled):
         yield part / k
 
 
@@ -75,17 +77,29 @@ def policy_losses(
     params: Params,
     micro_batch: int | None,
     owners: Tensor | None = None,
+    sampled: Sequence[Sequence[float]] | None = None,
 ) -> Iterator[Tensor]:
     """Parts whose sum is the sum over rows of the policy loss of freshly sampled sequences (ratio 1).
 
     Rows without advantage have no gradient and are left out. `owners` [N] names the adapter of each row in a stack.
+    `sampled` holds the log-probabilities that a server sampled the tokens of each row with, by whose truncated ratio
+    to those here each token then counts. Rows sampled in this process have none.
     """
     counted: list[int] = advantages.nonzero()[:, 0].tolist()
     for index in _chunks(counted, micro_batch):
         owner = owners[index] if owners is not None and _stacked(params) else None
         logprobs, mask = lm.token_logprobs(lm.batch([rows[i] for i in index]), params, owner)
-        loss = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask)
+        weights = _weights(logprobs, mask, [sampled[i] for i in index]) if sampled is not None else None
+        loss = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask, weights=weights)
         yield loss * len(index)
+
+
+def _weights(logprobs: Tensor, mask: Tensor, sampled: Sequence[Sequence[float]]) -> Tensor | None:
+    """None where this process sampled."""
+    if not any(sampled):
+        return None
+    flat = torch.tensor([value for row in sampled for value in row], dtype=logprobs.dtype, device=logprobs.device)
+    return truncated_ratio(logprobs, torch.zeros_like(logprobs).masked_scatter(mask, flat), mask)
 
 
 def kl_losses(

@@ -60,6 +60,7 @@ def clipped_policy_loss(
     clip: float = 0.2,
     reduction: Literal["sequence", "token"] = "sequence",
     normaliser: float | None = None,
+    weights: Float[Tensor, "N T"] | None = None,
 ) -> Float[Tensor, ""]:
     """-min(ρ A, clip(ρ, 1 - clip, 1 + clip) A), reduced over the tokens where `mask` is True.
 
@@ -68,9 +69,12 @@ def clipped_policy_loss(
 
     "sequence": mean over the tokens of a sequence, then over the N sequences; one without tokens counts as 0.
     "token": sum over all tokens, divided by the constant `normaliser` (for instance N times the token limit), so that
-    long sequences are not discounted. Raises ShapeError, ConfigError.
+    long sequences are not discounted. `weights` multiply the tokens' terms and carry no gradient: `truncated_ratio`
+    where another program sampled. Raises ShapeError, ConfigError.
     """
-    _check_tokens(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    _check_tokens(
+        mask, logprobs=logprobs, old_logprobs=old_logprobs, **({} if weights is None else {"weights": weights})
+    )
     if advantages.shape != logprobs.shape[:1]:
         raise ShapeError(
             f"advantages have shape {_shape(advantages)}, expected [N] = [{len(logprobs)}], one a sequence"
@@ -78,10 +82,25 @@ def clipped_policy_loss(
     _check_reduction(clip, reduction, normaliser)
     ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0).exp()
     gain = advantages.detach()[:, None]
-    objective = torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).masked_fill(~mask, 0.0)
+    objective = torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain)
+    objective = (objective if weights is None else objective * weights.detach()).masked_fill(~mask, 0.0)
     if normaliser is not None:
         return -objective.sum() / normaliser
     return -(objective.sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+def truncated_ratio(
+    logprobs: Float[Tensor, "N T"], sampled: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], cap: float = 2.0
+) -> Float[Tensor, "N T"]:
+    """min(π / π_sampled, cap) of each token, without gradient; 1 where `mask` is False.
+
+    A server that samples from the same weights rounds otherwise than the training does, so what it gives comes from
+    another policy; this weight corrects for it, and the cap bounds its variance. 2 is what those who proposed it use.
+    Reference: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
+    (https://fengyao.notion.site/off-policy-rl). Raises ShapeError.
+    """
+    _check_tokens(mask, logprobs=logprobs, sampled=sampled)
+    return (logprobs.detach() - sampled).masked_fill(~mask, 0.0).exp().clamp_max(cap)
 
 
 def kl_to_reference(

@@ -152,13 +152,14 @@ def _same_config(path: Path, resolved: dict[str, Any], defaults: dict[str, Any])
         related = any(f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.") for other in saved)
         return saved.get(key) if related else usual.get(key)
 
-    different = [key for key in current if before_of(key) != current[key] and key != "train.steps"]
+    free = ("train.steps", "model.engine.")  # a run may go on longer, and with a server elsewhere
+    different = [key for key in current if before_of(key) != current[key] and not key.startswith(free)]
     if different:
         key = different[0]
         before, now = before_of(key), current[key]
         raise RunError(
             f"{path} was started with {key} = {before!r}, now it is {now!r}; resume with the same configuration "
-            "(only train.steps may grow), or start another run"
+            "(only train.steps may grow, and model.engine change), or start another run"
         )
 
 

@@ -80,6 +80,8 @@ class Example:
     """Whether it is an attempt at the target itself: `problem` is the target's, `text` and `tokens` the solution's."""
     note: str = ""
     """What else there is to say of how it was read: 'the first of 3 problems'."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each of `tokens` where a server sampled them for training; else empty."""
 
     @property
     def valid(self) -> bool:
@@ -136,6 +138,9 @@ class Adaptation:
     """Of the problem: what an answer must end with; see `mass.prompts`."""
     prompts: dict[str, Any] = field(default_factory=dict[str, Any])
     """The prompts that asked for practice and answers; the model's default where it is empty."""
+    engine: str = ""
+    """The server that sampled, its model and version, as in 'http meta-llama/Llama-3.1-8B-Instruct, vLLM 0.11.0'; empty
+    where this process did."""
     stacked: int = 1
     """How many problems were adapted side by side. One that was alone replays bit for bit, others but for rounding."""
     examples: tuple[Example, ...] = ()
@@ -171,7 +176,7 @@ class Adaptation:
 
 
 def _example(data: dict[str, Any]) -> Example:
-    values = dict[str, Any]({**data, "tokens": tuple(data.get("tokens", ()))})
+    values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("tokens", "logprobs")}})
     return Example(**values)
 
 

@@ -34,7 +34,8 @@ def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
     config = EvalConfig(**{field.name: getattr(given, field.name) for field in fields(EvalConfig)})
     if given.print_config:
-        options.print_yaml({**{name: getattr(given, name) for name in NAMED}, **to_dict(config)})
+        named = {name: getattr(given, name) for name in NAMED}
+        options.print_yaml({**named, "engine": to_dict(given.engine), **to_dict(config)})
         return 0
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     from mass import tasks as task_sets

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from mass.config import EngineConfig
 from mass.errors import ConfigError, nearest
 
 TASKS_HELP = (
@@ -106,11 +107,12 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="Run Python code that comes with the model; read it first."
     )
+    parser.add_argument("--engine", type=EngineConfig, default=EngineConfig())
 
 
 LOADING = (
     "device", "dtype", "decode_rows", "prompts", "thinking", "device_map", "quantization", "revision",
-    "trust_remote_code",
+    "trust_remote_code", "engine",
 )  # fmt: skip
 """Options of `add_model_options` that `mass.load` takes, besides the names of model and checkpoint."""
 

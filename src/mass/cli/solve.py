@@ -41,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         model = _model(parser, given, arguments, record)
     if given.print_config:
         named = {name: getattr(given, name) for name in ("checkpoint", *options.LOADING, "kind", "seed")}
+        named["engine"] = to_dict(given.engine)
         options.print_yaml({"model": model.lm.name, **named, "adapt": to_dict(model.config)})
         return 0
     if record is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mass.config.checks import require, require_known, require_numbers
+from mass.config.engine import EngineConfig
 from mass.config.pretraining import PretrainConfig as PretrainConfig  # one place to import any configuration from
 
 
@@ -42,6 +43,8 @@ class ModelConfig:
     thinking: bool | None = None
     """Whether a model with a thinking switch (Qwen3) thinks aloud before it writes practice and answers; None: as the
     prompts say, which is no by default: practice is learned as it is answered, without the thinking before it."""
+    engine: EngineConfig = EngineConfig()  # noqa: RUF009 (frozen)
+    """Who samples: this process, or a server."""
 
     def __post_init__(self) -> None:
         require_known(self, "model.")

@@ -13,6 +13,7 @@ from mass.config import LoraConfig, ModelConfig
 from mass.errors import ConfigError, ModelError
 from mass.lm.model import LM
 from mass.lm.placement import stay_in_place, weights_options
+from mass.lm.served import sample_at_server
 from mass.lm.source import Source, find_source
 from mass.prompts import MATH, PromptSet, defaults
 from mass.prompts.file import complete, read
@@ -26,6 +27,7 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
     Raises:
         ModelError: the folder is missing, holds no whole causal language model, or a tokenizer that is not the model's.
         ConfigError: the device does not exist, a package that an option needs is missing, or the prompts are wrong.
+        EngineError: the server that is to sample cannot be reached, or holds another model.
     """
     device = _device(config.device)
     options = weights_options(config)
@@ -44,7 +46,10 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
         asked = {kind: dataclasses.replace(one, thinking=config.thinking) for kind, one in asked.items()}
     lm = LM(model, tokenizer, config.name, asked[MATH], LoraSites(model, lora), config.decode_rows)
     lm.quantization = config.quantization
-    return lm.with_prompts(asked)
+    lm = lm.with_prompts(asked)
+    if config.engine.url is not None:
+        sample_at_server(lm, config.engine)
+    return lm
 
 
 def default_prompts(lm: LM) -> PromptSet:

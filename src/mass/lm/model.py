@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mass.adapter import LoraSites
-from mass.config import LoraConfig, SamplingConfig
+from mass.config import EngineConfig, LoraConfig, SamplingConfig
+from mass.engines.protocol import Engine
 from mass.errors import DataError, ModelError
 from mass.lm.attention import use_exact_attention
 from mass.lm.chat import Asking
@@ -56,6 +57,13 @@ class LM:
         self.quantization = "none"
         """Of the base weights: none, 4bit or 8bit."""
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.engine: Engine | None = None
+        """Who samples instead of this process (`mass.lm.served`)."""
+        self.engine_of: Callable[[LM], Engine] | None = None
+        """Makes the engine of a copy that is asked otherwise, or has adapters of another shape."""
+        self.engine_config = EngineConfig()
+        self.sampled_by = ""
+        """The server, as records name it."""
         self.kind = MATH
         """Of the problems that `prompts` ask for."""
         self._ask_with(dict.fromkeys(KINDS, prompts), MATH)
@@ -71,6 +79,7 @@ class LM:
         """The same model (nothing is copied), asked otherwise."""
         other = copy.copy(self)
         other._ask_with(prompts, kind or self.kind)
+        other.engine = None if self.engine_of is None else self.engine_of(other)
         return other
 
     def asking(self, kind: str) -> LM:
@@ -89,6 +98,7 @@ class LM:
         other.adapters, other._views = LoraSites(self.model, config), {}
         with suppress(ModelError):
             checkpoint_layers(self.model, other.adapters)
+        other.engine = None if self.engine_of is None else self.engine_of(other)
         return other
 
     @property
@@ -237,6 +247,10 @@ class LM:
 
     # --- sampling
 
+    def cut(self, text: str) -> str | None:
+        """The text before the first stop of the prompts; None where there is none."""
+        return self._stop.cut(text)
+
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -246,11 +260,13 @@ class LM:
         *,
         with_logprobs: bool = False,
     ) -> list[Sample]:
-        """Continue each prompt. Row i is a function of its prompt, seed and adapter.
+        """Continue each prompt, here or, with an `engine`, there. Row i is a function of its prompt, seed and adapter.
 
         A stacked adapter needs as many equal consecutive blocks of prompts as it has adapters. `with_logprobs` also
         keeps the log-probability of each token, at the cost of a softmax over the vocabulary for each.
         """
+        if self.engine is not None:
+            return self.engine.sample(prompts, config, seeds, adapter, with_logprobs=with_logprobs)
         return sample_rows(self, prompts, config, seeds, adapter, self._stop, with_logprobs=with_logprobs)
 
 

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def synthesise(
-    lm: LM, problems: Sequence[str], config: SynthesisConfig, seeds: Sequence[int], theta: Params | None
+    lm: LM,
+    problems: Sequence[str],
+    config: SynthesisConfig,
+    seeds: Sequence[int],
+    theta: Params | None,
+    *,
+    with_logprobs: bool = False,
 ) -> list[tuple[Example, ...]]:
     """`config.examples` candidates for each problem, sampled side by side with the shared adapter `theta`: practice
     problems first, then attempts at the problem itself.
@@ -30,7 +36,8 @@ def synthesise(
     for problem in problems:
         rows += [lm.synthesis_prompt(problem)] * config.written + [lm.solve_prompt(problem)] * config.attempts
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
-    samples = lm.sample(rows, config.sampling, row_seeds, theta if config.writer == "theta" else None)
+    writer = theta if config.writer == "theta" else None
+    samples = lm.sample(rows, config.sampling, row_seeds, writer, with_logprobs=with_logprobs)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
@@ -51,7 +58,9 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
         limit = min(config.max_example_tokens, lm.context)
         rejected = "too long" if lm.example_tokens(target, solution) > limit else ""
     note = "an attempt at the problem itself"
-    return Example(target, solution, sample.text, sample.tokens, rejected, attempt=True, note=note)
+    return Example(
+        target, solution, sample.text, sample.tokens, rejected, attempt=True, note=note, logprobs=sample.logprobs
+    )
 
 
 def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
@@ -64,7 +73,11 @@ def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: Synth
         if not rejected:
             seen.add(key)
         note = f"the first of {found.also + 1} problems" if found.also and not rejected else ""
-        examples.append(Example(found.problem, found.solution, sample.text, sample.tokens, rejected, note=note))
+        examples.append(
+            Example(
+                found.problem, found.solution, sample.text, sample.tokens, rejected, note=note, logprobs=sample.logprobs
+            )
+        )
     return tuple(examples)
 
 

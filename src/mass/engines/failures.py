@@ -1,0 +1,54 @@
+"""What a server did wrong -> an `EngineError`, and whether asking again may help."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import Any
+
+from mass.errors import EngineError
+
+SHOWN = 300
+"""Characters of a server's own message that an error repeats."""
+
+
+class Passing(EngineError):
+    """Asking again may help: the server is busy, unreachable, or its answer cannot be one."""
+
+    def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class Refused(EngineError):
+    """The server understood and said no; asking again does not help."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the server answered {status}: {message}")
+        self.status, self.message = status, message
+
+
+def message_of(body: str) -> str:
+    """One line of a server's error: vLLM's `error.message` (older: `message`), FastAPI's `detail`, or of a page."""
+    try:
+        data: Any = json.loads(body)
+    except ValueError:
+        return _one_line(_of_page(body)) or "nothing"
+    if isinstance(data, dict):
+        found: Any = data.get("error", data.get("message", data.get("detail", data)))
+        data = found.get("message", found) if isinstance(found, dict) else found
+    return _one_line(data if isinstance(data, str) else json.dumps(data))
+
+
+def _of_page(body: str) -> str:
+    """An HTML page's title or text; other text as it is."""
+    if not re.search(r"<(?:!doctype|html|head|body|h1)\b", body, re.IGNORECASE):
+        return body
+    title = re.search(r"<title>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)
+    return f"an HTML page, {html.unescape(title[1] if title else re.sub('<[^>]*>', ' ', body)).strip()!r}"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
