@@ -72,20 +72,61 @@ def choose(
     objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
 ) -> Schedule:
     """Raises ConfigError when the budget does not hold a single example."""
+    graphs = _graphs(mode, len(weights_Km))
+    room = _room(params, update, mode, request, graphs)
+    probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1) if len(weights_Km) else None
+    return _chosen(probe, room, weights_Km, mode, request)
+
+
+def forecast(
+    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
+) -> tuple[Schedule, float]:
+    """What `choose` would choose on another device, and the bytes that an adaptation and its backward hold there at
+    their peak: for tensors on the meta device, with passes measured to their end whatever the budget.
+
+    Raises ConfigError as `choose` does.
+    """
+    if len(weights_Km) == 0:
+        return _chosen(None, Room(math.inf, math.inf), weights_Km, mode, request), 0.0
+    graphs = _graphs(mode, len(weights_Km))
+    room = _room(params, update, mode, request, graphs)
+    probe = Probe(objective, params, weights_Km[0], math.inf, graphs + 1, in_full=True)
+    schedule = _chosen(probe, room, weights_Km, mode, request)
+    whole = _room(params, update, mode, replace(request, memory_gb=1.0), graphs)
+    fixed = Room(GIGABYTE - whole.passes, GIGABYTE - whole.updates)
+    return schedule, _held(probe, schedule, fixed, weights_Km.shape[1], _second_order(mode, request))
+
+
+def _held(probe: Probe, schedule: Schedule, fixed: Room, count: int, second_order: bool) -> float:
+    """Bytes at the peak. `fixed` are those beside the passes' own, and beside graphs that are kept."""
+    first = probe.first_order(schedule.checkpoint_gradient).peak(_largest(schedule.gradient_chunks, count))
+    if not second_order:
+        return max(fixed.passes + first, fixed.updates)
+    size, cost = _largest(schedule.chunks, count), probe.second_order(schedule.checkpoint)
+    kept = schedule.kept * cost.held(size)
+    return max(fixed.passes + max(first, cost.peak(size), cost.peak(size) - cost.held(size) + kept), fixed.updates + kept)
+
+
+def _graphs(mode: Mode, steps: int) -> int:
+    """Steps that the backward goes through."""
+    return steps if mode.last is None else min(mode.last, steps)
+
+
+def _second_order(mode: Mode, request: Request) -> bool:
+    return request.differentiable and mode.hessian != "difference" and mode.last != 0
+
+
+def _chosen(probe: Probe | None, room: Room, weights_Km: Tensor, mode: Mode, request: Request) -> Schedule:
     steps, count = weights_Km.shape
-    device = weights_Km.device
+    device, graphs = weights_Km.device, _graphs(mode, steps)
     request = replace(request, micro_batch=request.micro_batch and min(request.micro_batch, count))
-    if request.memory_gb is None or steps == 0:
+    if request.memory_gb is None or probe is None:
         chunks = _chunks(count, request.micro_batch, device)
         return Schedule(chunks, chunks, request.checkpoint, request.checkpoint)
-    second_order = request.differentiable and mode.hessian != "difference" and mode.last != 0
-    graphs = steps if mode.last is None else min(mode.last, steps)
-    room = _room(params, update, mode, request, graphs)
-    probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1)
     budget = _Budget(request, room, count)
 
     chunks, kept, checkpoint = None, 0, False
-    if second_order:
+    if _second_order(mode, request):
         size, checkpoint = budget.fit(probe.second_order)
         sizes = [request.micro_batch] if request.micro_batch else range(1, size + 1)
         cost = probe.second_order(checkpoint)
@@ -96,6 +137,11 @@ def choose(
     plain, checkpoint_gradient = budget.fit(probe.first_order)
     gradient_chunks = _chunks(count, request.micro_batch or plain, device)
     return Schedule(gradient_chunks, chunks or gradient_chunks, checkpoint_gradient, checkpoint, kept)
+
+
+def _largest(chunks: Chunks, count: int) -> int:
+    """Examples of the largest micro-batch."""
+    return max(count if index is None else len(index) for index in chunks)
 
 
 def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Cost) -> tuple[int, int]:

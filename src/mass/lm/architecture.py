@@ -1,0 +1,124 @@
+"""A model's name -> its architecture: configuration and modules on the meta device, which have sizes and no weights.
+
+Where neither the files nor the hub are at hand, the configurations of the models that our recipes name are here, as
+their authors published them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mass.adapter import LoraSites
+from mass.config import LoraConfig, ModelConfig
+from mass.errors import ModelError
+from mass.lm.model import LM
+from mass.lm.source import find_source
+from mass.prompts import CHAT, PLAIN, Prompts
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `config.json` of a model says of its shape."""
+
+    model_type: str
+    """As `transformers.AutoConfig` knows it."""
+    source: str
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+PUBLISHED: dict[str, Published] = {
+    "meta-llama/Llama-3.1-8B-Instruct": Published(
+        "llama",
+        "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/config.json; arXiv 2407.21783, table 3",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "tie_word_embeddings": False,
+            "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009],
+        },
+    ),
+    "Qwen/Qwen3-8B": Published(
+        "qwen3",
+        "https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json; arXiv 2505.09388, table 1",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "tie_word_embeddings": False,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without its weights."""
+
+    name: str
+    config: Any
+    """transformers' configuration."""
+    source: str
+    """Where the configuration comes from."""
+    tokenizer: Any | None
+    """None where its files are not at hand."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """Those that the loaded model would be asked with. Without its tokenizer: a chat model's."""
+        plain = self.tokenizer is not None and not getattr(self.tokenizer, "chat_template", None)
+        return PLAIN if plain else CHAT
+
+    def build(self, model: ModelConfig, lora: LoraConfig) -> LM:
+        """The model on the meta device. Its `tokenizer` is None where there is none, and texts cannot be rendered."""
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM.from_config(
+                self.config, dtype=getattr(torch, model.dtype), attn_implementation="sdpa"
+            )
+        made.eval().requires_grad_(False)
+        return LM(made, self.tokenizer, self.name, self.prompts, LoraSites(made, lora), model.decode_rows)
+
+
+def find_architecture(name: str) -> Architecture:
+    """From a folder, the hub or its cache, else from `PUBLISHED`. Raises ModelError where none has it."""
+    try:
+        source = find_source(name)
+    except ModelError as error:
+        if name not in PUBLISHED:
+            raise ModelError(
+                f"{error}; of models that are not at hand, only those of the recipes are known: {', '.join(PUBLISHED)}"
+            ) from error
+        known = PUBLISHED[name]
+        return Architecture(name, AutoConfig.for_model(known.model_type, **known.values), known.source, None)
+    try:
+        tokenizer = source.make("tokenizer", AutoTokenizer)
+    except ModelError:
+        tokenizer = None
+    return Architecture(name, source.make("configuration", AutoConfig), source.place, tokenizer)
