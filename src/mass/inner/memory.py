@@ -78,33 +78,40 @@ def choose(
     return _chosen(probe, room, weights_Km, mode, request)
 
 
+class Expected(NamedTuple):
+    """What an adaptation and its backward would hold."""
+
+    schedule: Schedule
+    peak: float
+    """Bytes, at most at one time."""
+    between: float
+    """Bytes that the forward leaves for the backward: the tape and the graphs that are kept."""
+
+
 def forecast(
     objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
-) -> tuple[Schedule, float]:
-    """What `choose` would choose on another device, and the bytes that an adaptation and its backward hold there at
-    their peak: for tensors on the meta device, with passes measured to their end whatever the budget.
+) -> Expected:
+    """What `choose` would choose on another device, and what that holds there: for tensors on the meta device, with
+    passes measured to their end whatever the budget.
 
     Raises ConfigError as `choose` does.
     """
     if len(weights_Km) == 0:
-        return _chosen(None, Room(math.inf, math.inf), weights_Km, mode, request), 0.0
+        return Expected(_chosen(None, Room(math.inf, math.inf), weights_Km, mode, request), 0.0, 0.0)
     graphs = _graphs(mode, len(weights_Km))
     room = _room(params, update, mode, request, graphs)
     probe = Probe(objective, params, weights_Km[0], math.inf, graphs + 1, in_full=True)
     schedule = _chosen(probe, room, weights_Km, mode, request)
     whole = _room(params, update, mode, replace(request, memory_gb=1.0), graphs)
-    fixed = Room(GIGABYTE - whole.passes, GIGABYTE - whole.updates)
-    return schedule, _held(probe, schedule, fixed, weights_Km.shape[1], _second_order(mode, request))
-
-
-def _held(probe: Probe, schedule: Schedule, fixed: Room, count: int, second_order: bool) -> float:
-    """Bytes at the peak. `fixed` are those beside the passes' own, and beside graphs that are kept."""
-    first = probe.first_order(schedule.checkpoint_gradient).peak(_largest(schedule.gradient_chunks, count))
-    if not second_order:
-        return max(fixed.passes + first, fixed.updates)
-    size, cost = _largest(schedule.chunks, count), probe.second_order(schedule.checkpoint)
+    first = probe.first_order(schedule.checkpoint_gradient).peak(_largest(schedule.gradient_chunks, weights_Km.shape[1]))
+    tape = _tape(params, update, graphs) if request.differentiable else 0.0
+    passes, updates = GIGABYTE - whole.passes, GIGABYTE - whole.updates
+    if not _second_order(mode, request):
+        return Expected(schedule, max(passes + first, updates), tape)
+    size, cost = _largest(schedule.chunks, weights_Km.shape[1]), probe.second_order(schedule.checkpoint)
     kept = schedule.kept * cost.held(size)
-    return max(fixed.passes + max(first, cost.peak(size), cost.peak(size) - cost.held(size) + kept), fixed.updates + kept)
+    within = max(first, cost.peak(size), cost.peak(size) - cost.held(size) + kept)
+    return Expected(schedule, max(passes + within, updates + kept), tape + kept)
 
 
 def _graphs(mode: Mode, steps: int) -> int:
@@ -175,6 +182,13 @@ class Room(NamedTuple):
     """While an update is: for graphs that are kept."""
 
 
+def _tape(params: Params, update: Update, graphs: int) -> float:
+    """Bytes of `graphs` steps on the tape: start, gradient and optimiser state of each."""
+    state = _bytes(update.optimizer.init({name: p.detach() for name, p in params.items()}))
+    gradient = _bytes({name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()})
+    return graphs * (_bytes(params) + gradient + state)
+
+
 def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: int) -> Room:
     """What the tape of `graphs` steps and the recursion's own tensors leave of the budget."""
     budget = (request.memory_gb or math.inf) * GIGABYTE
@@ -184,7 +198,7 @@ def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: 
     if not request.differentiable:
         free = budget - FORWARD * adapter - state
         return Room(free, free - updated)
-    free = budget - graphs * (_bytes(params) + adapter + state) - state
+    free = budget - _tape(params, update, graphs) - state
     copies = DURING_DIFFERENCES if mode.hessian == "difference" else DURING_PASS
     return Room(free - copies * adapter, free - DURING_UPDATE * adapter - updated)
 

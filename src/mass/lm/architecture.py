@@ -6,6 +6,7 @@ their authors published them.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
-from mass.errors import ModelError
+from mass.errors import MassError, ModelError
 from mass.lm.model import LM
 from mass.lm.source import find_source
 from mass.prompts import CHAT, PLAIN, Prompts
@@ -104,6 +105,35 @@ class Architecture:
             )
         made.eval().requires_grad_(False)
         return LM(made, self.tokenizer, self.name, self.prompts, LoraSites(made, lora), model.decode_rows)
+
+
+    def shrunk(self, layers: int, lora: LoraConfig, dtype: torch.dtype, device: torch.device) -> LM | None:
+        """A model of the same kind with random weights, too small for its arithmetic to take time: what it takes is
+        Python's. None for a kind that does not come so small."""
+        config = copy.deepcopy(self.config.get_text_config())
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, name, 0)
+        for name, value in {**SMALL, "num_hidden_layers": layers}.items():
+            if hasattr(config, name):
+                setattr(config, name, value)
+        if (kinds := getattr(config, "layer_types", None)) is not None:
+            config.layer_types = kinds[:layers]
+        try:
+            made: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            made.to(device).eval().requires_grad_(False)
+            return LM(made, self.tokenizer, self.name, self.prompts, LoraSites(made, lora))
+        except (ValueError, TypeError, AttributeError, RuntimeError, MassError):
+            return None
+
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 64,
+}
 
 
 def find_architecture(name: str) -> Architecture:
