@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
@@ -88,17 +89,17 @@ class Architecture:
     """transformers' configuration."""
     source: str
     """Where the configuration comes from."""
-    tokenizer: Any | None
-    """None where its files are not at hand."""
+    tokenizer: Any
+    """The model's own, or `byte_tokenizer()` where its files are not at hand."""
+    own_tokenizer: bool
 
     @property
     def prompts(self) -> Prompts:
         """Those that the loaded model would be asked with. Without its tokenizer: a chat model's."""
-        plain = self.tokenizer is not None and not getattr(self.tokenizer, "chat_template", None)
-        return PLAIN if plain else CHAT
+        return CHAT if getattr(self.tokenizer, "chat_template", None) else PLAIN
 
     def build(self, model: ModelConfig, lora: LoraConfig) -> LM:
-        """The model on the meta device. Its `tokenizer` is None where there is none, and texts cannot be rendered."""
+        """The model on the meta device."""
         with torch.device("meta"):
             made: Any = AutoModelForCausalLM.from_config(
                 self.config, dtype=getattr(torch, model.dtype), attn_implementation="sdpa"
@@ -126,6 +127,11 @@ class Architecture:
             return None
 
 
+END = "<|end|>"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -146,9 +152,20 @@ def find_architecture(name: str) -> Architecture:
                 f"{error}; of models that are not at hand, only those of the recipes are known: {', '.join(PUBLISHED)}"
             ) from error
         known = PUBLISHED[name]
-        return Architecture(name, AutoConfig.for_model(known.model_type, **known.values), known.source, None)
+        return Architecture(name, AutoConfig.for_model(known.model_type, **known.values), known.source, byte_tokenizer(), False)
     try:
-        tokenizer = source.make("tokenizer", AutoTokenizer)
+        tokenizer, own = source.make("tokenizer", AutoTokenizer), True
     except ModelError:
-        tokenizer = None
-    return Architecture(name, source.make("configuration", AutoConfig), source.place, tokenizer)
+        tokenizer, own = byte_tokenizer(), False
+    return Architecture(name, source.make("configuration", AutoConfig), source.place, tokenizer, own)
+
+
+def byte_tokenizer() -> Any:
+    """Stands in for a chat model's tokenizer: a token for each byte, and a plain chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({END: 0, **{byte: i + 1 for i, byte in enumerate(alphabet)}}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=END)
+    wrapped.chat_template = TEMPLATE
+    return wrapped

@@ -22,7 +22,7 @@ def load_lm(config: ModelConfig, lora: LoraConfig) -> LM:
         ModelError: the folder is missing or holds no causal language model, or its tokenizer cannot pad.
         ConfigError: the device does not exist.
     """
-    device = device_of(config.device)
+    device = _device(config.device)
     source = find_source(config.name)
     tokenizer = source.make("tokenizer", AutoTokenizer)
     _require_padding(tokenizer, config.name)
@@ -42,8 +42,7 @@ def _require_padding(tokenizer: Any, name: str) -> None:
         raise ModelError(f"the tokenizer of {name!r} has no end token; expected eos_token in its configuration")
 
 
-def device_of(name: str) -> torch.device:
-    """The device that `ModelConfig.device` names. Raises ConfigError where there is none."""
+def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

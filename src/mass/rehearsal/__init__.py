@@ -101,7 +101,7 @@ def rehearse(
     """
     architecture = find_architecture(config.model.name)
     lm = architecture.build(config.model, config.lora)
-    data, counter = examine(config), Counter(lm)
+    data, counter = examine(config), Counter(lm, exact=architecture.own_tokenizer)
     sample = data.sample or [ASSUMED]
     lengths = usual(counter, sample, config), at_most(counter, sample, config)
     passes = Passes(lm)
@@ -118,7 +118,7 @@ def rehearse(
     return Rehearsal(
         _described(architecture, lm, passes.shape),
         data,
-        tuple(_prompts(lm, data.sample)),
+        tuple(_prompts(lm, data.sample, exact=counter.exact)),
         counter.exact,
         *lengths,
         memory,
@@ -135,17 +135,14 @@ def _described(architecture: Architecture, lm: LM, shape: Shape) -> Model:
     return Model(lm.name, architecture.source, kind, parameters, len(lm.adapters.sites), shape.lora, lm.context)
 
 
-def _prompts(lm: LM, sample: list[Task]) -> list[Prompt]:
+def _prompts(lm: LM, sample: list[Task], *, exact: bool) -> list[Prompt]:
     """One of each kind, for the first problem."""
     if not sample:
         return []
     problem = sample[0].problem
-    if lm.tokenizer is None:
-        texts = (lm.prompts.render_solve(problem), lm.prompts.render_synthesis(problem))
-        return [Prompt(kind, text, None) for kind, text in zip(("solve", "synthesis"), texts, strict=True)]
     rendered = (lm.solve_prompt(problem), lm.synthesis_prompt(problem))
     return [
-        Prompt(kind, lm.tokenizer.decode(ids), len(ids))
+        Prompt(kind, lm.tokenizer.decode(ids), len(ids) if exact else None)
         for kind, ids in zip(("solve", "synthesis"), rendered, strict=True)
     ]
 

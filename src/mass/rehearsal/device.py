@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from mass.config import LoraConfig, ModelConfig
+from mass.errors import ConfigError
 from mass.lm.architecture import Architecture
-from mass.lm.load import device_of
 
 ROUNDS = 3
 ELSEWHERE_LAYER_S = 1e-3
@@ -55,7 +55,7 @@ def told(tflops: float, gbps: float | None, memory_gb: float | None) -> Device:
 def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, memory_gb: float | None) -> Device:
     """The present one: matrices as wide as the model's (on a CPU at most 1024) in its precision, a copy, and a small
     model of the same kind. A warm-up comes first, and the fastest round counts. Raises ConfigError where it is not."""
-    device, dtype = device_of(model.device), getattr(torch, model.dtype)
+    device, dtype = _present(model.device), getattr(torch, model.dtype)
     width = int(architecture.config.get_text_config().hidden_size)
     rows, side = (256, min(width, 1024)) if device.type == "cpu" else (4096, width)
     a = torch.randn(rows, side, device=device, dtype=dtype)
@@ -80,6 +80,18 @@ def _layer_seconds(architecture: Architecture, lora: LoraConfig, dtype: torch.dt
         with torch.no_grad(), lm.adapters.use(lm.init_adapter(0)):
             found.append(_fastest(functools.partial(lm.model, input_ids=ids, use_cache=False), device))
     return max(1e-7, (found[1] - found[0]) / 4)
+
+
+def _present(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.device is {name!r}, which this machine does not have; leave it at auto, or say with --device-tflops "
+            "and --device-gb what it is like"
+        ) from error
 
 
 def _fastest(run: Callable[[], object], device: torch.device) -> float:

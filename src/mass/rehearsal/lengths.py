@@ -39,39 +39,32 @@ class Lengths:
 
 
 class Counter:
-    """Counts tokens as the model's tokenizer does, or by characters where there is none."""
+    """Counts tokens as the model's tokenizer does; without it (`exact` False), by characters."""
 
-    def __init__(self, lm: LM) -> None:
-        self._lm = lm
-        self.exact = lm.tokenizer is not None
+    def __init__(self, lm: LM, *, exact: bool) -> None:
+        self._lm, self.exact = lm, exact
 
     def solve(self, task: Task) -> int:
-        if self.exact:
-            return self._within_context(self._lm.solve_prompt, task)
-        return self._guessed(self._lm.prompts.render_solve(task.problem))
+        return self._prompt(self._lm.solve_prompt, task)
 
     def synthesis(self, task: Task) -> int:
-        if self.exact:
-            return self._within_context(self._lm.synthesis_prompt, task)
-        return self._guessed(self._lm.prompts.render_synthesis(task.problem))
+        return self._prompt(self._lm.synthesis_prompt, task)
 
     def solution(self, task: Task) -> int:
-        return self._target(task.solution or task.answer)
+        return self._text(task.solution or task.answer)
 
     def problem(self, task: Task) -> int:
-        return self._target(task.problem)
+        return self._text(task.problem)
 
-    def _target(self, text: str) -> int:
+    def _text(self, text: str) -> int:
         return len(self._lm.target_ids(text)) if self.exact else len(text) // CHARACTERS + 1
 
-    def _within_context(self, prompt: Callable[[str], list[int]], task: Task) -> int:
+    def _prompt(self, prompt: Callable[[str], list[int]], task: Task) -> int:
         try:
-            return len(prompt(task.problem))
+            tokens = len(prompt(task.problem))
         except DataError:  # longer than the context: training leaves it out
             return self._lm.context
-
-    def _guessed(self, text: str) -> int:
-        return len(text) // CHARACTERS + (FRAME if self._lm.prompts.chat else 0)
+        return tokens if self.exact else tokens // CHARACTERS + FRAME
 
 
 def usual(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengths:
