@@ -45,6 +45,8 @@ def rehearse(config: RunConfig, given: Namespace) -> int:
         print(json.dumps(found.to_dict()))
     else:
         console.stdout().print(_table(found, ranks.size))
+        for text in _texts(found):
+            console.say(text)
     for problem in found.problems:
         console.note(f"error: {' '.join(problem.split())}")
     return USER_ERROR if found.problems else 0
@@ -58,7 +60,7 @@ def _table(found: Rehearsal, ranks: int) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    sections = (_model(found), _data(found), _prompts(found), _memory(found), _time(found, ranks), _verdict(found))
+    sections = (_model(found), _data(found), _tokens(found), _memory(found), _time(found, ranks), _verdict(found))
     for section in sections:
         for line in section:
             table.add_row(*(Text(part) for part in line))
@@ -68,8 +70,13 @@ def _table(found: Rehearsal, ranks: int) -> Table:
 
 def _model(found: Rehearsal) -> Iterator[Line]:
     model = found.model
-    yield "model", model.name, f"{model.kind}, {model.parameters / 1e9:.4g} B parameters, from {model.source}"
-    yield "adapter", f"{model.adapter / 1e6:,.3g} M parameters", f"on {model.sites} layers"
+    yield "model", model.name, f"{model.kind}, {_count(model.parameters)} parameters"
+    yield "its architecture", "without weights", f"from {model.source}"
+    yield "adapter", f"{_count(model.adapter)} parameters", f"on {model.sites} layers"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.3g} B" if number >= 1e9 else f"{number / 1e6:.3g} M"
 
 
 def _data(found: Rehearsal) -> Iterator[Line]:
@@ -81,10 +88,7 @@ def _data(found: Rehearsal) -> Iterator[Line]:
         yield "in both", f"{found.data.shared:,} problems", ""
 
 
-def _prompts(found: Rehearsal) -> Iterator[Line]:
-    for prompt in found.prompts:
-        text = prompt.text if len(prompt.text) <= FIRST_CHARACTERS else f"{prompt.text[:FIRST_CHARACTERS]}…"
-        yield f"{prompt.kind} prompt", text, "" if prompt.tokens is None else f"{prompt.tokens} tokens"
+def _tokens(found: Rehearsal) -> Iterator[Line]:
     usual, most = found.usual, found.at_most
     yield "tokens", "usually", "at most" if found.counted else "at most (guessed from characters)"
     yield "  solver prompt", str(usual.solve), str(most.solve)
@@ -119,7 +123,9 @@ def _time(found: Rehearsal, ranks: int) -> Iterator[Line]:
         return
     device = found.device
     how = "measured" if device.measured else "as told"
-    rates = f"{device.flops / 1e12:.3g} TFLOP/s, {device.bytes_per_s / 1e9:.3g} GB/s, {device.memory / 1e9:.3g} GB, {how}"
+    rates = (
+        f"{device.flops / 1e12:.3g} TFLOP/s, {device.bytes_per_s / 1e9:.3g} GB/s, {device.memory / 1e9:.3g} GB, {how}"
+    )
     yield "device", device.name, rates + ("" if ranks == 1 else f"; each of {ranks} processes")
     yield "time", "usually", "where all texts run to their limits"
     for stage, seconds in found.usually.stages.items():
@@ -136,7 +142,16 @@ def _run(one: Duration) -> str:
 
 
 def _verdict(found: Rehearsal) -> Iterator[Line]:
-    for note in found.notes:
-        yield "note", note, ""
     fits = found.memory is not None and not any("does not fit" in problem for problem in found.problems)
-    yield "verdict", "fits" if fits else "does not fit", "" if not found.problems else f"{len(found.problems)} in its way"
+    ways = f"{len(found.problems)} in its way, see below" if found.problems else "nothing is in its way"
+    yield "verdict", "fits" if fits else "does not fit", ways
+
+
+def _texts(found: Rehearsal) -> Iterator[str]:
+    """What is too long for a table."""
+    for prompt in found.prompts:
+        text = prompt.text if len(prompt.text) <= FIRST_CHARACTERS else f"{prompt.text[:FIRST_CHARACTERS]}…"
+        tokens = "tokens unknown" if prompt.tokens is None else f"{prompt.tokens} tokens"
+        yield f"{prompt.kind} prompt of the first problem ({tokens}):\n{text}\n"
+    for note in found.notes:
+        yield f"note: {note}"

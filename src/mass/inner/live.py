@@ -1,8 +1,8 @@
 """A block of code -> the bytes of the tensors it made: those alive now, and the most that were alive at one time.
 
 On a CPU every operation is seen as it is dispatched, and a storage counts from the operation that made it until it is
-freed; temporaries within one kernel are not seen. The same on the meta device, whose tensors have sizes and no data: what
-a model too large for this machine would hold. On CUDA the allocator's own statistics say it; its peak is reset.
+freed; temporaries within one kernel are not seen. The same on the meta device, whose tensors have sizes and no data:
+what a model too large for this machine would hold. On CUDA the allocator's own statistics say it; its peak is reset.
 
 A limit ends the block with `LimitReached` once more is alive: on a CPU at the operation that goes beyond it, on CUDA
 where the device has no more, or at the end.
@@ -107,7 +107,7 @@ class _Tracker(TorchDispatchMode):
 def _key(storage: torch.UntypedStorage) -> int:
     """Its address, 0 where it is empty; on the meta device, where there are none, that of the object itself."""
     if storage.device.type == "meta":
-        return storage._cdata if storage.nbytes() else 0
+        return storage._cdata if storage.nbytes() else 0  # pyright: ignore[reportPrivateUsage]
     return storage.data_ptr()
 
 

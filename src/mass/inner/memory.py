@@ -103,7 +103,9 @@ def forecast(
     probe = Probe(objective, params, weights_Km[0], math.inf, graphs + 1, in_full=True)
     schedule = _chosen(probe, room, weights_Km, mode, request)
     whole = _room(params, update, mode, replace(request, memory_gb=1.0), graphs)
-    first = probe.first_order(schedule.checkpoint_gradient).peak(_largest(schedule.gradient_chunks, weights_Km.shape[1]))
+    first = probe.first_order(schedule.checkpoint_gradient).peak(
+        _largest(schedule.gradient_chunks, weights_Km.shape[1])
+    )
     tape = _tape(params, update, graphs) if request.differentiable else 0.0
     passes, updates = GIGABYTE - whole.passes, GIGABYTE - whole.updates
     if not _second_order(mode, request):

@@ -107,7 +107,6 @@ class Architecture:
         made.eval().requires_grad_(False)
         return LM(made, self.tokenizer, self.name, self.prompts, LoraSites(made, lora), model.decode_rows)
 
-
     def shrunk(self, layers: int, lora: LoraConfig, dtype: torch.dtype, device: torch.device) -> LM | None:
         """A model of the same kind with random weights, too small for its arithmetic to take time: what it takes is
         Python's. None for a kind that does not come so small."""
@@ -152,7 +151,9 @@ def find_architecture(name: str) -> Architecture:
                 f"{error}; of models that are not at hand, only those of the recipes are known: {', '.join(PUBLISHED)}"
             ) from error
         known = PUBLISHED[name]
-        return Architecture(name, AutoConfig.for_model(known.model_type, **known.values), known.source, byte_tokenizer(), False)
+        return Architecture(
+            name, AutoConfig.for_model(known.model_type, **known.values), known.source, byte_tokenizer(), False
+        )
     try:
         tokenizer, own = source.make("tokenizer", AutoTokenizer), True
     except ModelError:

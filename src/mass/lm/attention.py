@@ -90,6 +90,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """`exact_attention` as transformers calls it; its own `sdpa`, unchanged, where no gradient is asked for."""
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))):
+        if query.is_meta:
+            return _fused_on_meta(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
         )
@@ -245,15 +247,21 @@ def _fused(settings: _Settings, qkv: Sequence[Tensor], mask: Tensor | None, need
         groups = q.shape[1] // k.shape[1]
         if groups > 1 and mask is not None and q.device.type != "cpu":  # the fused kernels take one or the other
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        if q.is_meta:  # where the choice of a kernel would fall on plain mathematics, which no device takes
-            wide = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
-            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
-            fused = torch.ops.aten._scaled_dot_product_efficient_attention
-            return fused(q, k, v, wide, True, 0.0, settings.causal, scale=settings.scale)[0], leaves
+        if q.is_meta:
+            return _fused_on_meta(q, k, v, mask, settings.scale), leaves
         output = F.scaled_dot_product_attention(
             q, k, v, mask, 0.0, settings.causal, scale=settings.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
     return output, leaves
+
+
+def _fused_on_meta(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """A fused kernel's shapes. Left to itself, torch would take plain mathematics there, with T x T matrices."""
+    wide = None if mask is None else additive(mask, q.dtype).expand(*q.shape[:3], k.shape[2])
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, wide, True, 0.0, mask is None, scale=scale)[
+        0
+    ]
 
 
 def _pull(graph: _Graph, cotangent: Tensor) -> tuple[Tensor | None, ...]:

@@ -114,15 +114,17 @@ def rehearse(
         problems += _too_much(memory, device)
     except ConfigError as error:
         problems.append(f"adapt.inner: {error}")
-    durations = [duration_of(passes.shape, step, memory.inner, device) if memory else None for step in steps]
+    usually, longest = (duration_of(passes.shape, one, memory.inner, device) if memory else None for one in steps)
     return Rehearsal(
         _described(architecture, lm, passes.shape),
         data,
         tuple(_prompts(lm, data.sample, exact=counter.exact)),
         counter.exact,
-        *lengths,
+        lengths[0],
+        lengths[1],
         memory,
-        *durations,
+        usually,
+        longest,
         device,
         tuple(_notes(config, lm, counter, data, lengths[1])),
         tuple(problems),

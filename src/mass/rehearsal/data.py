@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mass import verify
 from mass.config import RunConfig, TasksConfig
 from mass.errors import MassError
+from mass.lm.source import hub_answers
 from mass.problems import load_tasks
-from mass.tasks import content_hash, minimath
+from mass.tasks import content_hash, known, minimath
 from mass.types import Task
 
 GOLDS = 64
@@ -57,11 +60,12 @@ def examine(config: RunConfig) -> Data:
     wanted: list[tuple[str, TasksConfig, int | None]] = [("tasks", config.tasks, None)]
     if config.train.eval_every:
         wanted.append(("validation", config.validation, config.train.eval_size))
-    for kind, which, size in wanted:
-        try:
-            sets.append(_examined(kind, which, size))
-        except MassError as error:
-            problems.append(f"{kind}: {error}")
+    with _without_waiting([which for _, which, _ in wanted]):
+        for kind, which, size in wanted:
+            try:
+                sets.append(_examined(kind, which, size))
+            except MassError as error:
+                problems.append(f"{kind}: {error}")
     for one in sets:
         if one.checked and len(one.refused) > (1 - ACCEPTED) * one.checked:
             problems.append(
@@ -75,6 +79,26 @@ def examine(config: RunConfig) -> Data:
             "tasks.part: [0, 0.9] and validation.part: [0.9, 1] of one set"
         )
     return Data(tuple(sets), shared, tuple(problems))
+
+
+@contextmanager
+def _without_waiting(configs: Sequence[TasksConfig]) -> Generator[None, None, None]:
+    """Within the block, a hub that does not answer is not asked again and again: its client takes what is in its cache.
+    Otherwise it would try for most of a minute, for each set."""
+    from huggingface_hub import constants
+
+    remote = [c for c in configs if not Path(c.source).expanduser().exists() and known.find(c.source)]
+    before = constants.HF_HUB_OFFLINE
+    offline = bool(remote) and not before and not hub_answers()
+    settings = [constants, sys.modules.get("datasets.config")] if offline else []
+    for module in filter(None, settings):
+        module.HF_HUB_OFFLINE = True  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        loaded = [*settings, sys.modules.get("datasets.config")] if offline else []
+        for module in filter(None, loaded):
+            module.HF_HUB_OFFLINE = before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _examined(kind: str, config: TasksConfig, size: int | None) -> TaskSet:

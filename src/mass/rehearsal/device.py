@@ -89,8 +89,8 @@ def _present(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"model.device is {name!r}, which this machine does not have; leave it at auto, or say with --device-tflops "
-            "and --device-gb what it is like"
+            f"model.device is {name!r}, which this machine does not have; leave it at auto, or say with "
+            "--device-tflops and --device-gb what it is like"
         ) from error
 
 

@@ -139,6 +139,18 @@ class Passes:
 
         return self._measured("forward", rows, None, run, lambda live: live.peak)
 
+    def reading(self, rows: Rows) -> float:
+        """Bytes of the scorer's pass over the rows, at their peak: hidden states alone, twice in its own precision."""
+
+        def run(params: Params) -> object:
+            ids, mask = _inputs(rows)
+            with torch.no_grad(), self.lm.adapters.use(params):
+                decoder = self.lm.model.base_model
+                states = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                return states.to(self.lm.adapter_dtype) * 1
+
+        return self._measured("reading", rows, None, run, lambda live: live.peak)
+
     def decoding(self, rows: int, prompt: int, tokens: int) -> float:
         """Bytes while `rows` rows are sampled: keys and values, those of one layer twice as they grow, and logits."""
         shape = self.shape
@@ -170,16 +182,14 @@ class Passes:
 
     def _losses(self, rows: Rows, params: Params) -> Tensor:
         """`LM.losses` of rows of one length, whose places are known beforehand."""
-        n, length, counted = rows.count, rows.length, rows.counted
+        n, counted = rows.count, rows.counted
         stacked = next(iter(params.values())).dim() == 3
-        ids = torch.empty(n, length, dtype=torch.int64, device="meta")
-        # As padding makes it; made here, because transformers would look into the rows for it.
-        mask = torch.empty(n, 1, length, length, dtype=torch.bool, device="meta")
+        ids, mask = _inputs(rows)
         owners = torch.empty(n, dtype=torch.int64, device="meta") if stacked else None
         keep = {"logits_to_keep": counted + 1} if self.lm.keeps_logits else {}
         with self.lm.adapters.use(params, owners):
             logits = self.lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-        chosen = logits[:, -(counted + 1) : -1].reshape(n * counted, -1).clone()
+        chosen = logits[:, -(counted + 1) : -1].clone(memory_format=torch.contiguous_format).view(n * counted, -1)
         wide = chosen if chosen.dtype == torch.float64 else chosen.float()
         wide = wide - wide.detach().amax(-1, keepdim=True)
         picked = wide.gather(-1, ids[:, -counted:].reshape(-1, 1)).squeeze(-1) - wide.logsumexp(-1)
@@ -201,3 +211,9 @@ class Passes:
                 self._known[key] = read(live)
                 del held
         return self._known[key]
+
+
+def _inputs(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Tokens, and the mask as padding makes it: made here, because transformers would look into the rows for it."""
+    ids = torch.empty(rows.count, rows.length, dtype=torch.int64, device="meta")
+    return ids, torch.empty(rows.count, 1, rows.length, rows.length, dtype=torch.bool, device="meta")

@@ -2,7 +2,7 @@
 
 Every stage is that of `mass.metastep` or `mass.solverstep`; passes are measured by `mass.rehearsal.passes`.
 
-Legend: A bytes of an adapter, E of the scorer, B problems of a stack, m practice examples, k sampled solutions, K steps.
+Legend: B problems of a stack, m practice examples of each, k sampled solutions of each.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def memory_of(passes: Passes, step: Step) -> Memory:
     stacks = -(-step.problems // step.stack)
     sums = (2 * adapter if train.adapts and train.generator else adapter) + (eta if train.adapts else 0)
     stays = (
-        Part("base weights", passes.shape.weights, "model.name, or more processes will not help: a smaller base"),
+        Part("base weights", passes.shape.weights, "model.name: a smaller base"),
         Part("adapter and scorer", adapter + eta, "lora.rank"),
         Part("optimiser (AdamW)", 2 * (adapter + eta), "lora.rank"),
         Part(f"gradients of {stacks} stacks", (stacks - 1) * sums, "train.tasks_per_step, or a larger train.stack"),
@@ -116,19 +116,26 @@ def memory_of(passes: Passes, step: Step) -> Memory:
     if train.practises:
         stages.append(_sampling(passes, step, "synthesis", step.written, config.adapt.synthesis.examples))
     if train.adapts:
+        stages.append(_scoring(passes, step, step.written))
         if train.generator or train.generator_kl:
             rows = step.outer_pass(step.written)
             held = passes.gradient(rows) + 2 * adapter
             lower = "outer.micro_batch" if rows.count > 1 else "adapt.synthesis.sampling.max_tokens"
             stages.append(Part("generator", held, lower))
         inner = passes.inner(config.adapt.inner, step.examples, step.stack, step.inner_pass(step.examples))
-        graph = passes.graph(Rows(1, step.written.length - 1, 1)) * step.examples.count if config.adapt.scoring.lora_rank else 0.0
+        graph = (
+            passes.graph(Rows(1, step.written.length - 1, 1)) * step.examples.count
+            if config.adapt.scoring.lora_rank
+            else 0.0
+        )
         lower = "adapt.inner.memory_gb (set it)" if config.adapt.inner.memory_gb is None else "adapt.inner.memory_gb"
         stages.append(Part("inner loop", graph + inner.peak, lower if not graph else "adapt.scoring.lora_rank to 0"))
         between = graph + inner.between + step.stack * adapter
     else:
         between = 0.0
     stages += _outer(passes, step, between, adapter)
+    if train.eval_every:
+        stages.append(_evaluation(passes, step, adapter))
     stages.append(Part("update", 3 * sums + (8 / 4 * 2 * sums if step.ranks > 1 else 0), "lora.rank"))
     return Memory(stays, tuple(stages), inner)
 
@@ -151,6 +158,33 @@ def _sampling(passes: Passes, step: Step, name: str, rows: Rows, of_one: int) ->
     limit, lower = step.config.model.decode_rows, "model.decode_rows"
     together = max(limit // of_one, 1) * of_one if name == "solutions" and step.config.train.adapts else limit
     return Part(name, passes.decoding(min(rows.count, together), rows.prompt, rows.counted), lower)
+
+
+def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
+    at_once = min(rows.count, step.config.adapt.inner.micro_batch or rows.count)
+    lower = "adapt.inner.micro_batch (set it)" if step.config.adapt.inner.micro_batch is None else "train.stack"
+    return Part("scoring", passes.reading(Rows(at_once, rows.prompt, rows.counted)), lower)
+
+
+def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
+    """Adapting to held-out problems and answering them: the largest of what it does."""
+    config, lengths = step.config, step.lengths
+    together = min(config.train.stack, config.train.eval_size)
+    answers = passes.decoding(min(together, config.model.decode_rows), lengths.solve, lengths.held_out)
+    if not config.train.adapts:
+        return Part("evaluation", answers, "train.stack")
+    count = config.test.examples * together
+    written = Rows(count, lengths.synthesis, lengths.written)
+    examples = Rows(min(count, step.inner_pass(step.examples) or count), lengths.example_prompt, lengths.example)
+    stacks = 2 * together * adapter
+    parts = [
+        Part("", passes.decoding(min(count, config.model.decode_rows), written.prompt, written.counted), "decode_rows"),
+        _scoring(passes, step, written),
+        Part("", stacks + passes.forward(examples), "adapt.inner.micro_batch (set it)"),
+        Part("", stacks + answers, "train.stack"),
+    ]
+    most = max(parts, key=lambda part: part.bytes)
+    return Part("evaluation", most.bytes, most.lower)
 
 
 def _scorer_bytes(passes: Passes, config: RunConfig) -> int:
