@@ -26,7 +26,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {
             "problem": f"Compute ${i} + 2$.",
             "solution": f"It is $\\boxed{{{i + 2}}}$.",
-            "level": "Level 1",
+            "answer": str(i + 2),
             "type": "Algebra",
         }
         for i in range(40)
@@ -68,10 +68,10 @@ def two_files(folder: Path, name: str, *, real: bool) -> tuple[Path, Path]:
     return files
 
 
-def practice(problem: str, count: int) -> tuple[Example, ...]:
-    """What a model that can write might write for a problem."""
+def practice(count: int) -> tuple[Example, ...]:
+    """What a model that can write might write."""
     return tuple(
-        Example(f"{problem} Now {i}.", f"It is {i}.", f"Problem: {problem}\nSolution: {i}", tuple(range(5, 12 + i)))
+        Example(f"Now {i}.", f"It is {i}.", f"Problem: Now {i}.\nSolution: It is {i}.", tuple(range(5, 12 + i)))
         for i in range(count)
     )
 

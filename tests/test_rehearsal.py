@@ -101,7 +101,7 @@ def test_a_step_s_peak_is_as_expected(
         outer=OuterConfig(SamplingConfig(max_tokens=150), samples=4, micro_batch=2),
         train=dataclasses.replace(config.train, eval_every=0),
     )
-    text = practice("x", 1)[0]
+    text = practice(1)[0]
     tokens = tuple(range(5, 155))
     written = [dataclasses.replace(text, tokens=tokens, problem=f"p{i}", solution="s") for i in range(3)]
     monkeypatch.setattr("mass.synthesis.synthesise", lambda *given: [tuple(written)] * len(given[1]))

@@ -72,12 +72,14 @@ def usual(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengths
     problem, gold = (_mean(tasks, of) for of in (counter.problem, counter.solution))
     solve, synthesis = (_mean(tasks, of) for of in (counter.solve, counter.synthesis))
     limits = at_most(counter, tasks, config)
+    written = min(limits.written, problem + gold)
+    solution = max(1, min(limits.example, gold, written))
     return Lengths(
         solve,
         synthesis,
-        min(limits.written, problem + gold),
-        solve,
-        max(1, min(limits.example, gold)),
+        written,
+        limits.example_prompt + written - solution,
+        solution,
         min(limits.answer, gold),
         min(limits.held_out, gold),
         gold,
