@@ -87,14 +87,11 @@ def lengths_of(config: RunConfig) -> Lengths:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_a_step_s_peak_is_as_expected(
-    micro_batch: int, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bytes of a real step, practice and solutions of the lengths that the estimate is asked for."""
+def test_a_step_s_peak_is_as_expected(sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on this model: 1.01 of it with micro_batch 1, 1.02 with 3. The bytes of a real step, practice and solutions of the lengths that the estimate is asked for."""
     lm = small()
     config = config_for(tmp_path, sums, stack=2, tasks_per_step=4, eval_every=0)
-    inner = dataclasses.replace(config.adapt.inner, micro_batch=micro_batch)
+    inner = dataclasses.replace(config.adapt.inner, micro_batch=3)
     config = dataclasses.replace(
         config,
         adapt=dataclasses.replace(config.adapt, inner=inner),
@@ -114,8 +111,7 @@ def test_a_step_s_peak_is_as_expected(
         trainer.outer_step()
     memory = memory_of(Passes(without_weights(lm)), Step(config, lengths_of(config), 1, "cpu"))
     expected = memory.peak - memory.stays[0].bytes
-    print(f"measured {live.peak / 1e6:.1f} MB, expected {expected / 1e6:.1f} MB: {expected / live.peak:.2f}")
-    assert 0.8 < expected / live.peak < 1.35
+    assert expected == pytest.approx(live.peak, rel=0.1)
 
 
 # --- what is in the way
