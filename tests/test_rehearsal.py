@@ -88,7 +88,9 @@ def lengths_of(config: RunConfig) -> Lengths:
 
 @pytest.mark.slow
 def test_a_step_s_peak_is_as_expected(sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured on this model: 1.01 of it with micro_batch 1, 1.02 with 3. The bytes of a real step, practice and solutions of the lengths that the estimate is asked for."""
+    """Measured on this model: 1.01 of it with micro_batch 1, 1.02 with 3.
+
+    The bytes of a real step, practice and solutions of the lengths that the estimate is asked for."""
     lm = small()
     config = config_for(tmp_path, sums, stack=2, tasks_per_step=4, eval_every=0)
     inner = dataclasses.replace(config.adapt.inner, micro_batch=3)
