@@ -6,7 +6,6 @@ Markdown after YAML (https://huggingface.co/docs/hub/model-cards).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ import yaml
 from mass import provenance
 from mass.bootstrap import wilson
 from mass.checkpoint import Description, describe
+from mass.config import RunConfig, to_dict
 from mass.lm.source import TINY
-from mass.runlog import CONFIG, RunFolder, replace_text
+from mass.runlog import RunFolder, replace_text
 from mass.tasks import known
 
 CARD = "README.md"
@@ -36,16 +36,15 @@ MOST_ROWS = 12
 """Evaluations in the table; of more, the first, the last, the best, and some between."""
 
 
-def write_card(run: RunFolder, folder: Path | None = None) -> None:
+def write_card(run: RunFolder, config: RunConfig, folder: Path | None = None) -> None:
     """Write the card of a run's best or latest checkpoint into the run's folder, or of the checkpoint `folder` into
     that. Written beside, then renamed."""
     place = run.path if folder is None else folder
-    replace_text(place / CARD, card(run, describe(place)))
+    replace_text(place / CARD, card(run, to_dict(config), describe(place)))
 
 
-def card(run: RunFolder, checkpoint: Description) -> str:
-    """The text of the card of a checkpoint of this run."""
-    config = json.loads((run.path / CONFIG).read_text())
+def card(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> str:
+    """The text of the card of a checkpoint of this run, whose configuration is `config` in plain values."""
     sittings, metrics = provenance.read(run), run.metrics()
     sections = (
         _what(config, checkpoint),

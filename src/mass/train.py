@@ -136,7 +136,7 @@ class Trainer:
         def write(folder: Path) -> None:
             checkpoint.save(folder, self.lm, self.state, self.at_test, self.config.train.method, self.step)
             torch.save(self.optimizer.state_dict(), folder / "trainer.pt")
-            write_card(self.run, folder)
+            write_card(self.run, self.config, folder)
 
         if evaluation:
             score = {"step": self.step, "accuracy": evaluation["eval/accuracy"]}
@@ -145,7 +145,7 @@ class Trainer:
                 self.run.write_best(write, score)
         self.run.write_checkpoint(self.step, write)
         self.run.keep_latest(self.config.train.keep_checkpoints)
-        write_card(self.run)
+        write_card(self.run, self.config)
 
     # --- one outer step
 
@@ -252,7 +252,7 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
             provenance.note(run, provenance.sitting(lm, problems, trainer.step, ranks.size))
         trainer.fit(on_step)
         if ranks.first and run.latest() is not None:
-            write_card(run)
+            write_card(run, config)
 
 
 def _groups(state: MetaState) -> tuple[Params, Params, Params]:
