@@ -44,7 +44,7 @@ def test_parts_that_cannot_be_taken(tmp_path: Path) -> None:
     for part in ((0.5, 0.5), (0.9, 0.1), (-0.1, 1), (0, 1.1)):
         with pytest.raises(DataError, match="expected two rising numbers between 0 and 1"):
             tasks.load(file, part=part)
-        with pytest.raises(ConfigError, match="tasks.part is"):
+        with pytest.raises(ConfigError, match=r"tasks\.part is"):
             TasksConfig(part=part)
     with pytest.raises(DataError, match="minimath is built in; leave part out"):
         tasks.load("minimath", part=(0, 0.5))
