@@ -62,7 +62,7 @@ def test_the_inner_loop_at_test_and_in_training_passes_the_chosen_number(monkeyp
         return losses(self, params, index)
 
     monkeypatch.setattr(Practice, "losses", watched)
-    monkeypatch.setattr(synthesis, "synthesise", lambda *_: groups)
+    monkeypatch.setattr(synthesis, "synthesise", lambda *_, **__: groups)
     monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 1)
     adapt_stack(lm, state, [task.problem for task in tasks], groups, at_test(config), Clock())
     assert passed

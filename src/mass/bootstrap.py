@@ -1,4 +1,5 @@
-"""Values by problem (and by seed) -> 95% intervals, by drawing problems and seeds again with replacement (Efron 1979).
+"""Values by problem (and by seed) -> 95% intervals, by drawing problems and seeds again with replacement (Efron 1979);
+of a share, by its counts (Wilson 1927).
 
 Legend: P problems, S seeds, R resamples.
 """
@@ -6,6 +7,7 @@ Legend: P problems, S seeds, R resamples.
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 Interval = tuple[float, float]
 Values = NDArray[np.float64]
 BOUNDS = (0.025, 0.975)
+NORMAL_95 = 1.959963984540054
+"""The 97.5% quantile of the normal distribution."""
 
 
 def percentiles(draws: Float[Values, " R"]) -> Interval:
@@ -34,6 +38,16 @@ def mean_interval(values: Sequence[float], resamples: int, seed: int) -> Interva
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
     return percentiles(drawn @ distinct / len(values))
+
+
+def wilson(correct: int, judged: int) -> Interval | None:
+    """Wilson's 95% interval of a share; None when nothing was judged."""
+    if judged == 0:
+        return None
+    share, z2 = correct / judged, NORMAL_95**2
+    centre = (share + z2 / (2 * judged)) / (1 + z2 / judged)
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / judged + z2 / (4 * judged**2)) / (1 + z2 / judged)
+    return (max(0.0, centre - half) if correct else 0.0, min(1.0, centre + half) if correct < judged else 1.0)
 
 
 # --- two levels

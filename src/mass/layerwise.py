@@ -252,9 +252,15 @@ class _Autocast:
             context.__exit__(*error)
 
 
+def autocast_kind(tensor: Tensor) -> str:
+    """The kind of device whose autocast a tensor heeds. The meta device, where shapes alone are computed, has none of
+    its own: the CPU's."""
+    return "cpu" if tensor.is_meta else tensor.device.type
+
+
 def _autocast_states(inputs: Sequence[Any]) -> list[dict[str, Any]]:
     """Arguments of `torch.autocast` for each kind of device among the inputs, as they are now."""
-    kinds = {x.device.type for x in inputs if isinstance(x, Tensor)}
+    kinds = {autocast_kind(x) for x in inputs if isinstance(x, Tensor)}
     return [
         {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
         for kind in sorted(kinds)

@@ -37,6 +37,8 @@ class Problems:
     """How many were left out because they do not fit the model's context; empty when all do."""
     kind: str = MATH
     """Of the training problems: which of the model's prompts ask for them."""
+    training: Sequence[Task] | None = None
+    """All that is trained on; None for an endless stream."""
     canaries: Callable[[int], list[Task]] | None = None
     """Problems of other subjects than task number n; None where the run does not ask for any."""
 
@@ -80,7 +82,7 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
     if train.canary_kl:
         canaries = canary_stream(config.tasks, train.seed, train.canary_tasks, task_at, found)
         canaries(0)  # so that tasks without any are refused before the run begins
-    return Problems(task_at, held_out() if train.eval_every else [], skipped, kind, canaries)
+    return Problems(task_at, held_out() if train.eval_every else [], skipped, kind, found, canaries)
 
 
 def _check_gold(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
@@ -169,4 +171,5 @@ def load_tasks(config: TasksConfig, size: int | None = None) -> list[Task]:
         seed=config.seed,
         fields=config.fields or None,
         verifier=config.verifier,
+        part=config.part,
     )

@@ -8,7 +8,6 @@ averaged and drawn again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,9 @@ from typing import Any
 import numpy as np
 
 from mass.baselines import Attempt, Drawn
-from mass.bootstrap import Interval, mean_interval
+from mass.bootstrap import Interval, mean_interval, wilson
 from mass.methods import choice_of
 from mass.types import Task, Verdict
-
-NORMAL_95 = 1.959963984540054
-"""The 97.5% quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +141,6 @@ def _sampled_dict(judged: Judged) -> dict[str, Any]:
         "tokens": drawn.tokens,
         "seconds": drawn.seconds,
     }
-
-
-def wilson(correct: int, judged: int) -> Interval | None:
-    """Wilson's 95% interval of a share; None when nothing was judged."""
-    if judged == 0:
-        return None
-    share, z2 = correct / judged, NORMAL_95**2
-    centre = (share + z2 / (2 * judged)) / (1 + z2 / judged)
-    half = NORMAL_95 * math.sqrt(share * (1 - share) / judged + z2 / (4 * judged**2)) / (1 + z2 / judged)
-    return (max(0.0, centre - half) if correct else 0.0, min(1.0, centre + half) if correct < judged else 1.0)
 
 
 def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, seed: int) -> Interval | None:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from mass import checkpoint, parallel
+from mass import checkpoint, parallel, provenance
 from mass.adapter import adapter_hash
+from mass.card import write_card
 from mass.checkpoint import MetaState
 from mass.config import ModelConfig, RunConfig, at_test
 from mass.errors import ConfigError, RunError
@@ -140,6 +141,7 @@ class Trainer:
         def write(folder: Path) -> None:
             checkpoint.save(folder, self.lm, self.state, self.at_test, self.config.train.method, self.step)
             torch.save(self.optimizer.state_dict(), folder / "trainer.pt")
+            write_card(self.run, self.config, folder)
 
         if evaluation:
             score = {"step": self.step, "accuracy": evaluation["eval/accuracy"]}
@@ -148,6 +150,7 @@ class Trainer:
                 self.run.write_best(write, score)
         self.run.write_checkpoint(self.step, write)
         self.run.keep_latest(self.config.train.keep_checkpoints)
+        write_card(self.run, self.config)
 
     # --- one outer step
 
@@ -251,7 +254,11 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
             run = open_run(folder, config, resume=resume) if ranks.first else RunFolder(folder)
         trainer = Trainer(lm, config, problems, run, ranks)
         trainer.start(resume=resume)
+        if ranks.first:
+            provenance.note(run, provenance.sitting(lm, problems, trainer.step, ranks.size))
         trainer.fit(on_step)
+        if ranks.first and run.latest() is not None:
+            write_card(run, config)
 
 
 def _placed(model: ModelConfig, device: str, ranks: Ranks) -> ModelConfig:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "mass study --config recipes/minimath-search/table.yaml --out runs/table --parallel 2",
-    "mass study --config recipes/minimath-search/table.yaml --out runs/table --dry_run",
+    "mass study --config recipes/minimath-search/table.yaml --out runs/table --dry-run",
     "mass study --config recipes/minimath-search/table.yaml --out runs/small --seeds [0]",
 )
 LOG = "log.txt"
@@ -73,7 +73,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=str | None, default=None, help="The study's folder; a used one goes on.")
     parser.add_argument("--parallel", type=int, default=1, help="Runs at a time, of one thread each when more than 1.")
-    parser.add_argument("--dry_run", action="store_true", help="List the commands and which are finished.")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="List the commands and which are finished.")
     parser.add_class_arguments(StudyConfig)
     return parser
 

@@ -226,9 +226,14 @@ class TasksConfig:
     verifier: str | None = None
     """Judges all tasks: math, exact, choice, code, ... or your own, 'module:function' or 'command:PROGRAM'; None: as
     the fields suggest."""
+    part: tuple[float, float] | None = None
+    """Of a file or data set, the tasks whose share by the hash of their problem lies between two numbers: [0, 0.9] to
+    train on and [0.9, 1] to validate with have none in common. None: all."""
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")
+        fit = self.part is None or (len(self.part) == 2 and 0 <= self.part[0] < self.part[1] <= 1)
+        require(fit, "tasks.part", self.part, "two rising numbers between 0 and 1, as in [0, 0.9], or null for all")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A block of code -> the bytes of the tensors it made: those alive now, and the most that were alive at one time.
 
 On a CPU every operation is seen as it is dispatched, and a storage counts from the operation that made it until it is
-freed; temporaries within one kernel are not seen. On CUDA the allocator's own statistics say it; its peak is reset.
+freed; temporaries within one kernel are not seen. The same on the meta device, whose tensors have sizes and no data:
+what a model too large for this machine would hold. On CUDA the allocator's own statistics say it; its peak is reset.
 
 A limit ends the block with `LimitReached` once more is alive: on a CPU at the operation that goes beyond it, on CUDA
 where the device has no more, or at the end.
@@ -77,14 +78,14 @@ class _Tracker(TorchDispatchMode):
         self.history = list[int]()
         self._limit = limit
         self._sizes: dict[int, int] = {}
-        """Bytes by address; 0 for a storage that was there before."""
+        """Bytes by storage; 0 for one that was there before."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if _is_dense(tensor):
                 storage = tensor.untyped_storage()
-                if (key := storage.data_ptr()) and key not in self._sizes:
+                if (key := _key(storage)) and key not in self._sizes:
                     self._see(storage, key, (args, kwargs))
         self.history.append(self.held)
         if self.held > self._limit:
@@ -93,7 +94,7 @@ class _Tracker(TorchDispatchMode):
 
     def _see(self, storage: torch.UntypedStorage, key: int, inputs: Any) -> None:
         """A storage that is none of the inputs' is new; theirs, not known yet, was there before."""
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves(inputs) if _is_dense(t)}
+        given = {_key(t.untyped_storage()) for t in tree_leaves(inputs) if _is_dense(t)}
         self._sizes[key] = 0 if key in given else storage.nbytes()
         self.held += self._sizes[key]
         self.peak = max(self.peak, self.held)
@@ -101,6 +102,13 @@ class _Tracker(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.held -= self._sizes.pop(key)
+
+
+def _key(storage: torch.UntypedStorage) -> int:
+    """Its address, 0 where it is empty; on the meta device, where there are none, that of the object itself."""
+    if storage.device.type == "meta":
+        return storage._cdata if storage.nbytes() else 0  # pyright: ignore[reportPrivateUsage]
+    return storage.data_ptr()
 
 
 def _is_dense(value: Any) -> bool:

@@ -72,20 +72,70 @@ def choose(
     objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
 ) -> Schedule:
     """Raises ConfigError when the budget does not hold a single example."""
+    graphs = _graphs(mode, len(weights_Km))
+    room = _room(params, update, mode, request, graphs)
+    probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1) if len(weights_Km) else None
+    return _chosen(probe, room, weights_Km, mode, request)
+
+
+class Expected(NamedTuple):
+    """What an adaptation and its backward would hold."""
+
+    schedule: Schedule
+    peak: float
+    """Bytes, at most at one time."""
+    between: float
+    """Bytes that the forward leaves for the backward: the tape and the graphs that are kept."""
+
+
+def forecast(
+    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
+) -> Expected:
+    """What `choose` would choose on another device, and what that holds there: for tensors on the meta device, with
+    passes measured to their end whatever the budget.
+
+    Raises ConfigError as `choose` does.
+    """
+    if len(weights_Km) == 0:
+        return Expected(_chosen(None, Room(math.inf, math.inf), weights_Km, mode, request), 0.0, 0.0)
+    graphs = _graphs(mode, len(weights_Km))
+    room = _room(params, update, mode, request, graphs)
+    probe = Probe(objective, params, weights_Km[0], math.inf, graphs + 1, in_full=True)
+    schedule = _chosen(probe, room, weights_Km, mode, request)
+    whole = _room(params, update, mode, replace(request, memory_gb=1.0), graphs)
+    first = probe.first_order(schedule.checkpoint_gradient).peak(
+        _largest(schedule.gradient_chunks, weights_Km.shape[1])
+    )
+    tape = _tape(params, update, graphs) if request.differentiable else 0.0
+    passes, updates = GIGABYTE - whole.passes, GIGABYTE - whole.updates
+    if not _second_order(mode, request):
+        return Expected(schedule, max(passes + first, updates), tape)
+    size, cost = _largest(schedule.chunks, weights_Km.shape[1]), probe.second_order(schedule.checkpoint)
+    kept = schedule.kept * cost.held(size)
+    within = max(first, cost.peak(size), cost.peak(size) - cost.held(size) + kept)
+    return Expected(schedule, max(passes + within, updates + kept), tape + kept)
+
+
+def _graphs(mode: Mode, steps: int) -> int:
+    """Steps that the backward goes through."""
+    return steps if mode.last is None else min(mode.last, steps)
+
+
+def _second_order(mode: Mode, request: Request) -> bool:
+    return request.differentiable and mode.hessian != "difference" and mode.last != 0
+
+
+def _chosen(probe: Probe | None, room: Room, weights_Km: Tensor, mode: Mode, request: Request) -> Schedule:
     steps, count = weights_Km.shape
-    device = weights_Km.device
+    device, graphs = weights_Km.device, _graphs(mode, steps)
     request = replace(request, micro_batch=request.micro_batch and min(request.micro_batch, count))
-    if request.memory_gb is None or steps == 0:
+    if request.memory_gb is None or probe is None:
         chunks = _chunks(count, request.micro_batch, device)
         return Schedule(chunks, chunks, request.checkpoint, request.checkpoint)
-    second_order = request.differentiable and mode.hessian != "difference" and mode.last != 0
-    graphs = steps if mode.last is None else min(mode.last, steps)
-    room = _room(params, update, mode, request, graphs)
-    probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1)
     budget = _Budget(request, room, count)
 
     chunks, kept, checkpoint = None, 0, False
-    if second_order:
+    if _second_order(mode, request):
         size, checkpoint = budget.fit(probe.second_order)
         sizes = [request.micro_batch] if request.micro_batch else range(1, size + 1)
         cost = probe.second_order(checkpoint)
@@ -96,6 +146,11 @@ def choose(
     plain, checkpoint_gradient = budget.fit(probe.first_order)
     gradient_chunks = _chunks(count, request.micro_batch or plain, device)
     return Schedule(gradient_chunks, chunks or gradient_chunks, checkpoint_gradient, checkpoint, kept)
+
+
+def _largest(chunks: Chunks, count: int) -> int:
+    """Examples of the largest micro-batch."""
+    return max(count if index is None else len(index) for index in chunks)
 
 
 def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Cost) -> tuple[int, int]:
@@ -129,6 +184,13 @@ class Room(NamedTuple):
     """While an update is: for graphs that are kept."""
 
 
+def _tape(params: Params, update: Update, graphs: int) -> float:
+    """Bytes of `graphs` steps on the tape: start, gradient and optimiser state of each."""
+    state = _bytes(update.optimizer.init({name: p.detach() for name, p in params.items()}))
+    gradient = _bytes({name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()})
+    return graphs * (_bytes(params) + gradient + state)
+
+
 def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: int) -> Room:
     """What the tape of `graphs` steps and the recursion's own tensors leave of the budget."""
     budget = (request.memory_gb or math.inf) * GIGABYTE
@@ -138,7 +200,7 @@ def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: 
     if not request.differentiable:
         free = budget - FORWARD * adapter - state
         return Room(free, free - updated)
-    free = budget - graphs * (_bytes(params) + adapter + state) - state
+    free = budget - _tape(params, update, graphs) - state
     copies = DURING_DIFFERENCES if mode.hessian == "difference" else DURING_PASS
     return Room(free - copies * adapter, free - DURING_UPDATE * adapter - updated)
 

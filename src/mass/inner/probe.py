@@ -70,12 +70,22 @@ class Probe:
     """Costs of first-order and second-order passes, each measured once: of the last example, alone and repeated.
 
     A pass that goes beyond the limit is broken off; it costs infinitely much. Where `plenty` times all examples' graphs
-    fit, a second-order pass is measured up to its graph alone, and counted as twice as much at its peak.
+    fit, a second-order pass is measured up to its graph alone, and counted as twice as much at its peak; with
+    `in_full` none is.
     """
 
-    def __init__(self, objective: Objective, params: Params, weights_m: Tensor, limit: float, plenty: int) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        params: Params,
+        weights_m: Tensor,
+        limit: float,
+        plenty: int,
+        *,
+        in_full: bool = False,
+    ) -> None:
         self._objective, self._params, self._weights_m = objective, leaves(params), weights_m
-        self._limit, self._plenty = max(limit, 0.0), plenty
+        self._limit, self._plenty, self._in_full = max(limit, 0.0), plenty, in_full
         self._known: dict[tuple[bool, bool, bool], Cost] = {}
 
     def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
@@ -103,14 +113,15 @@ class Probe:
         count, graphs = len(self._weights_m), self._plenty if second_order else 0
         everything = count * (graphs * one.held + one.peak)
         gradient = sum(p.numel() * p.element_size() for p in self._params.values())
-        if count < WORTHWHILE or everything <= self._limit or gradient < NOTABLE * one.peak or not one.in_full:
+        enough = everything <= self._limit and not self._in_full
+        if count < WORTHWHILE or enough or gradient < NOTABLE * one.peak or not one.in_full:
             return ()
         return (2, 3) if one.history else (min(MEASURED_ON_CUDA, count, max(2, int(self._limit / one.peak))),)
 
     def _run(self, examples: int, second_order: bool, checkpoint: bool, limit: float) -> _Pass:
         index = torch.full((examples,), len(self._weights_m) - 1, device=self._weights_m.device)
         params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
-        roomy = self._limit / (self._plenty * len(self._weights_m))
+        roomy = 0.0 if self._in_full else self._limit / (self._plenty * len(self._weights_m))
         with LiveMemory(params[0].device, limit) as live:
             found, _ = self._objective.gradient(
                 self._params, weights, index, checkpoint=checkpoint, create_graph=second_order

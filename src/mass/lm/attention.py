@@ -34,7 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mass.errors import ConfigError, ModelError, ShapeError
-from mass.layerwise import refuse_derivative, third_derivative
+from mass.layerwise import autocast_kind, refuse_derivative, third_derivative
 
 NAME = "mass_exact_sdpa"
 """How transformers knows `attend`; it stands in a model's configuration in memory, never in a saved one."""
@@ -90,6 +90,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """`exact_attention` as transformers calls it; its own `sdpa`, unchanged, where no gradient is asked for."""
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))):
+        if query.is_meta:
+            return _fused_on_meta(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
         )
@@ -227,7 +229,7 @@ class _Vjp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
         q, k, v, mask, g = ctx.saved_tensors
-        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(autocast_kind(q), enabled=False):
             grads: tuple[Tensor | None, ...] = _second_derivative(ctx.settings, (q, k, v, g), mask, bars)
         if torch.is_grad_enabled():
             grads = refuse_derivative(grads, third_derivative("load the model with attn_implementation='eager'"))
@@ -239,16 +241,27 @@ _Graph = tuple[Tensor, tuple[Tensor, ...]]
 
 
 def _fused(settings: _Settings, qkv: Sequence[Tensor], mask: Tensor | None, needs: Sequence[bool]) -> _Graph:
-    with torch.enable_grad(), torch.autocast(qkv[0].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(autocast_kind(qkv[0]), enabled=False):
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip(qkv, needs, strict=True))
         q, k, v = leaves
         groups = q.shape[1] // k.shape[1]
         if groups > 1 and mask is not None and q.device.type != "cpu":  # the fused kernels take one or the other
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        if q.is_meta:
+            return _fused_on_meta(q, k, v, mask, settings.scale), leaves
         output = F.scaled_dot_product_attention(
             q, k, v, mask, 0.0, settings.causal, scale=settings.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
     return output, leaves
+
+
+def _fused_on_meta(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """A fused kernel's shapes. Left to itself, torch would take plain mathematics there, with T x T matrices."""
+    wide = None if mask is None else additive(mask, q.dtype).expand(*q.shape[:3], k.shape[2])
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, wide, True, 0.0, mask is None, scale=scale)[
+        0
+    ]
 
 
 def _pull(graph: _Graph, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -356,7 +369,7 @@ def _triangle(rows: slice, end: int, dtype: torch.dtype, device: torch.device) -
 
 def _as_autocast(*tensors: Tensor) -> Iterator[Tensor]:
     """What autocast does to the arguments of the fused kernel, which here runs out of its sight."""
-    device = tensors[0].device.type
+    device = autocast_kind(tensors[0])
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (t if dtype is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 

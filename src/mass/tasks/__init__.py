@@ -25,6 +25,7 @@ def load(
     seed: int = 0,
     fields: Mapping[str, str] | None = None,
     verifier: str | None = None,
+    part: tuple[float, float] | None = None,
 ) -> list[Task]:
     """Tasks of `source`.
 
@@ -38,14 +39,21 @@ def load(
         fields: our field name -> the data set's, such as `{"problem": "prompt", "answer": "gold"}`.
         verifier: judges all tasks, instead of the one their layout suggests: a key of `mass.verify.VERIFIERS`, or one
             of your own, "module:function" or "command:PROGRAM ARGUMENTS".
+        part: (low, high) takes the tasks of a file or data set whose share, between 0 and 1 by the hash of the
+            problem's text, is at least low and below high: parts that do not overlap have no problem in common, in
+            whatever order the rows come. `size` is drawn from the part.
 
     Raises:
         DataError: with file and line number, on anything that cannot be used.
     """
+    if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= 1):
+        raise DataError(f"part is {list(part)}; expected two rising numbers between 0 and 1, as in [0, 0.9]")
     if size is not None and size < 1:
         raise DataError(f"size is {size}; expected at least 1, or none for all")
     name = str(source)
     if name in minimath.SOURCES or name.startswith(gym.PREFIX):
+        if part is not None:
+            raise DataError(f"part divides a file or data set, and {name} is built in; leave part out")
         if fields:
             raise DataError(f"fields maps the names of a data set, and {name} is built in; leave fields out")
         built_in = name in minimath.SOURCES
@@ -55,19 +63,35 @@ def load(
     if path.exists() or name.endswith(files.SUFFIXES):
         if not name.endswith(files.SUFFIXES):
             raise DataError(f"{path} is no {' or '.join(files.SUFFIXES)} file; convert it to one JSON object a line")
-        return _subset(files.load(path, fields, verifier), size, seed)
+        return _subset(_part(files.load(path, fields, verifier), part, name), size, seed)
     found = known.find(name)
     if found is None:
         hint = nearest(name, [*minimath.SOURCES, *KNOWN])
         raise DataError(
             f"no task set {name!r}; expected a path to a {' or '.join(files.SUFFIXES)} file, or a name{hint}"
         )
-    return _subset(known.load(*found, split, fields, verifier), size, seed)
+    return _subset(_part(known.load(*found, split, fields, verifier), part, name), size, seed)
 
 
 def content_hash(tasks: Sequence[Task]) -> str:
     """SHA-256 over the problems, in order: whether two runs saw the same ones."""
     return hashlib.sha256(json.dumps([task.problem for task in tasks]).encode()).hexdigest()
+
+
+def _part(tasks: list[Task], part: tuple[float, float] | None, name: str) -> list[Task]:
+    """Those whose share lies in the part."""
+    if part is None:
+        return tasks
+    found = [task for task in tasks if part[0] <= _share(task.problem) < part[1]]
+    if not found:
+        raise DataError(f"no task of {name} is in part {list(part)}; expected some; take a wider part, or all")
+    return found
+
+
+def _share(problem: str) -> float:
+    """A number in [0, 1) that the text alone decides, spaces and capitals aside."""
+    digest = hashlib.sha256(" ".join(problem.lower().split()).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
 def _subset(tasks: list[Task], size: int | None, seed: int) -> list[Task]:

@@ -1,0 +1,175 @@
+"""A model's name -> its architecture: configuration and modules on the meta device, which have sizes and no weights.
+
+Where neither the files nor the hub are at hand, the configurations of the models that our recipes name are here, as
+their authors published them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from mass.adapter import LoraSites
+from mass.config import LoraConfig, ModelConfig
+from mass.errors import MassError, ModelError
+from mass.lm.model import LM
+from mass.lm.source import find_source
+from mass.prompts import MATH
+from mass.prompts.file import complete, read
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `config.json` of a model says of its shape."""
+
+    model_type: str
+    """As `transformers.AutoConfig` knows it."""
+    source: str
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+PUBLISHED: dict[str, Published] = {
+    "meta-llama/Llama-3.1-8B-Instruct": Published(
+        "llama",
+        "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/config.json; arXiv 2407.21783, table 3",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "tie_word_embeddings": False,
+            "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009],
+        },
+    ),
+    "Qwen/Qwen3-8B": Published(
+        "qwen3",
+        "https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json; arXiv 2505.09388, table 1",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "tie_word_embeddings": False,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without its weights."""
+
+    name: str
+    config: Any
+    """transformers' configuration."""
+    source: str
+    """Where the configuration comes from."""
+    tokenizer: Any
+    """The model's own, or `byte_tokenizer()` where its files are not at hand."""
+    own_tokenizer: bool
+
+    def _asked(self, made: Any, lora: LoraConfig, model: ModelConfig | None = None) -> LM:
+        """With the prompts that the loaded model would be asked with. Without its tokenizer: a chat model's."""
+        sections = read(model.prompts) if model and model.prompts else {}
+        prompts = complete(sections, chat=bool(getattr(self.tokenizer, "chat_template", None)))
+        rows = {"decode_rows": model.decode_rows} if model else {}
+        return LM(made, self.tokenizer, self.name, prompts[MATH], LoraSites(made, lora), **rows).with_prompts(prompts)
+
+    def build(self, model: ModelConfig, lora: LoraConfig) -> LM:
+        """The model on the meta device."""
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM.from_config(
+                self.config, dtype=getattr(torch, model.dtype), attn_implementation="sdpa"
+            )
+        made.eval().requires_grad_(False)
+        return self._asked(made, lora, model)
+
+    def shrunk(self, layers: int, lora: LoraConfig, dtype: torch.dtype, device: torch.device) -> LM | None:
+        """A model of the same kind with random weights, too small for its arithmetic to take time: what it takes is
+        Python's. None for a kind that does not come so small."""
+        config = copy.deepcopy(self.config.get_text_config())
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, name, 0)
+        for name, value in {**SMALL, "num_hidden_layers": layers}.items():
+            if hasattr(config, name):
+                setattr(config, name, value)
+        if (kinds := getattr(config, "layer_types", None)) is not None:
+            config.layer_types = kinds[:layers]
+        try:
+            made: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            made.to(device).eval().requires_grad_(False)
+            return self._asked(made, lora)
+        except (ValueError, TypeError, AttributeError, RuntimeError, MassError):
+            return None
+
+
+END = "<|end|>"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 64,
+}
+
+
+def find_architecture(name: str) -> Architecture:
+    """From a folder, the hub or its cache, else from `PUBLISHED`. Raises ModelError where none has it."""
+    try:
+        source = find_source(name)
+    except ModelError as error:
+        if name not in PUBLISHED:
+            raise ModelError(
+                f"{error}; of models that are not at hand, only those of the recipes are known: {', '.join(PUBLISHED)}"
+            ) from error
+        known = PUBLISHED[name]
+        return Architecture(
+            name, AutoConfig.for_model(known.model_type, **known.values), known.source, byte_tokenizer(), False
+        )
+    try:
+        tokenizer, own = source.make("tokenizer", AutoTokenizer), True
+    except ModelError:
+        tokenizer, own = byte_tokenizer(), False
+    return Architecture(name, source.make("configuration", AutoConfig), source.place, tokenizer, own)
+
+
+def byte_tokenizer() -> Any:
+    """Stands in for a chat model's tokenizer: a token for each byte, and a plain chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({END: 0, **{byte: i + 1 for i, byte in enumerate(alphabet)}}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=END)
+    wrapped.chat_template = TEMPLATE
+    return wrapped

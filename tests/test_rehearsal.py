@@ -1,0 +1,155 @@
+"""The dry run's numbers against what is measured, and what it says of runs that cannot be started."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from chat_folders import chat_folder, practice, sum_rows
+from mass.adapter import LoraSites
+from mass.config import LoraConfig, ModelConfig, OuterConfig, RunConfig, SamplingConfig, TrainConfig
+from mass.inner.live import LiveMemory
+from mass.lm import LM, load_lm
+from mass.lm.architecture import PUBLISHED, Architecture, byte_tokenizer, find_architecture
+from mass.problems import read_problems
+from mass.rehearsal.data import examine
+from mass.rehearsal.lengths import Lengths
+from mass.rehearsal.passes import Passes, Rows, shape_of
+from mass.rehearsal.room import Step, memory_of
+from mass.runlog import RunFolder
+from mass.train import Trainer
+from small_lms import make_lm, random_adapter
+from small_runs import config_for
+
+LORA = LoraConfig(rank=2, alpha=4.0)
+SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 32, "initializer_range": 0.05}
+
+
+def small(kind: str = "Llama") -> LM:
+    return make_lm(kind, torch.float32, attn_implementation="sdpa", max_position_embeddings=1024, **SIZES)
+
+
+def without_weights(lm: LM) -> LM:
+    """The same architecture on the meta device."""
+    return Architecture("small", lm.model.config, "", byte_tokenizer(), False).build(ModelConfig(), LORA)
+
+
+# --- passes
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+def test_bytes_without_weights_are_those_of_the_pass_itself(kind: str) -> None:
+    lm, rows = small(kind), Rows(3, 60, 140)
+    batch = lm.batch([([5] * rows.prompt, [7] * rows.counted)] * rows.count)
+    params = {name: t.requires_grad_() for name, t in random_adapter(lm).items()}
+    with LiveMemory(torch.device("cpu")) as live:
+        torch.autograd.grad(lm.losses(batch, params).sum(), list(params.values()))
+    assert Passes(without_weights(lm)).gradient(rows) == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_arithmetic_by_formula_is_what_torch_counts(second: bool) -> None:
+    """Attention in plain products, whose second derivative torch counts; here it is a fortieth of the whole."""
+    lm, rows = make_lm("Llama", torch.float32, max_position_embeddings=1024, **SIZES), Rows(2, 20, 44)
+    batch = lm.batch([([5] * rows.prompt, [7] * rows.counted)] * rows.count)
+    params = {name: t.requires_grad_() for name, t in random_adapter(lm).items()}
+    shape = shape_of(without_weights(lm))
+    with FlopCounterMode(display=False) as counter:
+        grads = torch.autograd.grad(lm.losses(batch, params).sum(), list(params.values()), create_graph=second)
+        if second:
+            torch.autograd.grad(grads, list(params.values()), [g.detach() for g in grads], allow_unused=True)
+    expected = shape.second_order(rows) if second else shape.first_order(rows)
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("meta-llama/Llama-3.1-8B-Instruct", 8.030261), ("Qwen/Qwen3-8B", 8.190735)]
+)
+def test_published_architectures_have_their_published_size(name: str, billions: float, monkeypatch) -> None:
+    monkeypatch.setattr("mass.lm.source.hub_answers", lambda: False)
+    found = find_architecture(name)
+    assert found.source == PUBLISHED[name].source
+    lm = found.build(ModelConfig(dtype="bfloat16"), LORA)
+    assert sum(p.numel() for p in lm.model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-6)
+    assert len(lm.adapters.sites) == 7 * lm.model.config.num_hidden_layers
+    assert all(p.is_meta for p in lm.model.parameters())
+
+
+# --- a step
+
+
+def lengths_of(config: RunConfig) -> Lengths:
+    return Lengths(60, 70, 150, 60, 150, config.outer.sampling.max_tokens, config.test.answer.max_tokens, 40)
+
+
+@pytest.mark.slow
+def test_a_step_s_peak_is_as_expected(sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on this model: 1.01 of it with micro_batch 1, 1.02 with 3.
+
+    The bytes of a real step, practice and solutions of the lengths that the estimate is asked for."""
+    lm = small()
+    config = config_for(tmp_path, sums, stack=2, tasks_per_step=4, eval_every=0)
+    inner = dataclasses.replace(config.adapt.inner, micro_batch=3)
+    config = dataclasses.replace(
+        config,
+        adapt=dataclasses.replace(config.adapt, inner=inner),
+        outer=OuterConfig(SamplingConfig(max_tokens=150), samples=4, micro_batch=2),
+        train=dataclasses.replace(config.train, eval_every=0),
+    )
+    text = practice(1)[0]
+    tokens = tuple(range(5, 155))
+    written = [dataclasses.replace(text, tokens=tokens, problem=f"p{i}", solution="s") for i in range(3)]
+    monkeypatch.setattr("mass.synthesis.synthesise", lambda *given, **_: [tuple(written)] * len(given[1]))
+    monkeypatch.setattr(LM, "example_row", lambda *_: ([5] * 60, [7] * 150))
+    monkeypatch.setattr(LM, "solve_prompt", lambda *_: [5] * 60)
+    monkeypatch.setattr(LM, "synthesis_prompt", lambda *_: [5] * 70)
+    monkeypatch.setattr(type(lm), "end_ids", property(lambda _: frozenset()))
+    trainer = Trainer(lm, config, read_problems(lm, config), RunFolder(tmp_path))
+    with LiveMemory(torch.device("cpu")) as live:
+        trainer.outer_step()
+    memory = memory_of(Passes(without_weights(lm)), Step(config, lengths_of(config), 1, "cpu"))
+    expected = memory.peak - memory.stays[0].bytes
+    assert expected == pytest.approx(live.peak, rel=0.1)
+
+
+# --- what is in the way
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chat_folder(tmp_path_factory.mktemp("model") / "small", "Llama")
+
+
+def test_golds_that_are_refused_and_problems_in_both_sets_are_named(tmp_path: Path) -> None:
+    train = sum_rows(tmp_path / "train.jsonl", ["7"] * 5 + [str(i) for i in range(5, 20)])
+    config = config_for(tmp_path, train)
+    sets = {name: dataclasses.replace(getattr(config, name), verifier=None) for name in ("tasks", "validation")}
+    found = examine(dataclasses.replace(config, **sets, train=TrainConfig(eval_size=20)))
+    assert (found.shared, found.sets[0].rows, len(found.sets[0].refused)) == (20, 20, 5)
+    assert found.problems[0].startswith("tasks: 5 of 20 golds are not accepted by their own verifier, as train-1")
+    assert found.problems[-1].startswith("20 of the 20 validation problems are trained on; expected none")
+    assert all("\n" not in problem for problem in found.problems)
+
+
+def test_the_present_device_is_measured(folder: Path) -> None:
+    from mass.rehearsal.device import measure
+
+    found = measure(find_architecture(str(folder)), ModelConfig(), LORA, None)
+    assert (found.kind, found.measured) == ("cpu", True)
+    assert 1e8 < found.flops < 1e14
+    assert 1e7 < found.bytes_per_s < 1e13
+    assert 1e-6 < found.layer_s < 1
+    assert found.memory > 1e8
+    assert found.seconds(2 * found.flops) == pytest.approx(2)
+
+
+def test_a_tokenizer_at_hand_counts_and_one_that_is_not_is_guessed(folder: Path) -> None:
+    assert find_architecture(str(folder)).own_tokenizer
+    lm = load_lm(ModelConfig(name=str(folder)), LORA)
+    assert LoraSites(lm.model, LORA).sites == without_weights(lm).adapters.sites
+    stand_in = byte_tokenizer()
+    assert stand_in.decode(stand_in("1 + 2 = é")["input_ids"]) == "1 + 2 = é"
