@@ -31,7 +31,9 @@ def rows(folder: str, name: str) -> datasets.Dataset:
     """All rows of `name`.jsonl, in the order of the file."""
     file = Path(folder).expanduser() / f"{name}.jsonl"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file; expected rows of {name}; give its folder by --metadata data=FOLDER")
+        raise FileNotFoundError(
+            f"{file} is no file; expected rows of {name}; give its folder by --metadata data=FOLDER"
+        )
     return datasets.Dataset.from_list([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
 
 

@@ -60,7 +60,9 @@ def arguments_of(given: Mapping[str, Any]) -> Arguments:
         if name == "max_batch_size" or value is None:  # of the harness's own search for a batch size
             continue
         if name not in known:
-            raise ConfigError(f"--model_args has {name}={value}, which --model mass does not take{nearest(name, known)}")
+            raise ConfigError(
+                f"--model_args has {name}={value}, which --model mass does not take{nearest(name, known)}"
+            )
         values[name] = _checked(name, value)
     return Arguments(**values)
 

@@ -74,7 +74,10 @@ class Asking:
     def windows(self, text: str) -> list[Scored]:
         """A whole text as contexts and continuations that predict each token once, the first token's being the
         tokenizer's own; every window but the first is as long as the model reads."""
-        tokens, most = [self.prefix_id, *self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]], self.lm.context
+        tokens, most = (
+            [self.prefix_id, *self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]],
+            self.lm.context,
+        )
         found: list[Scored] = []
         for start in range(1, len(tokens), most - 1):
             end = min(len(tokens), start + most - 1)

@@ -7,7 +7,7 @@ Perplexity tasks (`loglikelihood_rolling`) are answered by the unadapted weights
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ class MassModel:
     def _loaded(self, device: str) -> Mass:
         given = self.arguments
         if not given.pretrained:
-            raise ConfigError("pretrained is missing in --model_args; expected pretrained=tiny, a folder, or a hub name")
+            raise ConfigError(
+                "pretrained is missing in --model_args; expected pretrained=tiny, a folder, or a hub name"
+            )
         return load(
             given.pretrained,
             given.checkpoint,
@@ -148,7 +150,9 @@ class MassModel:
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
 
-    def _adapted(self, requests: Sequence[Request], doing: str, quiet: bool):
+    def _adapted(
+        self, requests: Sequence[Request], doing: str, quiet: bool
+    ) -> Iterator[tuple[list[Document], Weights]]:
         """(documents, their adapters), a stack at a time. All problems are found before the first practice."""
         frames = (self.practice.model.lm.prompts.solve, *FRAMES)
         documents = documents_of(requests, self.tasks, frames, practise=self.arguments.adapt)
@@ -220,8 +224,7 @@ class MassModel:
         """What the harness writes beside its results: what was run, and what it cost over all processes."""
         cost = sum(self._costs, Cost()) if self._costs is not None else self.practice.cost
         practice, documents = self.practice, max(1, cost.documents)
-        fallbacks = [entry.fallback for entry in practice.entries.values() if entry.fallback]
-        about: Mapping[str, Any] = {
+        about = {
             **practice.model.origin,
             "method": practice.model.method,
             "adapt": practice.adapt,
@@ -232,9 +235,8 @@ class MassModel:
             "processes": self.ranks.size,
             "documents": cost.documents,
             "adapted": cost.adapted,
-            "fallbacks": {reason: fallbacks.count(reason) for reason in sorted(set(fallbacks))},
-            "texts_cut": self.asking.cut,
+            "fallbacks": dict(sorted(cost.fallbacks.items())),
             "tokens_per_document": cost.tokens / documents,
             "seconds_per_document": cost.seconds / documents,
         }
-        return {"mass": dict(about)}
+        return {"mass": about}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Weights:
         return {name: tensor[list(numbers)] for name, tensor in self.params.items()} if self.stacked else self.params
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
     """Of one document, or of many."""
 
@@ -54,10 +55,17 @@ class Cost:
     """Generated: practice and answers."""
     seconds: float = 0.0
     """Wall-clock time, shared equally among documents that were adapted and answered side by side."""
+    fallbacks: Counter[str] = field(default_factory=Counter[str])
+    """Why documents were answered by unadapted weights, and how many."""
 
     def __add__(self, other: Cost) -> Cost:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Cost(*(a + b for a, b in pairs))
+        return Cost(
+            self.documents + other.documents,
+            self.adapted + other.adapted,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.fallbacks + other.fallbacks,
+        )
 
 
 @dataclass
@@ -75,7 +83,8 @@ class Entry:
     @property
     def cost(self) -> Cost:
         adapted = self.adaptation is not None and not self.fallback
-        return Cost(1, int(adapted), sum(self.tokens.values()), sum(self.seconds.values()))
+        reasons = Counter([self.fallback] if self.fallback else [])
+        return Cost(1, int(adapted), sum(self.tokens.values()), sum(self.seconds.values()), reasons)
 
 
 @dataclass
@@ -100,14 +109,12 @@ class Practice:
             return Weights(self.model.state.theta, stacked=False)
         theta = self.model.state.theta
         each: list[Params] = [theta] * len(documents)
+        known = [self.entries[document.key].adaptation is not None for document in documents]
         for replayed in (False, True):
-            chosen = [i for i, d in enumerate(documents) if self._fits(d) and self._known(d) == replayed]
+            chosen = [i for i, document in enumerate(documents) if known[i] == replayed and self._fits(document)]
             for i, adapter in zip(chosen, self._adapters([documents[i] for i in chosen], replayed), strict=True):
                 each[i] = adapter
         return Weights({name: torch.stack([params[name] for params in each]) for name in theta}, stacked=True)
-
-    def _known(self, document: Document) -> bool:
-        return self.entries[document.key].adaptation is not None
 
     def _fits(self, document: Document) -> bool:
         try:
