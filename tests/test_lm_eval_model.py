@@ -4,6 +4,7 @@ them, likelihoods as a plain forward pass gives them."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -118,9 +119,8 @@ def test_adapters_are_those_of_solve_bit_for_bit(mass: Mass, made: Made) -> None
 def test_documents_side_by_side_answer_as_alone(made: Made, size: int) -> None:
     alone, together = made(), made(batch_size=size)
     assert together.generate_until(generations(range(5))) == alone.generate_until(generations(range(5)))
-    for one, other in zip(
-        alone.loglikelihood(choices(range(2))), together.loglikelihood(choices(range(2))), strict=True
-    ):
+    scores = [model.loglikelihood(choices(range(2))) for model in (alone, together)]
+    for one, other in zip(*scores, strict=True):
         assert one[0] == pytest.approx(other[0], abs=1e-4)
         assert one[1] == other[1]
 
@@ -129,10 +129,8 @@ def test_shots_change_the_answer_and_not_the_practice(made: Made) -> None:
     """What stands before the document is read when answering; the adapter is the same bit for bit."""
     bare, shown = made(), made()
     shots = "Problem: Compute 3 + 3.\nSolution: 7\n\n" * 2
-    without, withs = (
-        bare.generate_until(generations(range(5))),
-        shown.generate_until(generations(range(5), shots=shots)),
-    )
+    asked, told = generations(range(5)), generations(range(5), shots=shots)
+    without, withs = bare.generate_until(asked), shown.generate_until(told)
     hashes = [[e.adaptation.adapter_hash for e in m.practice.entries.values() if e.adaptation] for m in (bare, shown)]
     assert hashes[0] == hashes[1]
     assert len(hashes[0]) == 5
@@ -251,18 +249,19 @@ def test_space_before_a_continuation_is_its_own(lm: LM) -> None:
     one, other = asking.encode_pair("Compute 1 + 2. ", "3"), asking.encode_pair("Compute 1 + 2.", " 3")
     assert one == other
     assert lm.tokenizer.decode(one[1]) == " 3"
-    assert asking.encode_pair("", "3") == (
-        [asking.prefix_id],
-        asking.lm.tokenizer("3", add_special_tokens=False)["input_ids"],
-    )
+    three = lm.tokenizer("3", add_special_tokens=False)["input_ids"]
+    assert asking.encode_pair("", "3") == ([asking.prefix_id], three)
     begun = lm.tokenizer.decode([asking.prefix_id])
     assert asking.encode(f"{begun}1").count(asking.prefix_id) == 1
+
+
+READS_16 = functools.cache(lambda: make_lm("Llama", max_position_embeddings=16))
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 90))
 def test_windows_predict_each_token_once(count: int) -> None:
-    lm = make_lm("Llama", max_position_embeddings=16)
+    lm = READS_16()
     text = "".join(str(i % 10) for i in range(count))
     tokens = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = Asking(lm).windows(text)

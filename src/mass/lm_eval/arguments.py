@@ -15,7 +15,7 @@ AUTO_BATCH = 8
 
 @dataclass(frozen=True)
 class Arguments:
-    """What `--model mass` takes after `--model_args`, with commas between; `--batch_size` and `--device` come to it too."""
+    """What `--model mass` takes after `--model_args`, with commas between, and of `--batch_size` and `--device`."""
 
     pretrained: str = ""
     """A model as `mass.load` takes it: tiny, a folder, or a hub name."""
