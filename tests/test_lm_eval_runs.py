@@ -107,12 +107,12 @@ def test_poisoned_golds_change_no_adapter_and_no_answer(data: Path, tmp_path: Pa
     made = register()
     found: list[Any] = []
     for folder in (data, write(tmp_path / "poisoned", golds)):
-        lm = made(model=tiny(), max_gen_toks=16, batch_size=2, examples=3)
+        lm = made(model=tiny(), max_gen_toks=16, batch_size=2)
         samples = run(lm, folder, num_fewshot=1)
         assert len(hashes(lm)) == sum(FILES.values()) - FILES["gsm8k_train"]
         found.append((hashes(lm), {task: answers(samples[task]) for task in TASKS}, samples))
     assert found[0][:2] == found[1][:2]
-    assert len(set(found[0][0].values())) > 8, "adapters differ from document to document"
+    assert len(set(found[0][0].values())) > 6, "adapters differ from document to document"
     targets = [[sample["target"] for task in TASKS for sample in samples[task]] for *_, samples in found]
     assert all(one != other for one, other in zip(*targets, strict=True)), "the poison was in all of them"
     assert [s["acc"] for s in found[0][2]["mmlu_local"]] != [s["acc"] for s in found[1][2]["mmlu_local"]]
@@ -122,11 +122,11 @@ def test_shots_are_asked_and_not_practised_on(data: Path) -> None:
     lm = register()(model=tiny(), max_gen_toks=16, examples=2)
     samples = run(lm, data, TASKS[:2])
     for task, marks, problems in (
-        ("gsm8k_local", 6, [row["question"] for row in rows_of("gsm8k_test", 4)]),
-        ("minerva_math500_local", 5, [row["problem"] for row in rows_of("math500", 3)]),
+        ("gsm8k_local", ("\nAnswer:", 6), [row["question"] for row in rows_of("gsm8k_test", 4)]),
+        ("minerva_math500_local", ("\nSolution:", 5), [row["problem"] for row in rows_of("math500", 3)]),
     ):
         asked = [sample["arguments"][0][0] for sample in samples[task]]
-        assert all(text.count("Answer:") + text.count("Solution:") == marks for text in asked), "five or four shots"
+        assert all(text.count(marks[0]) == marks[1] for text in asked), "five or four shots, and the document"
         entries = [entry for (name, _), entry in lm.practice.entries.items() if name == task]
         assert [entry.problem for entry in entries] == [problem.strip() for problem in problems]
 
@@ -138,10 +138,11 @@ def test_unadapted_numbers_are_those_of_the_harness_own_model(data: Path) -> Non
     """`--model hf` on the same base, shots and cut contexts included."""
     from lm_eval.models.huggingface import HFLM
 
-    model = tiny()
-    base = load("tiny", "untrained")
-    theirs = run(HFLM(model.lm.model, tokenizer=model.lm.tokenizer, max_gen_toks=16, device="cpu"), data)
-    ours = run(register()(model=base, adapt=False, max_gen_toks=16, batch_size=3), data)
+    base, limit = load("tiny", "untrained"), {"max_gen_toks": 16}
+    theirs = run(HFLM(base.lm.model, tokenizer=base.lm.tokenizer, device="cpu"), data, gen_kwargs=dict(limit))
+    lm = register()(model=base, adapt=False, batch_size=3)
+    ours = run(lm, data, gen_kwargs=dict(limit))
+    assert lm.asking.cut > 0, "some contexts are longer than the model reads"
     for task in TASKS[:2]:
         assert answers(ours[task]) == answers(theirs[task])
     for one, other in zip(ours["mmlu_local"], theirs["mmlu_local"], strict=True):
@@ -186,7 +187,7 @@ def test_answers_and_verdicts_are_those_of_mass_eval(
 
 def test_verdicts_agree_where_a_model_solves_some(tmp_path: Path) -> None:
     """Our own problems in GSM8K's fields, asked in our own prompt: right ones and wrong ones."""
-    problems = task_sets.load("minimath", size=8, seed=3)
+    problems = task_sets.load("minimath", size=6, seed=3)
     rows = [{"question": t.problem, "answer": f"{t.solution}\n#### {t.answer}"} for t in problems]
     for name in ("gsm8k_test", "gsm8k_train"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -249,7 +250,7 @@ def test_metrics_and_verifiers_judge_the_same_texts_alike(tmp_path: Path) -> Non
         for number, (task, doc) in enumerate(zip(tasks, loaded[name].test_docs(), strict=True)):
             answer = (task.answer, altered(task.answer), "")[number % 3]
             text = forms[name].format(answer) if answer else task.answer
-            given = loaded[name]._filters[0].filters[0].apply([[text]], [doc])[0] if name == "gsm8k_local" else [text]
+            given = loaded[name]._filters[0].filters[0]().apply([[text]], [doc])[0] if name == "gsm8k_local" else [text]
             theirs = bool(loaded[name].process_results(doc, [next(iter(given))])["exact_match"])
             right += theirs
             if theirs != verify.check(task, text).correct:
