@@ -139,9 +139,11 @@ def test_unadapted_numbers_are_those_of_the_harness_own_model(data: Path) -> Non
     from lm_eval.models.huggingface import HFLM
 
     base, limit = load("tiny", "untrained"), {"max_gen_toks": 16}
-    theirs = run(HFLM(base.lm.model, tokenizer=base.lm.tokenizer, device="cpu"), data, gen_kwargs=dict(limit))
-    lm = register()(model=base, adapt=False, batch_size=3)
-    ours = run(lm, data, gen_kwargs=dict(limit))
+    lm, theirs, ours = register()(model=base, adapt=False, batch_size=3), {}, {}
+    for tasks, shots in ((TASKS[:1], 8), (TASKS[1:], None)):
+        other = HFLM(base.lm.model, tokenizer=base.lm.tokenizer, device="cpu")
+        theirs |= run(other, data, tasks, num_fewshot=shots, gen_kwargs=dict(limit))
+        ours |= run(lm, data, tasks, num_fewshot=shots, gen_kwargs=dict(limit))
     assert lm.asking.cut > 0, "some contexts are longer than the model reads"
     for task in TASKS[:2]:
         assert answers(ours[task]) == answers(theirs[task])
@@ -281,6 +283,11 @@ def test_local_tasks_are_the_harness_own() -> None:
     assert load_yaml(LOCAL / "gsm8k_local.yaml")["num_fewshot"] == 5
 
 
+def written(value: Any) -> Any:
+    """As the harness's log of samples has it."""
+    return [written(item) for item in value] if isinstance(value, list | tuple) else str(value)
+
+
 def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> None:
     """The command itself, with an uneven share: 4 and 3 documents."""
     given = "pretrained=tiny,max_gen_toks=12,examples=2,out=" + str(tmp_path / "log")
@@ -299,9 +306,8 @@ def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> No
     for task, samples in one.items():
         (file,) = (tmp_path / "two").rglob(f"samples_{task}_*.jsonl")
         two = sorted(map(json.loads, file.read_text().splitlines()), key=lambda s: s["doc_id"])
-        kept = [json.loads(json.dumps(sample["resps"])) for sample in samples]
-        for mine, theirs in zip(kept, two, strict=True):
-            assert theirs["resps"] in (mine, [[list(map(str, pair)) for pair in pairs] for pairs in mine])
+        # not "resps": of the last request of a smaller share the harness asks more than it needs, to fill the share
+        assert [written(sample["filtered_resps"]) for sample in two] == [written(s["filtered_resps"]) for s in samples]
     lines = [json.loads(line) for file in (tmp_path / "log").iterdir() for line in file.read_text().splitlines()]
     assert {(line["task"], line["doc_id"]) for line in lines} == set(hashes(lm))
     assert len(list((tmp_path / "log").iterdir())) == 2
