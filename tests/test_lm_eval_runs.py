@@ -288,6 +288,7 @@ def written(value: Any) -> Any:
     return [written(item) for item in value] if isinstance(value, list | tuple) else str(value)
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> None:
     """The command itself, with an uneven share: 4 and 3 documents."""
     given = "pretrained=tiny,max_gen_toks=12,examples=2,out=" + str(tmp_path / "log")
