@@ -28,7 +28,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("comparison",),
     ("results",),
     ("report",),
-    ("demo", "study"),
+    ("demo", "study", "lm_eval"),
     ("serve", "cli"),
     ("__init__", "__main__"),
 )

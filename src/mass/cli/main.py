@@ -16,6 +16,7 @@ VERBS = {
     "solve": "practise on a problem, then answer it",
     "train": "meta-train a checkpoint: how to practise, how to weigh practice",
     "eval": "compare methods on a task set",
+    "lm-eval": "run lm-evaluation-harness with mass among its models",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "pretrain": "make the tiny base model from minimath",
     "study": "run the trainings and evaluations of a study, seed by seed",
@@ -71,7 +72,7 @@ def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
         if may_restart and not {"-h", "--help"} & set(rest):
             allocator.restart_with_kept_memory()
         _quiet_libraries()
-    return importlib.import_module(f"mass.cli.{verb}").run(rest)
+    return importlib.import_module(f"mass.cli.{verb.replace('-', '_')}").run(rest)
 
 
 def _quiet_libraries() -> None:
