@@ -23,9 +23,9 @@ from mass.config import to_dict
 PAGE = "reference/commands.md"
 INTRODUCTION = """# Commands
 
-What `mass VERB --help` says. Options with dots are keys of the YAML file that `--config` reads; what stands on the command line comes on
-top of it, and `--print_config` prints the result. A mistake gives one line on standard error and the exit code 2; `--debug` shows its
-traceback.
+What `mass VERB --help` says. Options with dots are keys of the YAML file that `--config` reads; what stands on the
+command line comes on top of it, and `--print_config` prints the result. A mistake gives one line on standard error and
+the exit code 2; `--debug` shows its traceback.
 
 ```text
 {usage}

@@ -23,4 +23,6 @@ def _mathml(found: re.Match[str]) -> str:
     try:
         return convert(tex, display="block" if found["tag"] == "div" else "inline")
     except Exception as error:  # latex2mathml raises many kinds; each is a mistake in the page
-        raise PluginError(f"the formula {tex!r} is no TeX that becomes MathML ({error}); mend it in the page") from error
+        raise PluginError(
+            f"the formula {tex!r} is no TeX that becomes MathML ({error}); mend it in the page"
+        ) from error

@@ -1,8 +1,8 @@
 """Links to files of the repository outside docs/ -> links to copies of them in the site.
 
 Pages are written so that their links work in the repository: `[README](../README.md)`. Every such file becomes a page
-under `repository/` (Markdown as it is, code in a box, a folder as the list of its files), or a plain copy (pictures, data).
-A link to what is not there is left alone: MkDocs warns of it, and a strict build fails.
+under `repository/` (Markdown as it is, code in a box, a folder as the list of its files), or a plain copy (pictures,
+data). A link to what is not there is left alone: MkDocs warns of it, and a strict build fails.
 """
 
 from __future__ import annotations
@@ -64,9 +64,13 @@ def text_of(target: str, root: Path) -> str | None:
 
 def _listing(target: str, root: Path) -> str:
     """A folder's files as links, by their titles where they are Markdown."""
-    names = sorted(p.name for p in (root / target).iterdir() if not p.name.startswith(("_", ".")) and p.name != "index.md")
+    names = sorted(
+        p.name for p in (root / target).iterdir() if not p.name.startswith(("_", ".")) and p.name != "index.md"
+    )
     title = "Decisions" if target == ADR else target
-    return f"# {title}\n\n" + "\n".join(f"- [{_title(root / target / n)}]({posixpath.basename(target)}/{n})" for n in names)
+    return f"# {title}\n\n" + "\n".join(
+        f"- [{_title(root / target / n)}]({posixpath.basename(target)}/{n})" for n in names
+    )
 
 
 def _title(path: Path) -> str:
@@ -107,7 +111,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: object) -> str:
     """The page with each link to a file of the repository turned to its place in the site."""
     root = Path(config.config_file_path).parent
     return relinked(markdown, page.file.src_uri, root)

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 HOOKS = ROOT / "docs" / "hooks"
 sys.path.append(str(HOOKS))
 
-import repository  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(

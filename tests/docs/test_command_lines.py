@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-
 import reading
+from reading import PAGES, ROOT, SHELLS, Block, Command
+
 from mass.cli import options
 from mass.cli.main import VERBS
 from mass.errors import MassError
-from reading import PAGES, ROOT, SHELLS, Block, Command
 
 COMMANDS = [c for page in PAGES for b in reading.blocks(page) if b.language in SHELLS for c in reading.commands(b)]
 INLINE = re.compile(r"`(--[A-Za-z][\w.-]*)")
@@ -52,7 +52,7 @@ def is_awaited(words: Iterable[str]) -> bool:
 def without_files_of_runs(arguments: Iterable[str]) -> list[str]:
     """Less a `--config` that an earlier command of the page would have written."""
     rest = list(arguments)
-    while "--config" in rest and not Path(rest[rest.index("--config") + 1]).parts[0] == "recipes":
+    while "--config" in rest and Path(rest[rest.index("--config") + 1]).parts[0] != "recipes":
         del rest[rest.index("--config") : rest.index("--config") + 2]
     return rest
 
@@ -81,7 +81,7 @@ def test_an_option_that_a_page_names_is_one(page: Path) -> None:
     assert [name for name in INLINE.findall(prose) if name not in known and not is_awaited([name])] == []
 
 
-def test_a_line_that_no_parser_takes_is_found(tmp_path: Path) -> None:
+def test_a_line_that_no_parser_takes_is_found() -> None:
     block = Block(ROOT / "README.md", 1, "bash", "echo hi | mass eval --sise 3 > x.txt; mass eval --size 4\n", None)
     wrong, right = reading.commands(block)
     assert wrong.arguments == ("eval", "--sise", "3")

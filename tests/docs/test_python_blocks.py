@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 import reading
 from reading import PAGES, Block
 
@@ -33,9 +32,7 @@ def test_python_compiles(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [p for p in WITH_PYTHON if any(b.not_run is None for b in python_of(p))], ids=reading.name_of
 )
-def test_python_runs_and_prints_what_the_page_says(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_runs_and_prints_what_the_page_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     namespace: dict[str, object] = {"__name__": "page"}

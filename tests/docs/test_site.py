@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-import reading
-from mass.cli.main import VERBS
 from reading import ROOT
+
+from mass.cli.main import VERBS
 
 SOURCE = ROOT / "src"
 INSIDE = ("mass.verify.inside",)
@@ -46,9 +45,9 @@ def public_names() -> Iterator[tuple[str, str]]:
     for path in sorted(SOURCE.rglob("*.py")):
         module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                if not module.startswith(INSIDE):
-                    yield from ((module, name) for name in ast.literal_eval(node.value))
+            listed = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            if listed and not module.startswith(INSIDE):
+                yield from ((module, name) for name in ast.literal_eval(node.value))
 
 
 def homes(module: str, name: str) -> set[str]:
