@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from reading import ROOT
@@ -97,7 +98,33 @@ def test_formulas_are_drawn_by_the_browser(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dead_link_a_dead_anchor_or_a_formula_that_is_none_stops_the_build(site: Path, tmp_path: Path) -> None:
+def test_every_link_and_anchor_inside_the_site_leads_somewhere(site: Path) -> None:
+    """Also to the anchors of the reference, which MkDocs cannot see before they are made."""
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html") if page.name != "404.html"}
+    anchors = {page: set(re.findall(r'(?:id|name)="([^"]+)"', text)) for page, text in pages.items()}
+    dead, seen = list[str](), 0
+    for page, text in pages.items():
+        for path, anchor in re.findall(r'<a [^>]*?href="(?!https?:|mailto:)([^"#]*)#?([^"]*)"', text):
+            target = (page.parent / unquote(path)).resolve() if path else page
+            known = anchors.get(target / "index.html" if target.is_dir() else target)
+            seen += 1
+            if not target.exists() or (anchor and known is not None and unquote(anchor) not in known):
+                dead.append(f"{page.relative_to(site)} -> {path}#{anchor}")
+    assert sorted(set(dead)) == []
+    assert seen > 1000
+
+
+def test_a_formula_that_is_none_is_an_error() -> None:
+    import mathematics
+    from mkdocs.exceptions import PluginError
+
+    assert "<mi>x</mi>" in mathematics.on_page_content('<span class="arithmatex">\\(x\\)</span>')
+    with pytest.raises(PluginError, match="is no TeX"):
+        mathematics.on_page_content('<span class="arithmatex">\\(\\frac{\\)</span>')
+
+
+@pytest.mark.slow
+def test_a_dead_link_a_dead_anchor_or_a_name_that_is_none_stops_the_build(site: Path, tmp_path: Path) -> None:
     wrong = {
         "a link to nothing": ("[x](nowhere.md)", "nowhere.md"),
         "an anchor to nothing": ("[x](engine.md#no-such-part)", "no-such-part"),
