@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 HOOKS = ROOT / "docs" / "hooks"
 sys.path.append(str(HOOKS))
 
+import repository as repository  # noqa: E402 (for the tests of links)
+
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
