@@ -49,7 +49,7 @@ def make_parser(verb: str, usage: str, description: str, examples: Iterable[str]
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """The checked values, dataclasses instantiated. Raises ConfigError."""
-    _name_groups(parser)
+    name_groups(parser)
     for path in _config_files(arguments):
         _check_keys(path, parser)
     try:
@@ -232,7 +232,7 @@ def _near_option(option: str, parser: ArgumentParser) -> str:
     return _near(option.lstrip("-"), names).replace("did you mean '", "did you mean '--")
 
 
-def _name_groups(parser: ArgumentParser) -> None:
+def name_groups(parser: ArgumentParser) -> None:
     """Help sections by the dotted name of their options, instead of the signature of a dataclass."""
     for group in parser._action_groups:  # pyright: ignore[reportPrivateUsage]
         names = [action.dest for action in group._group_actions]  # pyright: ignore[reportPrivateUsage]

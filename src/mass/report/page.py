@@ -22,6 +22,7 @@ MAX_EXAMPLES = 20
 
 
 def html_page(comparison: Mapping[str, Any]) -> str:
+    """The page of a comparison, given as `Comparison.to_dict` or `comparison.json` has it."""
     rows = rows_of(comparison)
     return _render(
         title=f"MASS: {words.task_text(comparison)}, model {comparison.get('model', 'unnamed')}",

@@ -83,8 +83,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Results:
+    """What finished runs measured, as `mass collect` stored it."""
+
     folder: Path
     parts: dict[str, Part]
+    """By the name of the part: table, ablations, ..."""
 
 
 def is_results(folder: Path) -> bool:

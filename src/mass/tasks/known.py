@@ -59,6 +59,7 @@ KNOWN: dict[str, Known] = {
         "cais/mmlu", ("all",), {"train": "auxiliary_train", "validation": "validation", "dev": "dev", "test": "test"}
     ),
 }
+"""Name -> the data set of the hub that it stands for."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 

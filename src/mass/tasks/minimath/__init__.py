@@ -45,13 +45,16 @@ def _kinds_of(module: ModuleType) -> list[Kind]:
 
 
 MINIMATH = "minimath"
+"""The name of the set that the tiny model has learned."""
 SOURCES: Mapping[str, Sequence[Kind]] = {
     MINIMATH: _kinds_of(forward),
     "minimath-search": [*_kinds_of(forward), *_kinds_of(inverse)],
 }
 """Name of a set -> its kinds. A set is drawn from under its own name, so that one added later changes no other."""
 SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))
+"""Those of the MATH data set."""
 SPLITS = ("train", "validation", "test")
+"""A problem belongs to one by the hash of its text."""
 
 
 def problem_split(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import TypeVar
 Numbers = tuple[int, ...]
 T = TypeVar("T")
 LEVELS = (1, 2, 3, 4, 5)
+"""From easy to hard."""
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Kind:
 
 
 KINDS: list[Kind] = []
+"""Every kind of problem, of every set."""
 
 
 def kind(subject: str, text: Callable[..., str], draw: Callable[[random.Random, int], Numbers]):
