@@ -16,11 +16,13 @@ from jsonargparse import ArgumentParser
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from mass.cli import options
-from mass.cli.main import USAGE, VERBS
+from mass.cli import lm_eval, options
+from mass.cli.main import USAGE, VERBS, module_of
 from mass.config import to_dict
 
 PAGE = "reference/commands.md"
+HARNESS = "lm-eval"
+"""The verb whose options are another program's."""
 INTRODUCTION = """# Commands
 
 What `mass VERB --help` says. Options with dots are keys of the YAML file that `--config` reads; what stands on the
@@ -40,14 +42,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def parser_of(verb: str) -> ArgumentParser:
     """The parser of a verb, its sections named as `--help` names them."""
-    parser = importlib.import_module(f"mass.cli.{verb}")._parser()
+    parser = importlib.import_module(module_of(verb))._parser()
     options.name_groups(parser)
     return parser
 
 
 def page() -> str:
     usage = USAGE.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items()))
-    return "\n".join([INTRODUCTION.format(usage=usage.rstrip()), *(_verb(verb) for verb in VERBS)])
+    sections = (_harness() if verb == HARNESS else _verb(verb) for verb in VERBS)
+    return "\n".join([INTRODUCTION.format(usage=usage.rstrip()), *sections])
+
+
+def _harness() -> str:
+    return f"## mass {HARNESS} {{#{HARNESS}}}\n\n```text\n{lm_eval.usage()}```\n"
 
 
 def _verb(verb: str) -> str:

@@ -13,13 +13,21 @@ import reading
 from reading import PAGES, ROOT, SHELLS, Block, Command
 
 from mass.cli import options
-from mass.cli.main import VERBS
+from mass.cli.main import VERBS, module_of
 from mass.errors import MassError
+from mass.lm_eval.arguments import arguments_of
 
 COMMANDS = [c for page in PAGES for b in reading.blocks(page) if b.language in SHELLS for c in reading.commands(b)]
+HARNESS = "lm-eval"
+"""The verb whose options, but for the model arguments, are another program's."""
 INLINE = re.compile(r"`(--[A-Za-z][\w.-]*)")
-OF_OTHERS = {"--find-links", "--extra-index-url", "--strict"}
-"""Options of pip, and of the judge that a page makes up."""
+OF_OTHERS = {
+    *("--find-links", "--extra-index-url", "--strict"),
+    *("--include_path", "--batch_size", "--model_args", "--use_cache"),
+    *("--enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--generation-config", "--max-model-len"),
+    *("--gpu-memory-utilization", "--tensor-parallel-size", "--data-parallel-size"),
+}
+"""Options of pip and of the judge that a page makes up; of lm_eval; of vLLM."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +38,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def known_options() -> set[str]:
     """Of all verbs."""
-    parsers = [importlib.import_module(f"mass.cli.{verb}")._parser() for verb in VERBS]
+    parsers = [importlib.import_module(module_of(verb))._parser() for verb in VERBS if verb != HARNESS]
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 
@@ -48,8 +56,11 @@ def test_a_command_line_of_the_pages_is_one(command: Command) -> None:
     if verb in ("--help", "--version"):
         return
     assert verb in VERBS
-    if "--help" not in rest:
-        options.parse(importlib.import_module(f"mass.cli.{verb}")._parser(), without_files_of_runs(rest))
+    if verb == HARNESS:
+        given = rest[rest.index("--model_args") + 1] if "--model_args" in rest else ""
+        arguments_of(dict(pair.split("=", 1) for pair in given.split(",") if pair) | {"batch_size": 1})
+    elif "--help" not in rest:
+        options.parse(importlib.import_module(module_of(verb))._parser(), without_files_of_runs(rest))
 
 
 def test_there_are_command_lines_of_every_verb() -> None:

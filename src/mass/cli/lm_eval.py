@@ -23,11 +23,15 @@ examples:
 
 def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(arguments="\n".join(_documented())), end="")
+        print(usage(), end="")
         return 0
     from mass.lm_eval import main
 
     return main(arguments)
+
+
+def usage() -> str:
+    return USAGE.format(arguments="\n".join(_documented()))
 
 
 def _documented() -> list[str]:

@@ -72,7 +72,11 @@ def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
         if may_restart and not {"-h", "--help"} & set(rest):
             allocator.restart_with_kept_memory()
         _quiet_libraries()
-    return importlib.import_module(f"mass.cli.{verb.replace('-', '_')}").run(rest)
+    return importlib.import_module(module_of(verb)).run(rest)
+
+
+def module_of(verb: str) -> str:
+    return f"mass.cli.{verb.replace('-', '_')}"
 
 
 def _quiet_libraries() -> None:
