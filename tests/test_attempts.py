@@ -11,11 +11,12 @@ import torch
 
 from mass.checkpoint import init_state
 from mass.config import AdaptConfig, RunConfig, SamplingConfig, SynthesisConfig
-from mass.errors import ConfigError
+from mass.errors import ConfigError, ShapeError
 from mass.lm import LM
-from mass.scoring import score
+from mass.scoring import score, verdict_losses
 from mass.seeds import derive
 from mass.synthesis import judge, synthesise
+from mass.train import train
 from mass.types import Example, Sample
 from small_lms import make_lm, random_adapter
 from small_runs import config_for, gradients, with_inner
@@ -79,3 +80,48 @@ def test_only_practice_problems_train_the_generator(wide: LM, taught_base: Path,
 def test_more_attempts_than_examples_are_refused() -> None:
     with pytest.raises(ConfigError, match="attempts"):
         SynthesisConfig(examples=2, attempts=3)
+
+
+# --- verdicts on attempts
+
+
+def test_the_loss_is_the_share_of_weight_on_what_is_right() -> None:
+    scores = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.0, 5.0], [0.2, 0.1, 0.4], [1.0, 2.0, 3.0]]).double()
+    right = torch.tensor([[True, False, False], [True, False, True], [True, True, True], [False, False, True]])
+    judged = torch.tensor([[True, True, True], [True, True, False], [True, True, True], [True, True, False]])
+    shares = scores[0].softmax(0)[0], scores[1, :2].softmax(0)[0]
+    expected = [*(-float(share.log()) for share in shares), 0.0, 0.0]
+    losses = verdict_losses(scores.requires_grad_(), right, judged)
+    assert losses.tolist() == pytest.approx(expected)
+    losses.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad[2:].abs().sum() == 0
+    assert scores.grad[1, 2] == 0
+    assert scores.grad[0, 0] < 0 < scores.grad[0, 1]
+
+
+def test_the_loss_has_the_gradient_of_its_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    right, judged = (torch.rand(4, 5, generator=generator) < share for share in (0.4, 0.8))
+    assert torch.autograd.gradcheck(lambda s: verdict_losses(s, right, judged), scores)
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\[2, 3\], \[2, 3\], \[2, 2\]; expected all"):
+        verdict_losses(torch.zeros(2, 3), torch.ones(2, 3).bool(), torch.ones(2, 2).bool())
+
+
+def test_verdicts_teach_the_scorer_and_nothing_else(wide: LM, taught_base: Path, sums: Path) -> None:
+    config = with_attempts(with_inner(config_for(taught_base, sums, "mass-gold"), steps=2), 3)
+    taught = dataclasses.replace(config, train=dataclasses.replace(config.train, scorer_verdicts=5.0))
+    plain, more = gradients(wide, config, 4), gradients(wide, taught, 4)
+    assert {name for name in plain if not torch.equal(plain[name], more[name])} == {"eta"}
+    torch.testing.assert_close(more["eta"], gradients(wide, taught, 1)["eta"], rtol=1e-6, atol=1e-9)
+
+
+def test_verdicts_without_attempts_are_refused(taught_base: Path, sums: Path, tmp_path: Path) -> None:
+    config = config_for(taught_base, sums, "mass-gold")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, scorer_verdicts=1.0))
+    with pytest.raises(ConfigError, match="nothing that is practised has a verdict"):
+        train(config, tmp_path / "run", False, lambda _: None)

@@ -37,6 +37,8 @@ MEASURED = (
     "canary_KL",
     "practice_loss",
     "practised",
+    "attempts_right",
+    "weight_right",
     "tokens",
 )
 """All that a step may measure, as sums over tasks: processes exchange them by their place here."""

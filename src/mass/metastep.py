@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mass import outer, policy, scoring, synthesis
+from mass import outer, policy, scoring, synthesis, verify
 from mass.adapt import Clock, Groups
 from mass.adapter import repeat
 from mass.gradients import Gradients, Measured, Stack
@@ -53,7 +53,11 @@ def mass_gradients(stack: Stack) -> Gradients:
         scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
-        grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(through.scores), materialize_grads=True)
+        cotangent = through.scores
+        if config.train.scorer_verdicts:
+            scores = practice.spread(scores_N.detach(), *cotangent.shape)
+            cotangent = cotangent + config.train.scorer_verdicts * _verdict_gradient(stack, groups, scores, measured)
+        grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(cotangent), materialize_grads=True)
         eta_gradient = dict(zip(eta, grads, strict=True))
     theta_gradient = {name: config.train.gamma * g + anchor.get(name, 0.0) for name, g in through.theta.items()}
     generator, squares = {}, (0.0, 0)
@@ -134,6 +138,27 @@ def _practice_loss(weights: Float[Tensor, "B m"], losses: Float[Tensor, "B m"]) 
     some = total > 0
     means = (weights * losses).sum(1)[some] / total[some]
     return {"practice_loss": float(means.sum()), "practised": float(some.sum())}
+
+
+def _verdict_gradient(
+    stack: Stack, groups: Groups, scores: Float[Tensor, "B m"], measured: Measured
+) -> Float[Tensor, "B m"]:
+    """Of `scoring.verdict_losses`, on the attempts: of all that is practised, they alone have a verifier."""
+    places = [(b, j) for b, group in enumerate(groups) for j, e in enumerate(group) if e.attempt and e.valid]
+    verdicts = verify.check_all([(stack.tasks[b], groups[b][j].solution) for b, j in places])
+    right, judged = torch.zeros_like(scores, dtype=torch.bool), torch.zeros_like(scores, dtype=torch.bool)
+    for place, verdict in zip(places, verdicts, strict=True):
+        judged[place], right[place] = verdict.correct is not None, verdict.correct is True
+    weights = scoring.normalise(scores, judged)
+    count = judged.sum(1)
+    some = count > 0
+    measured.add(
+        attempts_right=float((right.sum(1)[some] / count[some]).sum()),
+        weight_right=float((weights * right).sum()),
+    )
+    with torch.enable_grad():
+        leaf = scores.detach().requires_grad_()
+        return torch.autograd.grad(scoring.verdict_losses(leaf, right, judged).sum(), leaf)[0]
 
 
 def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tuple[Params, tuple[float, int]]:

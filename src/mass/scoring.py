@@ -83,6 +83,23 @@ def head(eta: Params, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
     return gelu(normal @ eta["head.w1"].mT + eta["head.b1"]) @ eta["head.w2"] + eta["head.b2"]
 
 
+def verdict_losses(
+    scores: Float[Tensor, "B m"], right: Bool[Tensor, "B m"], judged: Bool[Tensor, "B m"]
+) -> Float[Tensor, " B"]:
+    """-log of the share of the weight (softmax over what is judged) that lies on what is right. Differentiable.
+
+    0 for a task where all that is judged is right, or nothing is: there is nothing to choose. Raises ShapeError.
+    """
+    if scores.dim() != 2 or not scores.shape == right.shape == judged.shape:
+        shapes = ", ".join(str(list(t.shape)) for t in (scores, right, judged))
+        raise ShapeError(f"scores, right and judged are {shapes}; expected all [tasks, examples]")
+    right = right & judged
+    choice = right.any(1) & (judged & ~right).any(1)
+    right, judged = right | ~choice[:, None], judged | ~choice[:, None]
+    every, some = (scores.masked_fill(~mask, float("-inf")).logsumexp(1) for mask in (judged, right))
+    return (every - some) * choice
+
+
 def normalise(
     scores: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"], kind: Normalise = "softmax"
 ) -> Float[Tensor, "B m"]:

@@ -237,6 +237,11 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
         raise ConfigError(
             f"train.canary_kl is set, but {config.train.method} does not adapt, so nothing drifts; set it to 0"
         )
+    if config.train.scorer_verdicts and not (config.train.adapts and config.adapt.synthesis.attempts):
+        raise ConfigError(
+            "train.scorer_verdicts is set, but nothing that is practised has a verdict; set adapt.synthesis.attempts "
+            "with train.method mass or mass-gold, or scorer_verdicts to 0"
+        )
     with parallel.joined(config.model.device) as (ranks, device):
         if config.train.tasks_per_step < ranks.size:
             raise ConfigError(

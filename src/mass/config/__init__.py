@@ -252,6 +252,9 @@ class TrainConfig:
     """Learning rate of theta."""
     scorer_lr: float = 1e-3
     """Learning rate of eta."""
+    scorer_verdicts: float = 0.0
+    """Weight of a term of the scorer's own: -log of the share of weight that lies on right attempts at the problem
+    (`synthesis.attempts`), by the verifier. 0: the scorer learns from what practice does to the outer loss alone."""
     rates_lr: float = 1e-2
     """Learning rate of the logarithm of the inner learning rates; 0 keeps them fixed."""
     gamma: float = 1.0
@@ -295,7 +298,8 @@ class TrainConfig:
         for name in ("eval_every", "warmup"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         require_numbers(self, "train.", ("solver_lr", "scorer_lr", "rates_lr"), least=0)
-        require_numbers(self, "train.", ("gamma", "generator", "generator_kl", "kl", "canary_kl"), least=0)
+        weights = ("gamma", "generator", "generator_kl", "kl", "canary_kl", "scorer_verdicts")
+        require_numbers(self, "train.", weights, least=0)
         require_numbers(self, "train.", ("eval_temperature",), least=0)
         limits = ("max_grad_norm", *(("max_problem_norm",) if self.max_problem_norm is not None else ()))
         require_numbers(self, "train.", limits, above=0)
