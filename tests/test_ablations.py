@@ -23,6 +23,7 @@ from mass.outer import gold_losses
 from mass.practice import practice_of, valid_mask
 from mass.problems import task_stream
 from mass.runlog import RunFolder
+from mass.synthesis.reading import Reading
 from mass.train import train
 from mass.types import Params
 from small_lms import random_adapter
@@ -195,7 +196,7 @@ def test_copies_are_allowed_or_not_in_training_and_at_test(
     config = config_for(taught_base, sums, "mass-gold")
     stack = stack_of(wide, config, 1)
     target, drawn = stack.problems[0], iter(range(10**6))
-    monkeypatch.setattr(synthesis, "parse", lambda _: (f" {target.upper()} ", f"It is {next(drawn)}."))
+    monkeypatch.setattr(synthesis, "read", lambda *_: Reading(f" {target.upper()} ", f"It is {next(drawn)}."))
     for allowed in (False, True):
         switched = with_adapt(config, "synthesis", allow_copies=allowed)
         assert at_test(switched).synthesis.allow_copies is allowed
