@@ -37,6 +37,8 @@ class Arguments:
     """Documents adapted side by side (`--batch_size`). More may change the last bits of a result."""
     max_gen_toks: int = 256
     """Generated tokens of an answer at most, where the task does not say."""
+    prompts: str | None = None
+    """A file of prompts for practice, as `mass prompts` prints one; by default the checkpoint's own."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds memory."""
     out: str | None = None
@@ -74,7 +76,7 @@ def _checked(name: str, value: Any) -> Any:
         return "auto"
     if name == "adapt":
         return _boolean(name, value)
-    if name in ("pretrained", "checkpoint", "device", "dtype", "out"):
+    if name in ("pretrained", "checkpoint", "device", "dtype", "prompts", "out"):
         return str(value)
     return _whole(name, value)
 

@@ -66,6 +66,7 @@ class MassModel:
             device=device,
             dtype=given.dtype,
             decode_rows=given.decode_rows,
+            prompts=given.prompts,
             seed=given.seed,
         )
 
