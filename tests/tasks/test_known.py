@@ -146,3 +146,14 @@ def test_names_that_are_near() -> None:
     with pytest.raises(DataError, match=r"no task set 'gsm8'; .*did you mean 'gsm8k'"):
         tasks.load("gsm8")
     assert known.find("not a name") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        *((name, True) for name in ("minimath", "minimath-search", "gsm8k", "math", "owner/name", "owner/name:config")),
+        *((name, False) for name in ("rows.jsonl", "folder/rows.parquet", "reasoning_gym:gcd")),
+    ],
+)
+def test_which_sources_have_splits(source: str, expected: bool) -> None:
+    assert tasks.has_splits(source) is expected

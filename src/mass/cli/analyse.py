@@ -35,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
-    source = {"source": given.tasks, "split": given.split, "seed": tasks_seed}
+    split = given.split if task_sets.has_splits(given.tasks) else None
+    source = {"source": given.tasks, "split": split, "seed": tasks_seed}
     with ComparisonMonitor(2, console.stderr()) as monitor:
         found = analyse(
             model,

@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
-    split = given.split if given.tasks in task_sets.minimath.SOURCES else None
+    split = given.split if task_sets.has_splits(given.tasks) else None
     comparison = compare(
         model,
         tasks,

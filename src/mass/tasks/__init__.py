@@ -14,7 +14,7 @@ from mass.tasks import files, gym, known, minimath
 from mass.tasks.known import KNOWN
 from mass.types import Task
 
-__all__ = ["KNOWN", "content_hash", "load"]
+__all__ = ["KNOWN", "content_hash", "has_splits", "load"]
 
 
 def load(
@@ -71,6 +71,13 @@ def load(
             f"no task set {name!r}; expected a path to a {' or '.join(files.SUFFIXES)} file, or a name{hint}"
         )
     return _subset(_part(known.load(*found, split, fields, verifier), part, name), size, seed)
+
+
+def has_splits(source: str | Path) -> bool:
+    """Whether `split` chooses among its problems: of minimath and of data sets of the hub, not of files."""
+    name = str(source)
+    is_file = Path(source).expanduser().exists() or name.endswith(files.SUFFIXES)
+    return name in minimath.SOURCES or not (is_file or name.startswith(gym.PREFIX))
 
 
 def content_hash(tasks: Sequence[Task]) -> str:
