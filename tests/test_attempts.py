@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mass.checkpoint import init_state
-from mass.config import AdaptConfig, RunConfig, SamplingConfig, SynthesisConfig
+from mass.config import AdaptConfig, RunConfig, SamplingConfig, SynthesisConfig, at_test
 from mass.errors import ConfigError, ShapeError
 from mass.lm import LM
 from mass.scoring import score, verdict_losses
@@ -125,3 +125,43 @@ def test_verdicts_without_attempts_are_refused(taught_base: Path, sums: Path, tm
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, scorer_verdicts=1.0))
     with pytest.raises(ConfigError, match="nothing that is practised has a verdict"):
         train(config, tmp_path / "run", False, lambda _: None)
+
+
+# --- other numbers, long problems, no practice
+
+
+def test_another_m_has_as_large_a_share_of_attempts(taught_base: Path, sums: Path) -> None:
+    sizes = [SynthesisConfig(examples=12, attempts=6).of_size(m) for m in (6, 12, 5, 1)]
+    assert [(one.examples, one.attempts) for one in sizes] == [(6, 3), (12, 6), (5, 2), (1, 0)]
+    config = with_attempts(config_for(taught_base, sums), 3)
+    assert at_test(config).synthesis.attempts == at_test(config).synthesis.examples
+
+
+def test_an_attempt_that_the_scorer_cannot_read_is_too_long() -> None:
+    lm = make_lm()
+    config = SynthesisConfig(examples=1, attempts=1, sampling=SAMPLING, max_example_tokens=lm.context)
+    problem = "a" * 120
+    (found,) = judge(lm, problem, [Sample((1,), "b" * 20, finished=True)], config)
+    assert (
+        lm.example_tokens(problem, "b" * 20)
+        <= lm.context
+        < len(lm.synthesis_prompt(problem)) + len(lm.written_ids(problem, "b" * 20))
+    )
+    assert found.rejected == "too long"
+
+
+def test_the_limit_of_a_problem_holds_without_practice_too(wide: LM, taught_base: Path, sums: Path) -> None:
+    config = config_for(taught_base, sums, "mass-gold")
+    synthesis = dataclasses.replace(config.adapt.synthesis, max_example_tokens=1)
+    config = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, synthesis=synthesis))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, generator_kl=0.0))
+    norms = [
+        float(
+            gradients(wide, dataclasses.replace(config, train=dataclasses.replace(config.train, **limit)), 2)[
+                "theta"
+            ].norm()
+        )
+        for limit in ({}, {"max_problem_norm": 1e-3})
+    ]
+    assert norms[0] > 0.01
+    assert norms[1] <= 4 * 1e-3 * (1 + 1e-6)

@@ -31,6 +31,7 @@ from mass.lm import LM
 from mass.lm.source import TINY, tiny_folder
 from mass.methods import TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
+from mass.prompts import with_thinking
 from mass.runlog import training_of
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Task
@@ -147,7 +148,7 @@ def _with_counts(adapt: AdaptConfig, config: EvalConfig) -> AdaptConfig:
     k = adapt.inner.steps if config.steps is None else config.steps
     return dataclasses.replace(
         adapt,
-        synthesis=dataclasses.replace(adapt.synthesis, examples=m),
+        synthesis=adapt.synthesis.of_size(m),
         inner=dataclasses.replace(adapt.inner, steps=k),
     )
 
@@ -196,9 +197,11 @@ def _from_folder(
     if description.lora not in lms:
         lms[description.lora] = model.lm.with_lora(description.lora)
     lm = lms[description.lora]
-    if description.prompts is not None and not model.prompts_given and description.prompts != lm.prompt_set:
-        lm = lm.with_prompts(description.prompts)
-        origin += ", asked with its own prompts"
+    if description.prompts is not None and not model.prompts_given:
+        own = with_thinking(description.prompts, lm.thinking)
+        if own != lm.prompt_set:
+            lm = lm.with_prompts(own)
+            origin += ", asked with its own prompts"
     state, description = checkpoint_files.load(folder, lm)
     adapt = dataclasses.replace(description.adapt, answer=config.answer)
     steps = f"{description.step} steps of {description.method}" if description.step else "untrained: 0 steps"

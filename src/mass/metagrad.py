@@ -108,17 +108,12 @@ def meta_gradients(
     inputs = [scores, *stack.values(), *log_rates.values()]
 
     def pull(factors: Tensor, *, again: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        scaled = [_of_tasks(factors, c).mul(c).masked_fill(_of_tasks(factors, c) == 0, 0.0) for c in cotangent]
+        scaled = [for_tasks(factors, c) for c in cotangent]
         found = torch.autograd.grad(list(adapted.values()), inputs, scaled, materialize_grads=True, retain_graph=again)
         return found[0], list(found[1 : 1 + len(stack)]), list(found[1 + len(stack) :])
 
     by_scores, by_start, by_rates = pull(finite.to(scores), again=max_norm < math.inf)
-    norms = (
-        torch.stack([g.flatten(1).square().sum(1) for g in by_start])
-        .sum(0)
-        .sqrt()
-        .nan_to_num(nan=math.inf, posinf=math.inf)
-    )
+    norms = problem_norms(by_start)
     if max_norm < math.inf and bool((norms > max_norm).any()):
         by_scores, by_start, by_rates = pull(finite * max_norm / norms.clamp_min(max_norm), again=False)
     return MetaGradients(
@@ -131,9 +126,16 @@ def meta_gradients(
     )
 
 
-def _of_tasks(values: Float[Tensor, " B"], like: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...], as many axes as `like` has."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+def problem_norms(grads: Iterable[Tensor]) -> Float[Tensor, " B"]:
+    """Of each task's gradient, over all tensors [B, ...]; infinite where it is not finite."""
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0)
+    return squares.sqrt().nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def for_tasks(factors: Float[Tensor, " B"], values: Tensor) -> Tensor:
+    """`values` [B, ...] times a factor for each task; a factor of 0 also silences what is not finite."""
+    factors = factors.view(-1, *[1] * (values.dim() - 1))
+    return (factors * values).masked_fill(factors == 0, 0.0)
 
 
 def outer_gradient(outer: Callable[[Params], Iterable[Tensor]], params: Params) -> tuple[float, list[Tensor]]:

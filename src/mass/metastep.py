@@ -26,7 +26,7 @@ from mass.adapt import Clock, Groups
 from mass.adapter import repeat
 from mass.gradients import Gradients, Measured, Stack
 from mass.lm import Row
-from mass.metagrad import MetaGradients, inner_loop, meta_gradients, outer_gradient
+from mass.metagrad import MetaGradients, for_tasks, inner_loop, meta_gradients, outer_gradient, problem_norms
 from mass.practice import Practice, practice_of, valid_mask
 from mass.targets import outer_parts
 from mass.types import Params
@@ -71,7 +71,11 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: Meas
     """No example of any task is valid: the outer loss of theta itself still trains the solver."""
     copies = repeat(stack.state.theta, len(stack.tasks))
     loss, grads = outer_gradient(lambda params: outer_parts(stack, params, clock, measured), copies)
-    measured.add(outer_loss=loss)
+    limit = stack.config.train.max_problem_norm or math.inf
+    norms = problem_norms(grads)
+    measured.add(outer_loss=loss, problem_norm=float(norms.sum()), clipped=float((norms > limit).sum()))
+    if limit < math.inf:
+        grads = [for_tasks(limit / norms.clamp_min(limit), g) for g in grads]
     gamma = stack.config.train.gamma
     return Gradients(
         {name: gamma * g.sum(0) + anchor.get(name, 0.0) for name, g in zip(copies, grads, strict=True)},

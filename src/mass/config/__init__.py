@@ -92,7 +92,8 @@ class SynthesisConfig:
     """Whether an example whose problem is the target's own text is used."""
     attempts: int = 0
     """So many of the m examples are no practice problems but the model's own attempts at the problem itself, sampled
-    from the solver's prompt. The scorer weighs them with the others; the generator is not trained on them."""
+    from the solver's prompt. The scorer weighs them with the others; the generator is not trained on them. Another m at
+    test has as large a share of them."""
     max_example_tokens: int = 2048
     """An example (solver prompt and solution) of more tokens is rejected as too long."""
 
@@ -106,6 +107,10 @@ class SynthesisConfig:
     def written(self) -> int:
         """How many of the m examples are practice problems, which come first."""
         return self.examples - self.attempts
+
+    def of_size(self, examples: int) -> SynthesisConfig:
+        """With another m, of which as large a share is attempts."""
+        return dataclasses.replace(self, examples=examples, attempts=self.attempts * examples // self.examples)
 
 
 @dataclass(frozen=True)
@@ -360,7 +365,7 @@ class RunConfig:
 def at_test(config: RunConfig) -> AdaptConfig:
     """How held-out problems are adapted to and answered: as in training, but for what `config.test` says."""
     return AdaptConfig(
-        dataclasses.replace(config.adapt.synthesis, examples=config.test.examples),
+        config.adapt.synthesis.of_size(config.test.examples),
         config.adapt.scoring,
         dataclasses.replace(config.adapt.inner, steps=config.test.steps),
         config.test.answer,

@@ -19,7 +19,7 @@ from mass.config import LoraConfig, ModelConfig
 from mass.errors import MassError, ModelError
 from mass.lm.model import LM
 from mass.lm.source import find_source
-from mass.prompts import MATH
+from mass.prompts import MATH, with_thinking
 from mass.prompts.file import complete, read
 
 
@@ -97,7 +97,8 @@ class Architecture:
     def _asked(self, made: Any, lora: LoraConfig, model: ModelConfig | None = None) -> LM:
         """With the prompts that the loaded model would be asked with. Without its tokenizer: a chat model's."""
         sections = read(model.prompts) if model and model.prompts else {}
-        prompts = complete(sections, chat=bool(getattr(self.tokenizer, "chat_template", None)))
+        asked = complete(sections, chat=bool(getattr(self.tokenizer, "chat_template", None)))
+        prompts = with_thinking(asked, model.thinking if model else None)
         rows = {"decode_rows": model.decode_rows} if model else {}
         return LM(made, self.tokenizer, self.name, prompts[MATH], LoraSites(made, lora), **rows).with_prompts(prompts)
 

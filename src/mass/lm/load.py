@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from mass.lm.model import LM
 from mass.lm.placement import stay_in_place, weights_options
 from mass.lm.served import sample_at_server
 from mass.lm.source import Source, find_source
-from mass.prompts import MATH, PromptSet, defaults
+from mass.prompts import MATH, PromptSet, defaults, with_thinking
 from mass.prompts.file import complete, read
 
 
@@ -42,10 +41,9 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
         model.to(device)
     model.eval().requires_grad_(False)
     asked = prompts or complete(sections, chat=bool(getattr(tokenizer, "chat_template", None)))
-    if config.thinking is not None:
-        asked = {kind: dataclasses.replace(one, thinking=config.thinking) for kind, one in asked.items()}
+    asked = with_thinking(asked, config.thinking)
     lm = LM(model, tokenizer, config.name, asked[MATH], LoraSites(model, lora), config.decode_rows)
-    lm.quantization = config.quantization
+    lm.quantization, lm.thinking = config.quantization, config.thinking
     lm = lm.with_prompts(asked)
     if config.engine.url is not None:
         sample_at_server(lm, config.engine)

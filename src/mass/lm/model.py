@@ -54,6 +54,8 @@ class LM:
         self.device: torch.device = first.device
         self.adapter_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         self.decode_rows = decode_rows
+        self.thinking: bool | None = None
+        """What was asked of a thinking switch when it was loaded, whatever the prompts say."""
         self.quantization = "none"
         """Of the base weights: none, 4bit or 8bit."""
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -73,7 +73,7 @@ class MassModel:
     def _config(self, config: AdaptConfig) -> AdaptConfig:
         """With the m and K of the arguments, where they say."""
         m, k = self.arguments.examples, self.arguments.steps
-        synthesis = config.synthesis if m is None else dataclasses.replace(config.synthesis, examples=m)
+        synthesis = config.synthesis if m is None else config.synthesis.of_size(m)
         inner = config.inner if k is None else dataclasses.replace(config.inner, steps=k)
         return dataclasses.replace(config, synthesis=synthesis, inner=inner)
 

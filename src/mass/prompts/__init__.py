@@ -139,6 +139,13 @@ def common_kind(tasks: Iterable[Task]) -> str:
     return OTHER if len(kinds) > 1 else next(iter(kinds), MATH)
 
 
+def with_thinking(prompts: PromptSet, thinking: bool | None) -> PromptSet:
+    """With the thinking switch set for all kinds; None: as the prompts say."""
+    if thinking is None:
+        return prompts
+    return {kind: dataclasses.replace(one, thinking=thinking) for kind, one in prompts.items()}
+
+
 def to_json(prompts: PromptSet) -> dict[str, dict[str, Any]]:
     """Prompts as plain JSON values."""
     return {kind: {**dataclasses.asdict(one), "stop": list(one.stop)} for kind, one in prompts.items()}

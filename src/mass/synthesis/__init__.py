@@ -55,8 +55,9 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
     elif not solution:
         rejected = "unparsed: nothing was written"
     else:
+        scored = len(lm.synthesis_prompt(target)) + len(lm.written_ids(target, solution))  # as the scorer reads it
         limit = min(config.max_example_tokens, lm.context)
-        rejected = "too long" if lm.example_tokens(target, solution) > limit else ""
+        rejected = "too long" if lm.example_tokens(target, solution) > limit or scored > lm.context else ""
     note = "an attempt at the problem itself"
     return Example(
         target, solution, sample.text, sample.tokens, rejected, attempt=True, note=note, logprobs=sample.logprobs
