@@ -280,6 +280,19 @@ def test_perplexity_is_the_unadapted_weights_own(mass: Mass, made: Made) -> None
     assert model.practice.entries == {}
 
 
+def test_practice_is_asked_for_by_the_kind_of_problem(made: Made) -> None:
+    def kinds(model: Model) -> set[str]:
+        return {entry.adaptation.kind for entry in model.practice.entries.values() if entry.adaptation}
+
+    generated, scored, told = made(), made(), made(kind="code")
+    generated.generate_until(generations(range(1)))
+    scored.loglikelihood(choices(range(1)))
+    told.loglikelihood(choices(range(1)))
+    assert [kinds(model) for model in (generated, scored, told)] == [{"math"}, {"choice"}, {"code"}]
+    with pytest.raises(ConfigError, match="kind"):
+        made(kind="poetry")
+
+
 # --- chat templates, records, processes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mass.config.checks import require
 from mass.errors import ConfigError, nearest
+from mass.prompts import KINDS
 
 AUTO_BATCH = 8
 """Documents side by side where `--batch_size auto` leaves it to us."""
@@ -39,6 +40,9 @@ class Arguments:
     """Generated tokens of an answer at most, where the task does not say."""
     prompts: str | None = None
     """A file of prompts for practice, as `mass prompts` prints one; by default the checkpoint's own."""
+    kind: str | None = None
+    """Of the problems, which chooses the prompts for practice: math, code, choice or other; by default choice where
+    log-likelihoods are asked for, else math."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds memory."""
     out: str | None = None
@@ -47,6 +51,7 @@ class Arguments:
     def __post_init__(self) -> None:
         require(self.examples is None or self.examples >= 1, "examples", self.examples, "at least 1")
         require(self.steps is None or self.steps >= 0, "steps", self.steps, "0 or more")
+        require(self.kind is None or self.kind in KINDS, "kind", self.kind, f"one of {', '.join(KINDS)}")
         for name in ("batch_size", "max_gen_toks", "decode_rows"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
@@ -76,7 +81,7 @@ def _checked(name: str, value: Any) -> Any:
         return "auto"
     if name == "adapt":
         return _boolean(name, value)
-    if name in ("pretrained", "checkpoint", "device", "dtype", "prompts", "out"):
+    if name in ("pretrained", "checkpoint", "device", "dtype", "prompts", "kind", "out"):
         return str(value)
     return _whole(name, value)
 

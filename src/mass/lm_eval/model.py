@@ -25,6 +25,7 @@ from mass.lm_eval.practice import Cost, Practice, Weights, append_entry, new_log
 from mass.lm_eval.problem import FRAMES
 from mass.lm_eval.requests import AsksText, Continuation, Document, Request, continuation_of, documents_of, rounds
 from mass.model import Mass, load
+from mass.prompts import CHOICE
 from mass.seeds import derive
 
 
@@ -157,11 +158,11 @@ class MassModel:
         """(documents, their adapters), a stack at a time. All problems are found before the first practice."""
         frames = (self.practice.model.lm.prompts.solve, *FRAMES)
         documents = documents_of(requests, self.tasks, frames, practise=self.arguments.adapt)
-        size = self.arguments.batch_size
+        size, kind = self.arguments.batch_size, self.arguments.kind or (CHOICE if doing == "scoring" else None)
         with tqdm(total=len(documents), desc=f"mass: {doing}", disable=quiet or not self.ranks.first) as bar:
             for start in range(0, len(documents), size):
                 part = documents[start : start + size]
-                yield part, self.practice.weights(part)
+                yield part, self.practice.weights(part, kind)
                 bar.update(len(part))
 
     def _record(self, part: Sequence[Document], answers: Sequence[Any]) -> None:

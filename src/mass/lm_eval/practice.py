@@ -21,6 +21,7 @@ import torch
 from mass.adapt import practise
 from mass.config import AdaptConfig
 from mass.errors import DataError, RunError
+from mass.lm import LM
 from mass.lm_eval.requests import Document, Key
 from mass.model import Mass
 from mass.runlog import json_values
@@ -100,8 +101,12 @@ class Practice:
     def seed_of(self, key: Key) -> int:
         return derive(self.seed, "eval", key[1])
 
-    def weights(self, documents: Sequence[Document]) -> Weights:
-        """The adapters of these documents. One that was practised on before is adapted again on the same examples."""
+    def weights(self, documents: Sequence[Document], kind: str | None = None) -> Weights:
+        """The adapters of these documents. One that was practised on before is adapted again on the same examples.
+
+        `kind`: of their problems, which chooses the prompts (`mass.prompts.KINDS`); None: as the model is asked.
+        """
+        lm = self.model.lm if kind is None else self.model.lm.asking(kind)
         for document in documents:
             entry = Entry(document.key, document.problem, self.seed_of(document.key))
             self.entries.setdefault(document.key, entry)
@@ -111,27 +116,26 @@ class Practice:
         each: list[Params] = [theta] * len(documents)
         known = [self.entries[document.key].adaptation is not None for document in documents]
         for replayed in (False, True):
-            chosen = [i for i, document in enumerate(documents) if known[i] == replayed and self._fits(document)]
-            for i, adapter in zip(chosen, self._adapters([documents[i] for i in chosen], replayed), strict=True):
+            chosen = [i for i, document in enumerate(documents) if known[i] == replayed and self._fits(lm, document)]
+            for i, adapter in zip(chosen, self._adapters(lm, [documents[i] for i in chosen], replayed), strict=True):
                 each[i] = adapter
         return Weights({name: torch.stack([params[name] for params in each]) for name in theta}, stacked=True)
 
-    def _fits(self, document: Document) -> bool:
+    def _fits(self, lm: LM, document: Document) -> bool:
         try:
-            self.model.lm.synthesis_prompt(document.problem)
+            lm.synthesis_prompt(document.problem)
         except DataError:
             self.entries[document.key].fallback = TOO_LONG
             return False
         return True
 
-    def _adapters(self, documents: Sequence[Document], replayed: bool) -> list[Params]:
+    def _adapters(self, lm: LM, documents: Sequence[Document], replayed: bool) -> list[Params]:
         if not documents:
             return []
         entries = [self.entries[document.key] for document in documents]
         problems, seeds = [entry.problem for entry in entries], [entry.seed for entry in entries]
         groups = [entry.adaptation.examples for entry in entries if entry.adaptation] if replayed else None
-        lm, state = self.model.lm, self.model.state
-        records, adapted = practise(lm, state, problems, self.config, seeds, replay=groups)
+        records, adapted = practise(lm, self.model.state, problems, self.config, seeds, replay=groups)
         for entry, record in zip(entries, records, strict=True):
             if not replayed:
                 entry.adaptation = dataclasses.replace(record, **self.model.origin)
