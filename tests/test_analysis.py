@@ -141,3 +141,13 @@ def test_the_verb_leaves_a_file_and_says_what_it_found(
     assert json.loads((out / "practice.json").read_text())["name"] == "it"
     assert main(arguments) == 2
     assert "is in use" in capsys.readouterr().err
+
+
+def test_of_an_attempt_only_its_solution_is_judged(taught_base: Path) -> None:
+    model = taught(taught_base)
+    config = replace(model.config.synthesis, attempts=2)
+    model = replace(model, config=replace(model.config, synthesis=config))
+    columns = analyse(model, TASKS, source=SOURCE, seed=3, stack=2)["after"]["columns"]
+    assert [row[-2:] for row in columns["attempt"]] == [[1, 1]] * len(TASKS)
+    assert {value for row in columns["distance"] for value in row[-2:]} == {None}
+    assert {value for row in columns["correct"] for value in row[-2:]} <= {0, 1}
