@@ -64,7 +64,8 @@ def _metadata(config: Mapping[str, Any], checkpoint: Description) -> str:
     sets = [known.find(config[kind]["source"]) for kind in ("tasks", "validation")]
     if ids := list(dict.fromkeys(one[1].hub for one in sets if one)):
         found["datasets"] = ids
-    found["tags"] = ["mass", checkpoint.method, "test-time-training", "meta-learning", "lora", "peft"]
+    tags = ("mass", checkpoint.method, "test-time-training", "meta-learning", "lora", "peft")
+    found["tags"] = list(dict.fromkeys(tags))
     return yaml.safe_dump(found, sort_keys=False)
 
 

@@ -145,10 +145,10 @@ SMALL = {
 }
 
 
-def find_architecture(name: str) -> Architecture:
+def find_architecture(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Architecture:
     """From a folder, the hub or its cache, else from `PUBLISHED`. Raises ModelError where none has it."""
     try:
-        source = find_source(name)
+        source = find_source(name, revision, trust_remote_code=trust_remote_code)
     except ModelError as error:
         if name not in PUBLISHED:
             raise ModelError(

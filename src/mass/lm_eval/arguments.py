@@ -10,6 +10,9 @@ from mass.config.checks import require
 from mass.errors import ConfigError, nearest
 from mass.prompts import KINDS
 
+TEXTS = (
+    "pretrained", "checkpoint", "device", "dtype", "device_map", "quantization", "revision", "prompts", "kind", "out",
+)  # fmt: skip
 AUTO_BATCH = 8
 """Documents side by side where `--batch_size auto` leaves it to us."""
 
@@ -26,6 +29,14 @@ class Arguments:
     """auto, cpu, cuda:1, ... (`--device`); cuda:0, which the harness says where nobody does, is auto."""
     dtype: str = "float32"
     """Precision of the base: float32, bfloat16, float16 or float64."""
+    device_map: str | None = None
+    """Spreads the layers over several GPUs: auto, balanced, ..."""
+    quantization: str | None = None
+    """Base weights in 4bit or 8bit, by bitsandbytes."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub's model."""
+    thinking: bool | None = None
+    """Whether a model with a thinking switch thinks aloud while it writes practice; answers are the harness's."""
     adapt: bool = True
     """false: the same weights without any adaptation; with checkpoint=untrained, the base alone."""
     examples: int | None = None
@@ -79,11 +90,9 @@ def _checked(name: str, value: Any) -> Any:
         return AUTO_BATCH
     if name == "device" and str(value) in ("cuda", "cuda:0"):  # said also where there is none, and to each of many
         return "auto"
-    if name == "adapt":
+    if name in ("adapt", "thinking"):
         return _boolean(name, value)
-    if name in ("pretrained", "checkpoint", "device", "dtype", "prompts", "kind", "out"):
-        return str(value)
-    return _whole(name, value)
+    return str(value) if name in TEXTS else _whole(name, value)
 
 
 def _boolean(name: str, value: Any) -> bool:

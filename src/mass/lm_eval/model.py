@@ -68,6 +68,10 @@ class MassModel:
             dtype=given.dtype,
             decode_rows=given.decode_rows,
             prompts=given.prompts,
+            thinking=given.thinking,
+            device_map=given.device_map,
+            quantization=given.quantization or "none",
+            revision=given.revision,
             seed=given.seed,
         )
 

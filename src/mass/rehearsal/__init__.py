@@ -100,7 +100,8 @@ def rehearse(
 
     Raises ModelError where the model's architecture is not to be had, ConfigError where the device is not.
     """
-    architecture = find_architecture(config.model.name)
+    asked = config.model
+    architecture = find_architecture(asked.name, asked.revision, trust_remote_code=asked.trust_remote_code)
     lm = architecture.build(config.model, config.lora)
     data = examine(config)
     lm = lm.asking(common_kind(data.sample))
@@ -168,6 +169,10 @@ def _notes(config: RunConfig, lm: LM, counter: Counter, data: Data, longest: Len
     notes = [f"{one.kind}: gold of {who} is not accepted" for one in data.sets for who in one.refused[:3]]
     if not counter.exact:
         notes.append(f"no tokenizer of {lm.name!r} is at hand: tokens are guessed from characters")
+    beside = {"model.quantization": config.model.quantization != "none", "model.device_map": config.model.device_map}
+    beside |= {"model.engine": config.model.engine.url, "adapt.synthesis.attempts": config.adapt.synthesis.attempts}
+    if ignored := [option for option, given in beside.items() if given]:
+        notes.append(f"memory and time do not count with {', '.join(ignored)}")
     if not data.sample:
         notes.append("no tasks could be read: lengths are those of MATH's longer problems")
     limits = {"outer.sampling.max_tokens": longest.answer, "adapt.synthesis.sampling.max_tokens": longest.written}
