@@ -23,7 +23,7 @@ from mass.outer import gold_losses
 from mass.practice import practice_of, valid_mask
 from mass.problems import task_stream
 from mass.runlog import RunFolder
-from mass.synthesis.reading import Reading
+from mass.synthesis.result import Reading
 from mass.train import train
 from mass.types import Params
 from small_lms import random_adapter

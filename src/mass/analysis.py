@@ -30,13 +30,12 @@ from mass.prompts import common_kind
 from mass.seeds import derive
 from mass.tasks import content_hash
 from mass.types import Example, Params, Task
-from mass.verify import check, check_all
+from mass.verify import check_all
 
 BEFORE, AFTER = "before", "after"
 Progress = Callable[[str, int, int], None]
 """(before or after, problems done, problems in all)."""
 DIGITS = 4
-OF_WRITTEN_PROBLEMS = ("recognised", "same_kind", "same_subject", "level", "distance", "relative_distance")
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ def _examine(
 
 
 def _row(task: Task, example: Example, worth: Worth, recognise: Recognise | None) -> dict[str, Any]:
-    """What is said of one example; truths are 1 and 0. Of an attempt, whose problem nobody wrote, what its solution and
-    its effect are, and no more."""
+    """What is said of one example; truths are 1 and 0."""
     said = appraise(task, example, recognise)
     values: dict[str, bool | float | None] = {
         "valid": said.valid,
@@ -151,8 +149,6 @@ def _row(task: Task, example: Example, worth: Worth, recognise: Recognise | None
         "verdict": worth.verdict,
         "attempt": example.attempt,
     }
-    if example.attempt:
-        values |= {**dict.fromkeys(OF_WRITTEN_PROBLEMS), "correct": check(task, example.solution).correct}
     return {key: _plain(value) for key, value in values.items()}
 
 

@@ -38,7 +38,8 @@ Recognise = Callable[[str], Recognised | None]
 
 @dataclass(frozen=True)
 class Appraisal:
-    """Of one example. What is None could not be judged: the source has no recogniser, or the text is not parsed."""
+    """Of one example. What is None could not be judged: the source has no recogniser, the text is not parsed, or it is
+    said of problems that were written and this is an attempt at the target."""
 
     valid: bool
     distance: int | None
@@ -70,7 +71,11 @@ def recogniser(source: str) -> Recognise | None:
 
 
 def appraise(task: Task, example: Example, recognise: Recognise | None) -> Appraisal:
-    """Everything that can be said of one example written for a task."""
+    """Everything that can be said of one example for a task; of an attempt, whose problem nobody wrote, whether it is
+    right, by the task's own verifier."""
+    if example.attempt:
+        correct = check(task, example.solution).correct
+        return Appraisal(example.valid, None, None, None, correct, None, None, None)
     if not example.problem:
         return Appraisal(False, None, None, None, None, None, None, None)
     one, other = (" ".join(text.split()) for text in (example.problem, task.problem))

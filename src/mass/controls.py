@@ -168,9 +168,9 @@ def _as_example(lm: LM, problem: str, sample: Sample) -> Example | None:
     """A sampled answer as the practice example "this very problem, and the answer"; None where it cannot be read."""
     if not sample.finished or not sample.text.strip():
         return None
-    tokens = tuple(lm.written_ids(problem, sample.text))
-    fits = len(lm.synthesis_prompt(problem)) + len(tokens) <= lm.context
-    return Example(problem, sample.text.strip(), tokens=tokens) if fits else None
+    prompt, tokens = lm.attempt_row(problem, sample.text)
+    fits = len(prompt) + len(tokens) <= lm.context
+    return Example(problem, sample.text.strip(), tokens=tuple(tokens)) if fits else None
 
 
 # --- practice in the context

@@ -115,7 +115,7 @@ def meta_gradients(
     by_scores, by_start, by_rates = pull(finite.to(scores), again=max_norm < math.inf)
     norms = problem_norms(by_start)
     if max_norm < math.inf and bool((norms > max_norm).any()):
-        by_scores, by_start, by_rates = pull(finite * max_norm / norms.clamp_min(max_norm), again=False)
+        by_scores, by_start, by_rates = pull(finite * shortening(norms, max_norm), again=False)
     return MetaGradients(
         total,
         by_scores,
@@ -130,6 +130,11 @@ def problem_norms(grads: Iterable[Tensor]) -> Float[Tensor, " B"]:
     """Of each task's gradient, over all tensors [B, ...]; infinite where it is not finite."""
     squares = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0)
     return squares.sqrt().nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def shortening(norms: Float[Tensor, " B"], max_norm: float) -> Float[Tensor, " B"]:
+    """What brings each gradient to a finite `max_norm`: 1 where it is not longer, 0 where it is infinite."""
+    return max_norm / norms.clamp_min(max_norm)
 
 
 def for_tasks(factors: Float[Tensor, " B"], values: Tensor) -> Tensor:

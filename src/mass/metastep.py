@@ -26,7 +26,15 @@ from mass.adapt import Clock, Groups
 from mass.adapter import repeat
 from mass.gradients import Gradients, Measured, Stack
 from mass.lm import Row
-from mass.metagrad import MetaGradients, for_tasks, inner_loop, meta_gradients, outer_gradient, problem_norms
+from mass.metagrad import (
+    MetaGradients,
+    for_tasks,
+    inner_loop,
+    meta_gradients,
+    outer_gradient,
+    problem_norms,
+    shortening,
+)
 from mass.practice import Practice, practice_of, valid_mask
 from mass.targets import outer_parts
 from mass.types import Params
@@ -71,11 +79,11 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: Meas
     """No example of any task is valid: the outer loss of theta itself still trains the solver."""
     copies = repeat(stack.state.theta, len(stack.tasks))
     loss, grads = outer_gradient(lambda params: outer_parts(stack, params, clock, measured), copies)
-    limit = stack.config.train.max_problem_norm or math.inf
+    limit = stack.config.train.problem_limit
     norms = problem_norms(grads)
     measured.add(outer_loss=loss, problem_norm=float(norms.sum()), clipped=float((norms > limit).sum()))
     if limit < math.inf:
-        grads = [for_tasks(limit / norms.clamp_min(limit), g) for g in grads]
+        grads = [for_tasks(shortening(norms, limit), g) for g in grads]
     gamma = stack.config.train.gamma
     return Gradients(
         {name: gamma * g.sum(0) + anchor.get(name, 0.0) for name, g in zip(copies, grads, strict=True)},
@@ -101,7 +109,7 @@ def _through_the_inner_loop(
             stack.state.theta,
             stack.state.log_rates,
             lambda adapted: outer_parts(stack, adapted, clock, measured),
-            config.train.max_problem_norm or math.inf,
+            config.train.problem_limit,
         )
     weights = scoring.normalise(scores, valid, kind)
     count = valid.sum(1).clamp_min(1)
@@ -114,7 +122,7 @@ def _through_the_inner_loop(
         attribution=float((gradients.scores.abs().sum(1) / count).sum()),
         not_finite=float((~gradients.finite).sum()),
         problem_norm=float(gradients.norms.sum()),
-        clipped=float((gradients.norms > (config.train.max_problem_norm or math.inf)).sum()),
+        clipped=float((gradients.norms > config.train.problem_limit).sum()),
     )
     return gradients
 

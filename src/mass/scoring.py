@@ -22,7 +22,7 @@ from mass.errors import ShapeError
 from mass.types import Batch, Example, Params
 
 if TYPE_CHECKING:
-    from mass.lm import LM
+    from mass.lm import LM, Row
 
 Normalise = Literal["softmax", "sigmoid", "uniform"]
 _LORA = "lora."
@@ -53,7 +53,7 @@ def score(
     """
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
-    rows = [(lm.synthesis_prompt(p), _as_written(lm, e)) for p, e in zip(problems, examples, strict=True)]
+    rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
     size = micro_batch or len(rows)
     parts = [lm.batch([rows[i] for i in order[at : at + size]]) for at in range(0, len(rows), size)]
@@ -61,9 +61,11 @@ def score(
     return head(eta, features[torch.tensor(order, device=features.device).argsort()])
 
 
-def _as_written(lm: LM, example: Example) -> list[int]:
-    """The example's tokens after the synthesis prompt; an attempt reads as a copy of the problem, with its solution."""
-    return lm.written_ids(example.problem, example.solution) if example.attempt else list(example.tokens)
+def _row(lm: LM, problem: str, example: Example) -> Row:
+    """The example's tokens after the synthesis prompt of its target."""
+    if example.attempt:
+        return lm.attempt_row(problem, example.solution)
+    return lm.synthesis_prompt(problem), list(example.tokens)
 
 
 def _features(lm: LM, eta: Params, batch: Batch) -> Float[Tensor, "N F"]:

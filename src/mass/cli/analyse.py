@@ -23,20 +23,16 @@ EXAMPLES = (
 
 def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
-    from mass import tasks as task_sets
     from mass.analysis import analyse
     from mass.cli.comparing import ComparisonMonitor
     from mass.model import load
 
-    tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
-    tasks = task_sets.load(given.tasks, seed=tasks_seed, **options.choosing(given))
+    tasks, source = options.load_tasks(given)
     folder = dated_folder("analyse") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
-    split = given.split if task_sets.has_splits(given.tasks) else None
-    source = {"source": given.tasks, "split": split, "seed": tasks_seed}
     with ComparisonMonitor(2, console.stderr()) as monitor:
         found = analyse(
             model,

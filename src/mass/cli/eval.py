@@ -46,8 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     check_methods(methods)
     if given.tasks is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
-    tasks_seed = given.seed if given.tasks_seed is None else given.tasks_seed
-    tasks = task_sets.load(given.tasks, seed=tasks_seed, **options.choosing(given))
+    tasks, source = options.load_tasks(given)
     train_tasks = None if given.train_tasks is None else task_sets.load(given.train_tasks, split="train")
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = dated_folder("eval") if given.out is None else Path(given.out)
@@ -55,13 +54,12 @@ def run(arguments: Sequence[str]) -> int:
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
-    split = given.split if task_sets.has_splits(given.tasks) else None
     comparison = compare(
         model,
         tasks,
         methods,
         config=config,
-        source={"source": given.tasks, "split": split, "seed": tasks_seed},
+        source=source,
         folder=folder,
         seed=given.seed,
         checkpoints=checkpoints,

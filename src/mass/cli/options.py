@@ -11,13 +11,16 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from mass.config import EngineConfig
 from mass.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from mass.types import Task
 
 TASKS_HELP = (
     "minimath; minimath-search; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, humaneval, mbpp, mmlu or "
@@ -141,6 +144,19 @@ def choosing(given: Namespace) -> dict[str, Any]:
     """The options of `mass.tasks.load` among those of `add_task_options`. Raises ConfigError."""
     fields = pairs("--fields", given.fields)
     return {"split": given.split, "size": given.size, "fields": fields, "verifier": given.verifier}
+
+
+def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
+    """The tasks of `add_task_options` and `--tasks-seed`, and where they come from (source, split, seed), for records.
+
+    Raises ConfigError and DataError.
+    """
+    from mass import tasks
+
+    seed = given.seed if given.tasks_seed is None else given.tasks_seed
+    found = tasks.load(given.tasks, seed=seed, **choosing(given))
+    split = given.split if tasks.has_splits(given.tasks) else None
+    return found, {"source": given.tasks, "split": split, "seed": seed}
 
 
 def pairs(option: str, text: str) -> dict[str, str]:

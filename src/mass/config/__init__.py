@@ -310,6 +310,11 @@ class TrainConfig:
         require_numbers(self, "train.", limits, above=0)
 
     @property
+    def problem_limit(self) -> float:
+        """`max_problem_norm`; infinite where there is none."""
+        return math.inf if self.max_problem_norm is None else self.max_problem_norm
+
+    @property
     def adapts(self) -> bool:
         """Whether the method adapts to each problem, in training and at test."""
         return self.method in ("mass", "mass-gold")

@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import MassError, ModelError
+from mass.lm.load import prompts_of
 from mass.lm.model import LM
 from mass.lm.source import find_source
 from mass.prompts import MATH, with_thinking
-from mass.prompts.file import complete, read
+from mass.prompts.file import read
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ class Architecture:
     def _asked(self, made: Any, lora: LoraConfig, model: ModelConfig | None = None) -> LM:
         """With the prompts that the loaded model would be asked with. Without its tokenizer: a chat model's."""
         sections = read(model.prompts) if model and model.prompts else {}
-        asked = complete(sections, chat=bool(getattr(self.tokenizer, "chat_template", None)))
-        prompts = with_thinking(asked, model.thinking if model else None)
+        prompts = with_thinking(prompts_of(self.tokenizer, sections), model.thinking if model else None)
         rows = {"decode_rows": model.decode_rows} if model else {}
         return LM(made, self.tokenizer, self.name, prompts[MATH], LoraSites(made, lora), **rows).with_prompts(prompts)
 

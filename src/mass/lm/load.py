@@ -14,8 +14,8 @@ from mass.lm.model import LM
 from mass.lm.placement import stay_in_place, weights_options
 from mass.lm.served import sample_at_server
 from mass.lm.source import Source, find_source
-from mass.prompts import MATH, PromptSet, defaults, with_thinking
-from mass.prompts.file import complete, read
+from mass.prompts import MATH, PromptSet, with_thinking
+from mass.prompts.file import Sections, complete, read
 
 
 def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = None) -> LM:
@@ -40,8 +40,7 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
     else:
         model.to(device)
     model.eval().requires_grad_(False)
-    asked = prompts or complete(sections, chat=bool(getattr(tokenizer, "chat_template", None)))
-    asked = with_thinking(asked, config.thinking)
+    asked = with_thinking(prompts or prompts_of(tokenizer, sections), config.thinking)
     lm = LM(model, tokenizer, config.name, asked[MATH], LoraSites(model, lora), config.decode_rows)
     lm.quantization, lm.thinking = config.quantization, config.thinking
     lm = lm.with_prompts(asked)
@@ -52,7 +51,12 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
 
 def default_prompts(lm: LM) -> PromptSet:
     """What a model is asked with when nobody says otherwise."""
-    return defaults(chat=bool(getattr(lm.tokenizer, "chat_template", None)))
+    return prompts_of(lm.tokenizer, {})
+
+
+def prompts_of(tokenizer: Any, sections: Sections) -> PromptSet:
+    """What a file's sections say, else the package's own for a tokenizer with or without a chat template."""
+    return complete(sections, chat=bool(getattr(tokenizer, "chat_template", None)))
 
 
 def _model(source: Source, config: ModelConfig, options: dict[str, Any]) -> Any:

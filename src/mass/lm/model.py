@@ -81,8 +81,12 @@ class LM:
         """The same model (nothing is copied), asked otherwise."""
         other = copy.copy(self)
         other._ask_with(prompts, kind or self.kind)
-        other.engine = None if self.engine_of is None else self.engine_of(other)
+        other._take_engine()
         return other
+
+    def _take_engine(self) -> None:
+        """What a copy was made from has an engine for other prompts, or for other adapters."""
+        self.engine = None if self.engine_of is None else self.engine_of(self)
 
     def asking(self, kind: str) -> LM:
         """The same model, asked with its prompts for a kind of problem (`mass.prompts.KINDS`)."""
@@ -100,7 +104,7 @@ class LM:
         other.adapters, other._views = LoraSites(self.model, config), {}
         with suppress(ModelError):
             checkpoint_layers(self.model, other.adapters)
-        other.engine = None if self.engine_of is None else self.engine_of(other)
+        other._take_engine()
         return other
 
     @property
@@ -180,6 +184,10 @@ class LM:
     def written_ids(self, problem: str, solution: str) -> list[int]:
         """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
         return [*self._asking.written(self.prompts.render_example(problem, solution)), self._asking.end_id]
+
+    def attempt_row(self, problem: str, solution: str) -> Row:
+        """A solution as the scorer reads it: a copy of the problem, written after its synthesis prompt."""
+        return self.synthesis_prompt(problem), self.written_ids(problem, solution)
 
     def example_row(self, problem: str, solution: str) -> Row:
         """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""

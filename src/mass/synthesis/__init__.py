@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from mass.config import SynthesisConfig
 from mass.seeds import derive
-from mass.synthesis.reading import Reading, read
+from mass.synthesis.reading import read
+from mass.synthesis.result import Reading
 from mass.types import Example, Params, Sample
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
     elif not solution:
         rejected = "unparsed: nothing was written"
     else:
-        scored = len(lm.synthesis_prompt(target)) + len(lm.written_ids(target, solution))  # as the scorer reads it
-        limit = min(config.max_example_tokens, lm.context)
-        rejected = "too long" if lm.example_tokens(target, solution) > limit or scored > lm.context else ""
+        scored = sum(map(len, lm.attempt_row(target, solution)))
+        rejected = "too long" if scored > lm.context else _too_long(lm, target, solution, config)
     note = "an attempt at the problem itself"
     return Example(
         target, solution, sample.text, sample.tokens, rejected, attempt=True, note=note, logprobs=sample.logprobs
@@ -91,8 +91,13 @@ def _why_rejected(lm: LM, target: str, sample: Sample, found: Reading, repeated:
         return "repeat"
     if not config.allow_copies and _normal(found.problem) == _normal(target):
         return "copy"
+    return _too_long(lm, found.problem, found.solution, config)
+
+
+def _too_long(lm: LM, problem: str, solution: str, config: SynthesisConfig) -> str:
+    """Why the inner loop cannot learn it, or may not; empty where it can."""
     limit = min(config.max_example_tokens, lm.context)
-    return "too long" if lm.example_tokens(found.problem, found.solution) > limit else ""
+    return "too long" if lm.example_tokens(problem, solution) > limit else ""
 
 
 def _normal(text: str) -> str:

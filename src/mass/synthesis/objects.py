@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast
+
+from mass.synthesis.result import Reading
 
 _PROBLEM = (
     "problem",
@@ -35,19 +36,7 @@ _ATTEMPTS = 8
 """Places where an object may begin that are tried; each is read to its end once."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What is in the first object that has both parts, or why there is none."""
-
-    problem: str = ""
-    solution: str = ""
-    reason: str = ""
-    also: int = 0
-    """Further objects with a problem."""
-    closed: bool = False
-
-
-def read(text: str) -> Found | None:
+def read(text: str) -> Reading | None:
     """None for a text whose first words are not those of JSON, or that holds no object with a problem."""
     starts = [match.start() for match in _START.finditer(text)][:_ATTEMPTS]
     if not starts or not any(f'"{name}"' in text.lower().replace(" ", "_") for name in _PROBLEM):
@@ -56,10 +45,10 @@ def read(text: str) -> Found | None:
     found = [pair for value in _values(body) for pair in _pairs(value)]
     whole = next((pair for pair in found if pair[0] and pair[1]), None)
     if whole is not None:
-        return Found(*whole, also=len(found) - 1, closed=True)
+        return Reading(*whole, also=len(found) - 1, closed=True)
     if found:
-        return Found(reason="JSON with a problem and no solution" if found[0][0] else "JSON without a problem")
-    return Found(reason="JSON that is cut off or malformed")
+        return Reading(reason="JSON with a problem and no solution" if found[0][0] else "JSON without a problem")
+    return Reading(reason="JSON that is cut off or malformed")
 
 
 def _values(text: str) -> Iterator[Any]:

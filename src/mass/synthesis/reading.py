@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mass.synthesis import objects
 from mass.synthesis.fences import fences
 from mass.synthesis.labels import Label, find_labels
+from mass.synthesis.result import Reading
 
 FORM = "Problem: {problem}\nSolution: {solution}"
 
@@ -51,20 +51,6 @@ _PLACE = re.compile(
 """What a form has in place of a text."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A practice example, or why the text holds none."""
-
-    problem: str = ""
-    solution: str = ""
-    reason: str = ""
-    """Why there is none; empty where there is one."""
-    also: int = 0
-    """Further problems in the text, which are left out."""
-    closed: bool = False
-    """Whether something of the text follows the solution, so that it is whole even where the text was cut off."""
-
-
 def read(text: str, form: str = FORM) -> Reading:
     """Never raises. `form` is the example of the prompts, whose own labels are read too."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -75,11 +61,11 @@ def read(text: str, form: str = FORM) -> Reading:
         return Reading(reason="the thinking never ends" if thinking else "nothing but thinking")
     found = objects.read(text)
     if found is not None and not found.reason:
-        return _checked(Reading(found.problem, found.solution, "", found.also, found.closed))
+        return _checked(found)
     if (tagged := _tagged(text)) is not None:
         return _checked(tagged)
     labelled = _labelled(_in_lines(_unfenced(text, form)), form)
-    return Reading(reason=found.reason) if found is not None and labelled.reason else labelled
+    return found if found is not None and labelled.reason else labelled
 
 
 def _without_thinking(text: str) -> tuple[str, bool]:
