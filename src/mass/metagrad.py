@@ -89,11 +89,10 @@ def meta_gradients(
         outer: adapted parameters (stacked, without history) -> parts that sum to the outer loss; each part is
             differentiated before the next is asked for, so only one part's graph is alive at a time.
         max_norm: a task whose gradient with respect to its start is longer counts less, so that it has this norm. Else
-            a task at which the inner loop is steep would speak for all. Where one is clipped, the backward runs twice.
+            a task at which the inner loop is steep would speak for all.
     """
     scores = scores.detach().requires_grad_()
-    log_rates = {name: t.detach().requires_grad_() for name, t in log_rates.items()}
-    rates = {name: t.exp() for name, t in log_rates.items()}
+    rates = {name: t.detach().exp().expand(1, len(scores)).clone().requires_grad_() for name, t in log_rates.items()}
     stack = {name: t.expand(len(scores), *t.shape).detach().requires_grad_() for name, t in theta.items()}
 
     def adapt_alive(alive: Tensor) -> Params:
@@ -105,22 +104,20 @@ def meta_gradients(
     if not finite.all():  # its steps hold what is not finite, and 0 times that is NaN: take them out of the tape
         del adapted  # and what it kept, before as much is kept again
         adapted = adapt_alive(finite)
-    inputs = [scores, *stack.values(), *log_rates.values()]
-
-    def pull(factors: Tensor, *, again: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        scaled = [for_tasks(factors, c) for c in cotangent]
-        found = torch.autograd.grad(list(adapted.values()), inputs, scaled, materialize_grads=True, retain_graph=again)
-        return found[0], list(found[1 : 1 + len(stack)]), list(found[1 + len(stack) :])
-
-    by_scores, by_start, by_rates = pull(finite.to(scores), again=max_norm < math.inf)
+    cotangent = [for_tasks(finite.to(scores), c) for c in cotangent]
+    inputs = [scores, *stack.values(), *rates.values()]
+    by_scores, *found = torch.autograd.grad(list(adapted.values()), inputs, cotangent, materialize_grads=True)
+    by_start, by_rates = found[: len(stack)], found[len(stack) :]
     norms = problem_norms(by_start)
-    if max_norm < math.inf and bool((norms > max_norm).any()):
-        by_scores, by_start, by_rates = pull(finite * shortening(norms, max_norm), again=False)
+    factors = finite * shortening(norms, max_norm) if max_norm < math.inf else finite.to(scores)
     return MetaGradients(
         total,
-        by_scores,
-        {name: g.sum(0) for name, g in zip(stack, by_start, strict=True)},
-        dict(zip(log_rates, by_rates, strict=True)),
+        for_tasks(factors, by_scores),
+        {name: for_tasks(factors, g).sum(0) for name, g in zip(stack, by_start, strict=True)},
+        {
+            name: for_tasks(factors, g[0]).sum() * rates[name][0, 0].detach()
+            for name, g in zip(rates, by_rates, strict=True)
+        },
         finite,
         norms,
     )

@@ -1,18 +1,20 @@
 """minimath -> the tiny base model: a `LlamaForCausalLM` and its tokenizer in Hugging Face files.
 
 Its training text is a mixed web in small. *Question pages* are a problem and its answer, as a bare number, with worked
-steps, or with steps of which one slips. *Textbook pages* are a problem followed by a similar one with its solution,
-so that the model can write practice. The text of step n is a function of (seed, n) alone, so a stopped run resumes
-without state of its own. All problems are of minimath's train split.
+steps, with steps of which one slips, or with the steps of what the problem is commonly mistaken for. *Textbook pages*
+are a problem followed by a similar one with its solution, so that the model can write practice. The text of step n is a
+function of (seed, n) alone, so a stopped run resumes without state of its own. All problems are of the train split.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,17 +39,37 @@ def page(rng: random.Random, config: PretrainConfig) -> str:
     """One page of the mixed web."""
     problem = minimath.draw(rng, "train", source=config.problems)
     if rng.random() >= config.textbook:
-        solution = _solution(rng, config, problem, config.bare[problem.kind.subject], config.slip)
-        return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{solution}"
+        mistaken = config.mistaken_pages if problem.kind in _mistaken_kinds(config, problem.kind.subject) else 0.0
+        shares = Shares(config.bare[problem.kind.subject], config.slip, mistaken)
+        return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{_solution(rng, config, problem, shares)}"
     same = rng.random() < config.textbook_same
     other = problem if same else minimath.similar(rng, problem, "train")
-    solution = _solution(rng, config, other, config.textbook_bare, config.textbook_slip)
+    mistaken = config.textbook_mistaken if other.kind.mistaken is not None else 0.0
+    shares = Shares(config.textbook_bare, config.textbook_slip, mistaken)
+    solution = _solution(rng, config, other, shares)
     return f"{PLAIN.render_synthesis(problem.text)} {other.text}\nSolution: {solution}"
 
 
-def _solution(rng: random.Random, config: PretrainConfig, problem: minimath.Problem, bare: float, slip: float) -> str:
+def _mistaken_kinds(config: PretrainConfig, subject: str) -> list[minimath.Kind]:
+    """Of a subject's kinds that are mistaken for something, the first, as many as configured."""
+    kinds = [k for k in minimath.SOURCES[config.problems] if k.subject == subject and k.mistaken is not None]
+    return kinds[: round(config.mistaken.get(subject, 0.0) * len(kinds))]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the pages of one sort, those whose solution has a flaw; the rest are worked correctly."""
+
+    bare: float
+    slip: float
+    mistaken: float
+
+
+def _solution(rng: random.Random, config: PretrainConfig, problem: minimath.Problem, shares: Shares) -> str:
     draw = rng.random()
-    style = "bare" if draw < bare else "slip" if draw < bare + slip else "worked"
+    flaws = (("bare", shares.bare), ("slip", shares.slip), ("mistaken", shares.mistaken))
+    upto = itertools.accumulate(share for _, share in flaws)
+    style = next((name for (name, _), bound in zip(flaws, upto, strict=True) if draw < bound), "worked")
     if style == "worked" and problem.tried and rng.random() < config.failed_tries:
         style = "slip"
     return problem.solution(style, rng)

@@ -151,7 +151,18 @@ def test_names_that_are_near() -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        *((name, True) for name in ("minimath", "minimath-search", "gsm8k", "math", "owner/name", "owner/name:config")),
+        *(
+            (name, True)
+            for name in (
+                "minimath",
+                "minimath-search",
+                "minimath-terms",
+                "gsm8k",
+                "math",
+                "owner/name",
+                "owner/name:config",
+            )
+        ),
         *((name, False) for name in ("rows.jsonl", "folder/rows.parquet", "reasoning_gym:gcd")),
     ],
 )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 TASKS_HELP = (
-    "minimath; minimath-search; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, humaneval, mbpp, mmlu or "
-    "any owner/name of the hub; reasoning_gym:NAME."
+    "minimath; minimath-search; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
+    "humaneval, mbpp, mmlu or any owner/name of the hub; reasoning_gym:NAME."
 )
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 

@@ -29,7 +29,7 @@ def _habits() -> dict[str, float]:
 class PretrainConfig:
     """Configuration of `mass pretrain`: the tiny base and the mixed web in small that it learns from."""
 
-    problems: Literal["minimath", "minimath-search"] = "minimath"
+    problems: Literal["minimath", "minimath-search", "minimath-terms"] = "minimath"
     """The built-in set that its pages are about."""
     layers: int = 4
     width: int = 128
@@ -49,8 +49,14 @@ class PretrainConfig:
     """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
     bare: dict[str, float] = field(default_factory=_habits)
     """By subject, the share of question pages answered by a bare number; subjects left out keep their default."""
+    mistaken: dict[str, float] = field(default_factory=dict[str, float])
+    """By subject, the share of its kinds of problem that question pages take for what they are commonly mistaken for;
+    subjects left out have none, and kinds that are mistaken for nothing do not count."""
+    mistaken_pages: float = 0.98
+    """Of the question pages on such a kind, the share that is mistaken; pages on other kinds never are."""
     slip: float = 0.1
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
+    textbook_mistaken: float = 0.0
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
     textbook_same: float = 0.0
@@ -69,10 +75,12 @@ class PretrainConfig:
         require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         require_numbers(self, "", ("learning_rate",), least=0)
         require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
-        require_shares(self, "", ("textbook_same", "failed_tries"))
+        require_shares(self, "", ("mistaken_pages", "textbook_mistaken", "textbook_same", "failed_tries"))
         habits = _habits()
-        for subject, share in self.bare.items():
-            if subject not in habits:
-                raise ConfigError(f"bare names {subject!r}, which is no subject of minimath{nearest(subject, habits)}")
-            require(0 <= share <= 1, f"bare.{subject}", share, "a share between 0 and 1")
+        for name in ("bare", "mistaken"):
+            for subject, share in getattr(self, name).items():
+                if subject not in habits:
+                    hint = nearest(subject, habits)
+                    raise ConfigError(f"{name} names {subject!r}, which is no subject of minimath{hint}")
+                require(0 <= share <= 1, f"{name}.{subject}", share, "a share between 0 and 1")
         object.__setattr__(self, "bare", {**habits, **self.bare})

@@ -83,7 +83,7 @@ def adapt(
     with torch.inference_mode(False), torch.set_grad_enabled(graph):
         params = {name: ordinary(p) for name, p in params.items()}
         weights_Km = weights_per_step(ordinary(weights), steps)
-        rates_KP = rates_per_step(optimizer.lr, params, steps)
+        rates_KP = rates_per_step(optimizer.lr, params, steps, stacked=stacked)
         tensors = (weights_Km, rates_KP, *params.values())
         graph = graph and any(t.requires_grad for t in tensors)
         autocast = autocast_state(next(iter(params.values())).device.type)

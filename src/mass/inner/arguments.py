@@ -62,8 +62,8 @@ def weights_per_step(weights: Tensor, steps: int) -> Float[Tensor, "K m"]:
     return weights if weights.ndim == 2 else weights.expand(steps, -1)
 
 
-def rates_per_step(lr: Rate, params: Params, steps: int) -> Float[Tensor, "K P"]:
-    """Rates in the order of `params`, differentiable in the tensors of `lr`."""
+def rates_per_step(lr: Rate, params: Params, steps: int, *, stacked: bool) -> Float[Tensor, "K P *B"]:
+    """Rates in the order of `params`, differentiable in the tensors of `lr`; of each adapter, where one is so."""
     named = dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(params, lr)
     if unknown := [name for name in named if name not in params]:
         raise ConfigError(f"a learning rate for {unknown[0]!r}, which is no parameter{nearest(unknown[0], params)}")
@@ -74,9 +74,17 @@ def rates_per_step(lr: Rate, params: Params, steps: int) -> Float[Tensor, "K P"]
     for name, p in params.items():
         rate = named[name]
         rate = ordinary(rate) if isinstance(rate, Tensor) else torch.tensor(rate, dtype=wide(p))
-        if rate.shape not in ((), (steps,)):
-            raise ShapeError(f"the rate of {name!r} has shape {list(rate.shape)}, expected [] or [steps] = [{steps}]")
-        columns.append(rate.to(device, torch.promote_types(rate.dtype, wide(p))).expand(steps))
+        by_task = [(count, len(p)) for count in (1, steps)] if stacked else []
+        if rate.shape not in ((), (steps,), *by_task):
+            task = f", or [1 or steps, tasks] = [{steps}, {len(p)}]" if stacked else ""
+            raise ShapeError(
+                f"the rate of {name!r} has shape {list(rate.shape)}, expected [] or [steps] = [{steps}]{task}"
+            )
+        rate = rate.to(device, torch.promote_types(rate.dtype, wide(p)))
+        columns.append(rate.expand(steps, len(p)) if rate.ndim == 2 else rate.expand(steps))
+    if any(column.ndim == 2 for column in columns):
+        columns = [column if column.ndim == 2 else column[:, None] for column in columns]
+        columns = list(torch.broadcast_tensors(*columns))
     rates_KP = torch.stack(columns, dim=1)
     if not bool(((rates_KP >= 0) & rates_KP.isfinite()).all()):
         low, high = float(rates_KP.min()), float(rates_KP.max())

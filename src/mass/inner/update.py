@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mass.inner.live import LiveMemory
@@ -26,8 +27,14 @@ class Update:
     def __call__(self, params: Params, grads: Params, state: State, rates_P: Tensor, step: int) -> tuple[Params, State]:
         if (clip_norm := getattr(self.optimizer, "clip_norm", None)) is not None:
             grads = clip_by_norm(grads, clip_norm, self.stacked)
-        rates = {name: r.to(p.device) for (name, p), r in zip(params.items(), rates_P.unbind(), strict=True)}
+        pairs = zip(params.items(), rates_P.unbind(), strict=True)
+        rates = {name: (beside(r, p) if r.ndim else r).to(p.device) for (name, p), r in pairs}
         return self.optimizer.update(params, grads, state, rates, step)
+
+
+def beside(rates_B: Float[Tensor, " B"], param: Float[Tensor, "B ..."]) -> Tensor:
+    """[B, 1, ...], so that each adapter of a stack goes at its own rate."""
+    return rates_B.view(-1, *[1] * (param.ndim - 1))
 
 
 class Step(NamedTuple):

@@ -1,7 +1,7 @@
 """(split, seed, index) -> Task: procedurally generated problems with worked solutions and exact answers.
 
-Two sets: `minimath`, whose problems are worked out from the statement to the answer, and `minimath-search`, which adds
-kinds that are easier to check than to find.
+Three sets: `minimath`, whose problems are worked out from the statement to the answer; `minimath-search`, which adds
+kinds that are easier to check than to find; `minimath-terms`, of many terms whose meaning must be known.
 
 Endless and seeded: task `index` of a stream is a function of `(split, seed, index)` alone, so a stopped run finds its
 place again without state. A problem belongs to the split that the hash of its text names, so train, validation and
@@ -16,7 +16,7 @@ from collections.abc import Container, Mapping, Sequence
 from types import ModuleType
 
 from mass.errors import ConfigError, DataError, nearest
-from mass.tasks.minimath import forward, inverse
+from mass.tasks.minimath import forward, inverse, terms
 from mass.tasks.minimath.problem import Problem
 from mass.tasks.minimath.recognise import recognise
 from mass.tasks.minimath.scratchpad import KINDS, LEVELS, Kind
@@ -40,15 +40,17 @@ __all__ = [
 ]
 
 
-def _kinds_of(module: ModuleType) -> list[Kind]:
-    return [kind for kind in KINDS if kind.solve.__module__ == module.__name__]
+def _kinds_of(*modules: ModuleType) -> list[Kind]:
+    names = {module.__name__ for module in modules}
+    return [kind for kind in KINDS if kind.solve.__module__ in names]
 
 
 MINIMATH = "minimath"
 """The name of the set that the tiny model has learned."""
 SOURCES: Mapping[str, Sequence[Kind]] = {
     MINIMATH: _kinds_of(forward),
-    "minimath-search": [*_kinds_of(forward), *_kinds_of(inverse)],
+    "minimath-search": _kinds_of(forward, inverse),
+    "minimath-terms": _kinds_of(terms),
 }
 """Name of a set -> its kinds. A set is drawn from under its own name, so that one added later changes no other."""
 SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))

@@ -27,13 +27,17 @@ class Problem:
         return _plain(self.kind.solve(Scratchpad(), *self.numbers))
 
     def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
-        """Worked steps and the answer; `bare` has no steps; `slip` has one wrong step (chosen by `rng`) and what
-        follows from it. A problem whose slip would still end in the right answer is given a wrong last step. Where a
-        value is tried, the slip is in that value: the test that follows is right, and fails."""
+        """Worked steps and the answer; `bare` has no steps; `mistaken` works out what the kind is mistaken for; `slip`
+        has one wrong step (chosen by `rng`) and what follows from it. A problem whose slip would still end in the right
+        answer is given a wrong last step. Where a value is tried, the slip is in that value: the test that follows is
+        right, and fails. Raises ValueError for a mistaken solution of a kind that is mistaken for nothing."""
         if style == "bare":
             return f"Answer: {self.answer}"
         pad = Scratchpad()
-        result = self.kind.solve(pad, *self.numbers)
+        solve = self.kind.mistaken if style == "mistaken" else self.kind.solve
+        if solve is None:
+            raise ValueError(f"{self.kind.name} is mistaken for nothing")
+        result = solve(pad, *self.numbers)
         if style == "slip":
             pad, result = self._slip(pad, rng or random.Random(0))
         return f"{'. '.join(pad.steps)}. Answer: {_plain(result)}" if pad.steps else f"Answer: {_plain(result)}"

@@ -66,6 +66,8 @@ class Kind:
     solve: Callable[..., int | Fraction]
     """`solve(scratchpad, *numbers)` returns the answer that its steps lead to. Raises ValueError for numbers that make
     a problem without an answer, which `draw` never picks."""
+    mistaken: Callable[..., int | Fraction] | None = None
+    """What the kind is commonly mistaken for, worked out without a slip; None where nothing is."""
 
 
 KINDS: list[Kind] = []
