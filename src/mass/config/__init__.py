@@ -217,7 +217,8 @@ class OuterConfig:
 class TasksConfig:
     source: str = "minimath"
     """'minimath'; 'minimath-search'; 'minimath-terms'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
-    'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu' or any owner/name of the hub (extra data); 'reasoning_gym:NAME' (extra gym)."""
+    'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu' or any owner/name of the hub (extra data);
+    'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
     """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
     size: int | None = None
