@@ -31,8 +31,8 @@ def load(
 
     Args:
         source: "minimath", "minimath-search" or "minimath-terms"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet`
-            file; the name of a known data set (a key of `KNOWN`) or an id of the hub, "owner/name" or "owner/name:config";
-            "reasoning_gym:NAME".
+            file; the name of a known data set (a key of `KNOWN`) or an id of the hub, "owner/name" or
+            "owner/name:config"; "reasoning_gym:NAME".
         split: of a built-in set or a data set of the hub; a file is what it is.
         size: None takes all rows, in their order; a smaller number takes a random subset of that size, drawn with
             `seed` and kept in order; a larger one takes all. Built-in sets and reasoning-gym make as many as asked for.
