@@ -119,12 +119,36 @@ def test_scores_depend_on_target_and_example_alone(lm: LM, rank: int) -> None:
 
 
 def test_features_are_last_and_mean_states_of_the_example(lm: LM) -> None:
-    eta = moved(init_scorer(lm, ScoringConfig(hidden=4), 0))
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4, likelihood=False), 0))
     example = candidates(lm)[1]
+    features = states_of(lm, example)
+    torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
+
+
+def states_of(lm: LM, example: Example) -> Tensor:
     prompt = lm.synthesis_prompt("Q")
     states = lm.hidden_states(lm.batch([(prompt, list(example.tokens))]))[0]
     features = torch.cat([states[-1], states[len(prompt) :].mean(0)])
+    return (features - features.mean()) / (features.var(correction=0) + 1e-5).sqrt()
+
+
+def test_features_of_likelihood_are_of_the_solution_s_tokens_alone(lm: LM) -> None:
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4), 0))
+    example = candidates(lm)[1]
+    prompt, written = lm.synthesis_prompt("Q"), list(example.tokens)
+    n = len(lm.target_ids(example.solution))
+    assert 0 < n < len(written)
+    logits = full_logits(lm, lm.batch([(prompt, written)]))[0]
+    every = logits.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(written[-n:])[:, None])
+    features = torch.cat([states_of(lm, example), every.mean()[None], every.min()[None]])
     torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
+
+
+def test_a_scorer_without_likelihood_still_scores(lm: LM) -> None:
+    """As one that was trained before there was such a feature."""
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4, likelihood=False), 0))
+    assert eta["head.w1"].shape[1] == 2 * lm.width
+    assert score(lm, eta, ["Q"] * 3, candidates(lm)).shape == (3,)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

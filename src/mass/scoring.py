@@ -1,10 +1,11 @@
 """(T, examples) -> scores `s_i = s_eta(T, p_i, a_i)` -> weights `w = normalise(s)` over the valid examples.
 
 The scorer is a head on the frozen base's last hidden states of "synthesis prompt of T, then y_i": their value at the
-last token and their mean over y_i. With `lora_rank` > 0 the base reads through a LoRA of the scorer's own. The head's
-last layer starts at zero, so an untrained scorer weighs all examples alike.
+last token and their mean over y_i. With `lora_rank` > 0 the base reads through a LoRA of the scorer's own. With
+`likelihood` the head also sees how likely the frozen base finds the tokens of a_i there: their mean log-probability
+and the least of them. The head's last layer starts at zero, so an untrained scorer weighs all examples alike.
 
-Legend: N examples in a row, B tasks, m examples of a task, d hidden width.
+Legend: N examples in a row, B tasks, m examples of a task, d hidden width, F features.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Normalise = Literal["softmax", "sigmoid", "uniform"]
 _LORA = "lora."
+LIKELIHOOD = 2
+"""Features of likelihood: mean and least log-probability (nats) of the solution's tokens."""
 
 
 def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
@@ -33,6 +36,9 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
     generator = torch.Generator().manual_seed(seed)
     features = 2 * lm.width
     hidden = torch.randn(config.hidden, features, generator=generator) / features**0.5
+    if config.likelihood:  # few beside the states, so their weights start as large as all of theirs together
+        likelihood = torch.randn(config.hidden, LIKELIHOOD, generator=generator) / LIKELIHOOD**0.5
+        hidden = torch.cat([hidden, likelihood], 1)
     eta: Params = {
         "head.w1": hidden,
         "head.b1": torch.zeros(config.hidden),
@@ -47,7 +53,8 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
 def score(
     lm: LM, eta: Params, problems: Sequence[str], examples: Sequence[Example], micro_batch: int | None = None
 ) -> Float[Tensor, " N"]:
-    """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base.
+    """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base, two
+    with features of likelihood.
 
     `micro_batch` rows pass at a time, of like length; None: all at once. The scores are the same but for rounding.
     """
@@ -56,8 +63,9 @@ def score(
     rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
     size = micro_batch or len(rows)
-    parts = [lm.batch([rows[i] for i in order[at : at + size]]) for at in range(0, len(rows), size)]
-    features = torch.cat([_features(lm, eta, part) for part in parts])
+    places = [order[at : at + size] for at in range(0, len(rows), size)]
+    parts = [(lm.batch([rows[i] for i in some]), [examples[i].solution for i in some]) for some in places]
+    features = torch.cat([_features(lm, eta, batch, solutions) for batch, solutions in parts])
     return head(eta, features[torch.tensor(order, device=features.device).argsort()])
 
 
@@ -68,21 +76,40 @@ def _row(lm: LM, problem: str, example: Example) -> Row:
     return lm.synthesis_prompt(problem), list(example.tokens)
 
 
-def _features(lm: LM, eta: Params, batch: Batch) -> Float[Tensor, "N F"]:
-    """The last state of each row, and the mean state of its example."""
+def _features(lm: LM, eta: Params, batch: Batch, solutions: Sequence[str]) -> Float[Tensor, "N F"]:
+    """The last state of each row and the mean state of its example, on one scale; then, where the head has a place for
+    them, the features of likelihood."""
     lora = {n.removeprefix(_LORA): t for n, t in eta.items() if n.startswith(_LORA)}
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(lora)):
         states = lm.hidden_states(batch, lora or None).to(eta["head.w1"].dtype)
     last = batch.attention_mask.sum(1) - 1
     mask = batch.target_mask.unsqueeze(-1)
     mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-    return torch.cat([states[torch.arange(len(batch), device=states.device), last], mean], -1)
+    features = torch.cat([states[torch.arange(len(batch), device=states.device), last], mean], -1)
+    features = layer_norm(features, features.shape[-1:])
+    if eta["head.w1"].shape[1] == features.shape[1]:
+        return features
+    return torch.cat([features, _likelihood(lm, batch, solutions).to(features)], -1)
+
+
+@torch.no_grad()
+def _likelihood(lm: LM, batch: Batch, solutions: Sequence[str]) -> Float[Tensor, "N 2"]:
+    """Mean and least log-probability (nats) of each row's last tokens, as many as its solution has.
+
+    What a writer finds unlikely of its own solution is more often wrong, so this tells more of an example than states
+    from which a small head would have to learn the same.
+    """
+    logprobs, counted = lm.token_logprobs(batch)
+    lengths = torch.tensor([len(lm.target_ids(solution)) for solution in solutions], device=counted.device)
+    from_end = counted.flip(1).cumsum(1).flip(1)
+    solution = counted & (from_end <= lengths[:, None])
+    mean = (logprobs * solution).sum(1) / solution.sum(1).clamp_min(1)
+    return torch.stack([mean, logprobs.masked_fill(~solution, 0.0).min(1).values], 1)
 
 
 def head(eta: Params, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
-    """A two-layer perceptron on normalised features."""
-    normal = layer_norm(features, features.shape[-1:])
-    return gelu(normal @ eta["head.w1"].mT + eta["head.b1"]) @ eta["head.w2"] + eta["head.b2"]
+    """A two-layer perceptron on the features."""
+    return gelu(features @ eta["head.w1"].mT + eta["head.b1"]) @ eta["head.w2"] + eta["head.b2"]
 
 
 def verdict_losses(

@@ -122,6 +122,9 @@ class ScoringConfig:
     """Width of the head's hidden layer."""
     lora_rank: int = 0
     """Rank of the scorer's own LoRA on the frozen model; 0: the head alone."""
+    likelihood: bool = True
+    """Whether the head also sees how likely the frozen model finds the solution that is scored; costs a second forward
+    pass over it."""
 
     def __post_init__(self) -> None:
         require_known(self, "scoring.")
