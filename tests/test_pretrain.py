@@ -17,7 +17,7 @@ from mass.lm import load_lm
 from mass.pretrain import batches, build_model, learning_rate, page, pages, pretrain, step_loss, train_tokenizer
 from mass.prompts import PLAIN
 from mass.synthesis.reading import read
-from mass.tasks.minimath import SUBJECTS, problem_split
+from mass.tasks.minimath import SUBJECTS, Problem, problem_split, recognise
 from mass.verify import final_answer
 
 CONFIG = PretrainConfig(
@@ -95,6 +95,36 @@ def test_a_share_of_tries_fails_and_says_so() -> None:
 def holds(solution: str) -> bool:
     steps = [step.split("=") for step in solution.split(". ") if "=" in step]
     return all(eval(left.replace("/", "//")) == int(right) for left, right in steps)
+
+
+def test_question_pages_mistake_some_kinds_firmly_and_textbooks_any_kind_at_times() -> None:
+    never = {subject: 0.0 for subject in SUBJECTS}
+    changes = {"bare": never, "slip": 0.0, "textbook_bare": 0.0, "textbook_slip": 0.0, "problems": "minimath-terms"}
+    mistaken = {"mistaken": {"Geometry": 0.5, "Algebra": 0.0}, "mistaken_pages": 1.0, "textbook_mistaken": 0.3}
+    questions = [recognised(text) for text in some_pages(2500, textbook=0.0, **changes, **mistaken)]
+    by_term: dict[tuple[str, str], set[bool]] = {}
+    for problem, wrong in questions:
+        by_term.setdefault((problem.kind.subject, problem.kind.name), set()).add(wrong)
+    firmly = [term for term, found in by_term.items() if True in found]
+    assert Counter(subject for subject, _ in firmly) == {"Geometry": 10}
+    textbook = [recognised(text) for text in some_pages(2500, textbook=1.0, **changes, **mistaken)]
+    assert 0.25 < sum(wrong for _, wrong in textbook) / len(textbook) < 0.33
+    assert len({problem.kind.name for problem, wrong in textbook if wrong}) > 130
+
+
+def recognised(text: str) -> tuple[Problem, bool]:
+    """The solved problem, and whether the solution is of what it is mistaken for rather than its own."""
+    _, solved, solution = pieces(text)
+    problem = recognise(solved)
+    assert problem is not None
+    own, mistaken = problem.solution(), problem.solution("mistaken")
+    assert solution in (own, mistaken), "a step of it is wrong"
+    return problem, solution != own
+
+
+def test_no_kind_of_the_other_sets_is_mistaken() -> None:
+    all_of_them = {"mistaken": dict.fromkeys(SUBJECTS, 1.0), "textbook_mistaken": 1.0}
+    assert some_pages(100, **all_of_them) == some_pages(100)
 
 
 def test_a_step_s_pages_are_a_function_of_seed_and_step() -> None:
