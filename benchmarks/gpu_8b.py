@@ -40,7 +40,7 @@ from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError
 from mass.lm import LM
-from mass.lm.source import tiny_folder
+from mass.lm.source import TINY, find_source
 from mass.prompts import PLAIN
 from mass.runlog import replace_text
 from mass.types import Params
@@ -120,7 +120,7 @@ def build(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LM:
         model: Any = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     sites = LoraSites(model, LoraConfig(rank=RANK, alpha=2.0 * RANK))
-    return LM(model, AutoTokenizer.from_pretrained(tiny_folder() / "base"), "random Llama", PLAIN, sites)
+    return LM(model, AutoTokenizer.from_pretrained(find_source(TINY).place), "random Llama", PLAIN, sites)
 
 
 def meta_gradient(lm: LM, examples: int, tokens: int, steps: int, memory_gb: float) -> list[Tensor]:

@@ -149,17 +149,18 @@ def test_a_record_of_another_base_says_so(model: mass.Mass, tiny_base: Path) -> 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("shipped", ["tiny", "tiny-terms"])
 def test_what_ships_with_the_package_is_recorded_by_its_place_in_it(
-    trained: Path, taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: str, trained: Path, taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mass.model.tiny_folder", lambda: tmp_path)
-    monkeypatch.setattr("mass.lm.source.tiny_folder", lambda: tmp_path)
+    for module in ("mass.model", "mass.lm.source"):
+        monkeypatch.setattr(f"{module}.shipped_folder", lambda name: tmp_path if name == shipped else None)
     shutil.copytree(taught_base, tmp_path / "base")
-    assert load("tiny").solve(PROBLEM).adaptation.checkpoint == "untrained"
+    assert load(shipped).solve(PROBLEM).adaptation.checkpoint == "untrained"
     shutil.copytree(trained, tmp_path / "mass")
     shutil.copytree(trained, tmp_path / "mass-gold")
-    for name, recorded in ((None, None), (tmp_path / "mass-gold", "tiny/mass-gold"), ("tiny/mass", None)):
-        record = load("tiny", name).solve(PROBLEM).adaptation
+    for name, recorded in ((None, None), (tmp_path / "mass-gold", f"{shipped}/mass-gold"), (f"{shipped}/mass", None)):
+        record = load(shipped, name).solve(PROBLEM).adaptation
         assert record.checkpoint == recorded
         assert str(tmp_path) not in json.dumps(record.to_dict())
         assert load_for(record).replay(record).text == record.text

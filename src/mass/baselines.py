@@ -28,7 +28,7 @@ from mass.config import (
 )
 from mass.errors import ConfigError, DataError, nearest
 from mass.lm import LM
-from mass.lm.source import TINY, tiny_folder
+from mass.lm.source import shipped_folder
 from mass.methods import TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
 from mass.prompts import with_thinking
@@ -166,7 +166,7 @@ def _of_base(contestant: Contestant) -> Contestant:
 def _trained(
     model: Mass, name: str, checkpoints: Checkpoints, lms: dict[LoraConfig, LM], config: EvalConfig, seed: int
 ) -> Contestant:
-    given, shipped = checkpoints.get(name), tiny_folder() / name
+    given, shipped = checkpoints.get(name), shipped_folder(model.lm.name)
     if given is not None and str(given) == UNTRAINED:
         adapt = dataclasses.replace(model.config, answer=config.answer)
         state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)
@@ -177,8 +177,8 @@ def _trained(
         adapt = dataclasses.replace(model.config, answer=config.answer)
         training = {"method": name, **training_of(Path(model.checkpoint))} if model.checkpoint else {}
         return Contestant(model.lm, model.state, adapt, "the state of the given model", model.origin, training)
-    if model.lm.name == TINY and shipped.is_dir():
-        return _from_folder(model, shipped, name, lms, config, "the checkpoint shipped with the package")
+    if shipped is not None and (shipped / name).is_dir():
+        return _from_folder(model, shipped / name, name, lms, config, "the checkpoint shipped with the package")
     raise ConfigError(
         f"method {name!r} needs a checkpoint that `mass train` made with train.method {name}, and model "
         f"{model.lm.name!r} ({model.method}) brings none; give its run folder "

@@ -19,14 +19,14 @@ from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, Samp
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
-from mass.lm.source import TINY, tiny_folder
+from mass.lm.source import TINY, shipped_folder
 from mass.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task
 
 UNTRAINED = "untrained"
 SHIPPED = "mass"
-"""The checkpoint that 'tiny' is loaded with."""
+"""The checkpoint that a shipped model is loaded with."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ def load(
     """Load a base model and its checkpoint.
 
     Args:
-        name: 'tiny' (ships with the package), a local folder, or a hub name.
+        name: 'tiny' or 'tiny-terms' (ship with the package), a local folder, or a hub name.
         checkpoint: a run folder of `mass train`, 'tiny/NAME' for one that ships with the package, or 'untrained'.
-            None: the shipped one for 'tiny', else untrained.
+            None: the shipped one for those, else untrained.
         config: test-time configuration; None: the checkpoint's own, or the defaults.
         lora: shape of an untrained adapter; a checkpoint brings its own.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
@@ -203,8 +203,9 @@ def load(
     Raises ModelError when a part is missing, damaged or belongs to another base, ConfigError for an option or a file of
     prompts that cannot be used, EngineError when the server cannot be used.
     """
-    if checkpoint is None and name == TINY and (tiny_folder() / SHIPPED).is_dir():
-        checkpoint = tiny_folder() / SHIPPED
+    shipped = shipped_folder(name)
+    if checkpoint is None and shipped is not None and (shipped / SHIPPED).is_dir():
+        checkpoint = shipped / SHIPPED
     require(kind is None or kind in KINDS, "kind", kind, f"one of {', '.join(KINDS)}")
     path, given = (str(prompts), None) if isinstance(prompts, str | Path) else (None, _by_kind(prompts))
     values: dict[str, Any] = {"name": name, "device": device, "dtype": dtype, "decode_rows": decode_rows}
@@ -252,10 +253,11 @@ def _by_kind(prompts: PromptSet | Prompts | None) -> PromptSet | None:
 def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> dict[str, Any]:
     """Fields of `Adaptation`: the base, and the checkpoint (by its place in the package where it ships with it)."""
     name = UNTRAINED if checkpoint is None else str(checkpoint)
-    if checkpoint is not None and Path(checkpoint).resolve().is_relative_to(tiny_folder().resolve()):
-        name = Path(TINY, Path(checkpoint).resolve().relative_to(tiny_folder().resolve())).as_posix()
+    shipped = shipped_folder(lm.name)
+    if checkpoint is not None and shipped is not None and Path(checkpoint).resolve().is_relative_to(shipped.resolve()):
+        name = Path(lm.name, Path(checkpoint).resolve().relative_to(shipped.resolve())).as_posix()
     return {
-        "checkpoint": None if (lm.name, name) == (TINY, f"{TINY}/{SHIPPED}") else name,
+        "checkpoint": None if shipped is not None and name == f"{lm.name}/{SHIPPED}" else name,
         "state_seed": state_seed,
         "base_fingerprint": checkpoints.fingerprint(lm),
         "dtype": lm.dtype,
@@ -280,7 +282,8 @@ def lora_of(record: Adaptation) -> LoraConfig:
 def _folder_of(checkpoint: str | Path) -> Path:
     """A folder here; else 'tiny/NAME' is one that ships with the package."""
     folder, (first, *rest) = Path(checkpoint), Path(checkpoint).parts or ("",)
-    return tiny_folder().joinpath(*rest) if rest and first == TINY and not folder.is_dir() else folder
+    shipped = shipped_folder(first)
+    return shipped.joinpath(*rest) if rest and shipped is not None and not folder.is_dir() else folder
 
 
 def _equal_but_for_rounding(one: Adaptation, other: Adaptation) -> bool:

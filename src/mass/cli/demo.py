@@ -1,4 +1,4 @@
-"""mass demo: the shipped model -> a few problems solved before the user's eyes, and a comparison with its baselines."""
+"""mass demo: a shipped model -> a few problems solved before the user's eyes, and a comparison with its baselines."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from mass.model import Mass
     from mass.types import Task
 
-EXAMPLES = ("mass demo", "mass demo --size 70 --seed 1", "mass demo --model ./my-model --checkpoint runs/mine")
+EXAMPLES = (
+    "mass demo",
+    "mass demo --size 70 --seed 1",
+    "mass demo --model tiny",
+    "mass demo --model ./my-model --checkpoint runs/mine",
+)
 METHODS = ("base", "tt-ss", "mass", "mass-unadapted")
 SHOWN, FIRST_SHOWN, SHOWN_STEP = 3, 4, 9
-"""Problems solved before the comparison: in minimath's order a Geometry, a Precalculus and an Algebra problem, each a
-level above the one before."""
+"""Problems solved before the comparison: in the order of the built-in sets a Geometry, a Precalculus and an Algebra
+problem, each a level above the one before."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,12 +38,15 @@ def run(arguments: Sequence[str]) -> int:
     from mass import verify
     from mass.cli import show
     from mass.cli.comparing import compare, print_comparison
+    from mass.lm.source import SHIPPED_MODELS, TINY_TERMS
     from mass.model import load
 
-    tasks = task_sets.load("minimath", split="test", size=given.size, seed=given.seed)
+    name = given.model or TINY_TERMS
+    source = SHIPPED_MODELS.get(name, SHIPPED_MODELS[TINY_TERMS])
+    tasks = task_sets.load(source, split="test", size=given.size, seed=given.seed)
     new_folder("--out", folder)
     with console.working("loading the model"):
-        model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
+        model = load(name, given.checkpoint, **options.loading(given))
     out = console.stdout()
     shown = _shown(tasks)
     out.print(
@@ -56,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         tasks,
         METHODS,
         config=EvalConfig(),
-        source={"source": "minimath", "split": "test", "seed": given.seed},
+        source={"source": source, "split": "test", "seed": given.seed},
         folder=folder,
         seed=given.seed,
         checkpoints={"mass": given.checkpoint} if given.checkpoint else None,
@@ -80,10 +88,10 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "demo",
         "[options]",
-        "Solve a few held-out minimath problems with the shipped model, then compare base, tt-ss and mass.",
+        "Solve a few held-out problems with a model that ships with the package, then compare base, tt-ss and mass.",
         EXAMPLES,
     )
-    options.add_model_options(parser, checkpoint="A run folder of mass train.")
+    options.add_model_options(parser, checkpoint="A run folder of mass train.", default="tiny-terms")
     parser.add_argument("--size", type=int, default=210, help="Problems of the comparison.")
     parser.add_argument("--seed", type=int, default=0, help="Which problems, and every random draw.")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/demo-DATE by default.")

@@ -69,7 +69,10 @@ def print_yaml(values: Mapping[str, Any]) -> None:
 def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny") -> None:
     """`--model` and how it is loaded; `checkpoint` is the help text of that option."""
     parser.add_argument(
-        "--model", type=str | None, default=default, help="tiny (the default), a folder, or a hub name."
+        "--model",
+        type=str | None,
+        default=default,
+        help=f"tiny, tiny-terms, a folder, or a hub name{f'; {default} by default' if default else ''}.",
     )
     parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")

@@ -21,7 +21,8 @@ from mass.config.pretraining import PretrainConfig as PretrainConfig  # one plac
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "tiny"
-    """'tiny' (ships with the package), a local folder, or a hub name of any causal language model of transformers."""
+    """'tiny' or 'tiny-terms' (ship with the package), a local folder, or a hub name of any causal language model of
+    transformers."""
     device: str = "auto"
     """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"

@@ -14,13 +14,15 @@ from transformers import AutoConfig
 
 from mass.errors import ModelError
 
-TINY = "tiny"
+TINY, TINY_TERMS = "tiny", "tiny-terms"
+SHIPPED_MODELS = {TINY: "minimath", TINY_TERMS: "minimath-terms"}
+"""Models that ship with the package, and the built-in problems that each has learned."""
 HUB_TIMEOUT_S = 5.0
 
 
-def tiny_folder() -> Path:
-    """The folder of the model that ships with the package."""
-    return Path(str(importlib.resources.files("mass"))) / "models" / TINY
+def shipped_folder(model: str) -> Path | None:
+    """The folder of a model that ships with the package: its base and its checkpoints; None for any other."""
+    return Path(str(importlib.resources.files("mass"))) / "models" / model if model in SHIPPED_MODELS else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Source:
 
 def find_source(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Source:
     """Raises ModelError for a folder that does not exist, or a model without a configuration."""
-    place = str(tiny_folder() / "base") if name == TINY else name
+    shipped = shipped_folder(name)
+    place = name if shipped is None else str(shipped / "base")
     folder = Path(place).is_dir()
     if _looks_local(place) and not folder:
         raise ModelError(f"model folder {name!r} does not exist; give a folder with config.json, a hub name, or 'tiny'")
