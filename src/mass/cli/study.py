@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mass.study import Run
 
 EXAMPLES = (
-    "mass study --config recipes/minimath-search/table.yaml --out runs/table --parallel 2",
-    "mass study --config recipes/minimath-search/table.yaml --out runs/table --dry-run",
-    "mass study --config recipes/minimath-search/table.yaml --out runs/small --seeds [0]",
+    "mass study --config recipes/minimath-terms/table.yaml --out runs/table --parallel 2",
+    "mass study --config recipes/minimath-terms/table.yaml --out runs/table --dry-run",
+    "mass study --config recipes/minimath-terms/table.yaml --out runs/small --seeds [0]",
 )
 LOG = "log.txt"
 
