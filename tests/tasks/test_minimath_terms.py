@@ -17,6 +17,9 @@ TERMS = minimath.SOURCES["minimath-terms"]
 PINNED = "45d307815c0aab4b993bbaa6b4a2c4895167116a9422aafe1b68655ac711781b"
 """The first 300 test problems with their solutions, so that a base trained on the terms stays one that knows them."""
 
+TESTED = (("test", 0), ("validation", 1))
+"""Split and seed of the problems of recipes/minimath-terms that nothing is trained on."""
+
 
 def some(kind: minimath.Kind, count: int = 3) -> list[Problem]:
     rng = random.Random(kind.name)
@@ -86,6 +89,14 @@ def test_texts_are_recognised_and_similar_problems_keep_the_term() -> None:
         assert found is not None
         assert (found.kind, found.answer) == (kind, problem.answer)
         assert similar(rng, problem, "train").kind is kind
+
+
+def test_what_the_study_trains_on_is_not_what_it_is_tested_on() -> None:
+    """The training problems of its five seeds, those it is validated on, and its test problems."""
+    test, held_out = ({t.problem for t in load("minimath-terms", split=s, size=1000, seed=n)} for s, n in TESTED)
+    trained = {t.problem for n in range(5) for t in load("minimath-terms", split="train", size=1000, seed=n)}
+    assert len(trained) > 3000
+    assert not (test & held_out or test & trained or held_out & trained)
 
 
 @pytest.mark.parametrize("text", ["Find the glumf of a 3 by 4 rectangle.", "Compute the verf of 3.", "Find its nenz."])
