@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mass.config import AtTestConfig, LoraConfig, ModelConfig, RunConfig, SamplingConfig, TasksConfig
+from mass.errors import ConfigError, DataError
 from mass.lm import LM, load_lm
-from mass.problems import read_problems, task_stream
+from mass.problems import canary_stream, load_tasks, read_problems, task_stream
 from mass.runlog import RunFolder
 from mass.tasks import minimath
 from mass.train import Trainer
@@ -32,6 +33,53 @@ def test_minimath_is_endless() -> None:
     assert stream(10**9).id == "minimath-train-0-1000000000"
     few = task_stream(TasksConfig(size=5), 0)
     assert len({few(i).problem for i in range(50)}) == 5
+
+
+# ------------------------------------------------------------------------------- levels and subjects
+
+EASY = TasksConfig(levels=[1, 2], subjects=["Algebra", "Geometry"])
+CELLS = {(subject, level) for subject in ("Algebra", "Geometry") for level in (1, 2)}
+
+
+def test_an_endless_stream_keeps_to_its_levels_and_subjects() -> None:
+    stream = task_stream(EASY, 0)
+    assert {(task.subject, task.level) for task in map(stream, range(60))} == CELLS
+    assert stream(7) == minimath.task_at("train", 0, 7, EASY.subjects, EASY.levels)
+    whole = task_stream(TasksConfig(), 0)
+    assert [whole(n) for n in range(20)] == [minimath.task_at("train", 0, n) for n in range(20)]
+
+
+def test_canaries_keep_to_the_levels_and_subjects_of_the_tasks() -> None:
+    stream = task_stream(EASY, 0)
+    drawn = canary_stream(EASY, 0, 4, stream, None)
+    for number in range(8):
+        found, subject = drawn(number), stream(number).subject
+        assert {(task.subject, task.level) for task in found} <= {cell for cell in CELLS if cell[0] != subject}
+    alone = dataclasses.replace(EASY, subjects=["Algebra"])
+    with pytest.raises(DataError, match="no task has another subject than 'Algebra'"):
+        canary_stream(alone, 0, 4, task_stream(alone, 0), None)(0)
+
+
+def test_training_and_validation_take_levels_of_their_own(plain: LM) -> None:
+    config = RunConfig(tasks=dataclasses.replace(EASY, size=40), validation=TasksConfig(split="test", levels=[5]))
+    problems = read_problems(plain, config)
+    assert {(task.subject, task.level) for task in problems.training or ()} == CELLS
+    assert {(task.subject, task.level) for task in map(problems.task_at, range(40))} == CELLS
+    assert {task.level for task in problems.validation} == {5}
+    assert problems.validation == load_tasks(config.validation, config.train.eval_size)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (TasksConfig(levels=[6]), "level 6 is unknown; levels are 1 to 5"),
+        (TasksConfig(subjects=["Algbra"]), "subject 'Algbra' is unknown; did you mean 'Algebra'"),
+        (TasksConfig(split="tset"), "split 'tset' is unknown"),
+    ],
+)
+def test_an_endless_stream_of_what_there_is_not_is_refused_before_the_run(config: TasksConfig, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        task_stream(config, 0)
 
 
 # ------------------------------------------------------------------------------- data efficiency

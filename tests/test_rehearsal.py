@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chat_folders import chat_folder, practice, sum_rows
 from mass.adapter import LoraSites
-from mass.config import LoraConfig, ModelConfig, OuterConfig, RunConfig, SamplingConfig, TrainConfig
+from mass.config import LoraConfig, ModelConfig, OuterConfig, RunConfig, SamplingConfig, TasksConfig, TrainConfig
 from mass.inner.live import LiveMemory
 from mass.lm import LM, load_lm
 from mass.lm.architecture import PUBLISHED, Architecture, byte_tokenizer, find_architecture
@@ -133,6 +134,21 @@ def test_golds_that_are_refused_and_problems_in_both_sets_are_named(tmp_path: Pa
     assert found.problems[0].startswith("tasks: 5 of 20 golds are not accepted by their own verifier, as train-1")
     assert found.problems[-1].startswith("20 of the 20 validation problems are trained on; expected none")
     assert all("\n" not in problem for problem in found.problems)
+
+
+def test_levels_choose_what_is_examined_and_what_counts_as_shared(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    rows = [{"problem": f"{i}?", "answer": str(i), "level": i % 5 + 1} for i in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(tmp_path, file, eval_size=20)
+    assert examine(config).shared == 20
+    easy, hard = (dataclasses.replace(config.tasks, levels=levels) for levels in ([1, 2, 3, 4], [5]))
+    found = examine(dataclasses.replace(config, tasks=easy, validation=hard))
+    assert (found.shared, found.problems, [one.rows for one in found.sets]) == (0, (), [16, 4])
+    endless = examine(dataclasses.replace(config, tasks=TasksConfig(levels=[3]), validation=hard))
+    assert {task.level for task in endless.sets[0].tasks} == {3}
+    unknown = examine(dataclasses.replace(config, tasks=dataclasses.replace(easy, levels=[7]), validation=hard))
+    assert unknown.problems == (f"tasks: levels is [7], and no task of {file} has the level 7; known: 1, 2, 3, 4, 5",)
 
 
 def test_the_present_device_is_measured(folder: Path) -> None:

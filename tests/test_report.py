@@ -180,6 +180,13 @@ def test_the_summary_claims_what_the_interval_allows(difference: float, half: fl
     assert sum(claim in text for claim in ("Better than", "Not distinguishable", "Worse than")) == 1
 
 
+def test_the_summary_names_the_levels_and_subjects_that_were_chosen() -> None:
+    data = comparison()
+    assert "minimath (test split, seed 0) with" in words_of(data)
+    data["tasks"] |= {"levels": [5], "subjects": ["Algebra", "Geometry"]}
+    assert "minimath (test split, seed 0, level 5, subjects Algebra, Geometry) with" in words_of(data)
+
+
 def test_the_summary_tells_cost_changes_fallbacks_and_missing_verdicts() -> None:
     mass = row("mass", 0.5, 0.09, tokens=300, fallbacks=3, no_verdict=2, hurt=1)
     text = words_of(comparison(row("base", 0.41, 0, tokens=30), mass))

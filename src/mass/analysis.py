@@ -71,7 +71,7 @@ def analyse(
     """The stored form that `mass collect` takes and `mass.results.practice` reads.
 
     Args:
-        source: where the tasks come from (source, split, seed).
+        source: where the tasks come from (source, split, seed; levels and subjects where chosen).
         name: of the analysis; None: the method that trained the checkpoint.
         stack: problems, and examples alone, that are adapted side by side.
 

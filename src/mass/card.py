@@ -180,8 +180,8 @@ def _source(tasks: Mapping[str, Any]) -> str:
     """A set by its name or file name, with the split where it has one."""
     path = Path(tasks["source"])
     file = path.suffix in (".jsonl", ".gz", ".parquet")
-    part = f", part {tasks['part']}" if tasks.get("part") else ""
-    return (f"`{path.name}`" if file else f"`{tasks['source']}` ({tasks['split']})") + part
+    chosen = "".join(f", {name} {tasks[name]}" for name in ("part", "levels", "subjects") if tasks.get(name))
+    return (f"`{path.name}`" if file else f"`{tasks['source']}` ({tasks['split']})") + chosen
 
 
 def _rows(found: Mapping[str, Any] | None) -> str:

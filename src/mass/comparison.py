@@ -71,7 +71,7 @@ def evaluate(
         checkpoints: trained method -> run folder; what is missing comes from the model, or from the package for
             'tiny'. 'untrained' runs the method from an untrained state.
         train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
-        source: where the tasks come from (source, split, seed), for the record.
+        source: where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
         out: an empty or new folder; each answer is written to `records.jsonl` as it comes, the table at the end.
 
     Raises:
@@ -146,6 +146,7 @@ def _comparison(
             "split": given.get("split"),
             "size": len(runner.tasks),
             "seed": given.get("seed"),
+            **{name: given[name] for name in ("levels", "subjects") if given.get(name) is not None},
             "hash": content_hash(runner.tasks),
         },
         model=model.lm.name,

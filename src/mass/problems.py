@@ -108,13 +108,18 @@ def _endless(config: TasksConfig) -> bool:
     return config.source in minimath.SOURCES and config.size is None
 
 
+def _task_of_stream(config: TasksConfig, number: int) -> Task:
+    return minimath.task_at(config.split, config.seed, number, config.subjects, config.levels, config.source)
+
+
 def task_stream(config: TasksConfig, seed: int, tasks: Sequence[Task] | None = None) -> Callable[[int], Task]:
     """Task number n of training: of minimath's endless stream, or of a list in a new random order each epoch.
 
     The list is `tasks`, or all that the configuration names; those of an endless stream are what they are.
     """
     if _endless(config):
-        return lambda number: minimath.task_at(config.split, config.seed, number, source=config.source)
+        minimath.check_choice(config.split, config.subjects, config.levels)
+        return lambda number: _task_of_stream(config, number)
     found = load_tasks(config) if tasks is None else tasks
 
     @functools.lru_cache(maxsize=2)
@@ -142,7 +147,7 @@ def canary_stream(
     def drawn(rng: random.Random) -> Task:
         if tasks is not None:
             return rng.choice(tasks)
-        return minimath.task_at(config.split, config.seed, BEYOND + rng.getrandbits(40), source=config.source)
+        return _task_of_stream(config, BEYOND + rng.getrandbits(40))
 
     def at(number: int) -> list[Task]:
         target, rng = task_at(number), random.Random(derive(seed, "canary", number))
@@ -172,4 +177,6 @@ def load_tasks(config: TasksConfig, size: int | None = None) -> list[Task]:
         fields=config.fields or None,
         verifier=config.verifier,
         part=config.part,
+        levels=config.levels,
+        subjects=config.subjects,
     )

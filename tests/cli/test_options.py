@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mass.cli.options import pairs
+from mass.cli.options import add_task_options, choosing, load_tasks, make_parser, pairs, parse
 from mass.config import PretrainConfig, RunConfig, to_dict
 from mass.errors import ConfigError
 
@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def recipe_verb(path: Path) -> str:
-    return {"base": "pretrain", "table": "study"}.get(path.stem, "train")
+    return {"base": "pretrain", "table": "study", "hard": "study"}.get(path.stem, "train")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -101,3 +101,29 @@ def test_pairs() -> None:
     assert pairs("--fields", "") == {}
     with pytest.raises(ConfigError, match="--fields has 'problem'; expected name=value"):
         pairs("--fields", "problem")
+
+
+def test_levels_and_subjects_choose_tasks_and_are_recorded_only_where_they_are_given() -> None:
+    parser = make_parser("eval", "", "", ())
+    add_task_options(parser, default="minimath")
+    for name in ("seed", "tasks_seed"):
+        parser.add_argument(f"--{name}", type=int | None, default=0)
+    everything = parse(parser, ["--size=35"])
+    found, source = load_tasks(everything)
+    assert len({task.level for task in found}) == 5
+    assert source == {"source": "minimath", "split": "test", "seed": 0}
+    assert (choosing(everything)["levels"], choosing(everything)["subjects"]) == (None, None)
+    found, source = load_tasks(parse(parser, ["--size=8", "--levels=[4,5]", "--subjects=[Counting & Probability]"]))
+    assert {(task.subject, task.level) for task in found} == {("Counting & Probability", level) for level in (4, 5)}
+    assert (source["levels"], source["subjects"]) == ([4, 5], ["Counting & Probability"])
+
+
+def test_a_configuration_names_levels_and_subjects(run: Callable, fails: Callable, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("tasks: {levels: [1, 2], subjects: [Algebra, Counting & Probability]}")
+    ran = run("train", "--config", tmp_path / "r.yaml", "--validation.levels=[5]", "--print_config")
+    resolved = yaml.safe_load(ran.out)
+    assert resolved["tasks"]["levels"] == [1, 2], ran
+    assert resolved["tasks"]["subjects"] == ["Algebra", "Counting & Probability"]
+    assert (resolved["validation"]["levels"], resolved["validation"]["subjects"]) == ([5], None)
+    assert "tasks.levels is []; expected some, each once" in fails("train", "--tasks.levels=[]", "--out", tmp_path)
+    assert "tasks.levels is '5'; expected list[int] or null" in fails("train", "--tasks.levels=5", "--out", tmp_path)

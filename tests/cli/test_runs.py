@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mass.cli.console import Pace, duration
 from mass.cli.training import Monitor, plain_line
+from mass.tasks import minimath
 
 METRICS = {
     "step": 2,
@@ -202,6 +203,20 @@ def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     assert comparison["tasks"]["source"] == "minimath"
 
 
+def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    ran = run("eval", "--model", tiny_base, "--methods", "base,base-ttt", "--size", "7", "--out", tmp_path / "out",
+              "--levels=[5]", "--train-tasks=minimath", "--train-levels=[1,2]", "--train-subjects=[Algebra]",
+              "--examples=1", "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
+    comparison = json.loads(ran.out)
+    assert (comparison["tasks"]["levels"], "subjects" in comparison["tasks"]) == ([5], False)
+    assert all(list(row["by_level"]) == ["5"] for row in comparison["rows"])
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    texts = {t.problem for t in minimath.load("train", None, 0, ["Algebra"], [1, 2])}
+    practised = {e["problem"] for r in records if r["adaptation"] for e in r["adaptation"]["examples"]}
+    assert practised
+    assert practised <= texts
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -211,6 +226,11 @@ def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
         (["--size", "0"], "size is 0; expected at least 1"),
         (["--checkpoint-of", "mass"], "--checkpoint-of has 'mass'; expected name=value"),
         (["--fields", "a=b"], "minimath is built in; leave fields out"),
+        (["--levels", "[6]"], "level 6 is unknown; levels are 1 to 5"),
+        (["--subjects", "[Algbra]"], "subject 'Algbra' is unknown; did you mean 'Algebra'?"),
+        (["--levels", "5"], "levels is '5'; expected list[int] or null"),
+        (["--train-levels", "[1]"], "--train-levels is given without --train-tasks"),
+        (["--train-tasks", "minimath", "--train-subjects", "[Sums]"], "subject 'Sums' is unknown"),
         (["--model", "./nowhere", "--out", "{tmp}/new"], "model folder './nowhere' does not exist"),
         (["--votes", "0"], "votes is 0; expected at least 1"),
         (["--samples", "-1"], "samples is -1; expected 0 or more"),

@@ -231,6 +231,7 @@ def test_a_bad_task_file(fails: Callable, tmp_path: Path, lines: str, expected: 
         (["--tasks", "none.jsonl"], "none.jsonl is no file"),
         (["--tasks", "minmath"], "did you mean 'minimath'?"),
         (["--tasks", "minimath", "--split", "tset"], "did you mean 'test'?"),
+        (["--tasks", "minimath", "--levels", "[6]"], "level 6 is unknown"),
         (["--tasks", "minimath", "x"], "a problem and --tasks are both given"),
         (["--tasks", "t.jsonl", "--fields", "question"], "--fields has 'question'; expected name=value"),
         ([""], "the problem is empty"),

@@ -53,10 +53,11 @@ def test_what_fails_is_named_with_its_log(run: Callable, tmp_path: Path) -> None
     assert "no-model" in (tmp_path / "out" / "train" / "mine-1.log.txt").read_text()
 
 
-TABLES = sorted((Path(__file__).parents[2] / "recipes").rglob("table.yaml"))
+RECIPES = Path(__file__).parents[2] / "recipes"
+STUDIES = sorted(path for name in ("table.yaml", "hard.yaml") for path in RECIPES.rglob(name))
 
 
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_command_of_a_checked_in_study_is_one(
     run: Callable, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,18 @@ def test_every_command_of_a_checked_in_study_is_one(
     for command in commands:
         ran = run(*command, "--print_config")
         assert ran.code == 0, (command, ran.err)
+
+
+def test_the_study_of_hard_problems_is_tested_on_a_level_that_nothing_is_trained_on(
+    run: Callable, tmp_path: Path
+) -> None:
+    listed = run("study", "--config", RECIPES / "minimath-terms" / "hard.yaml", "--out", tmp_path / "out", "--dry_run")
+    commands = [shlex.split(line.split("mass ", 1)[1]) for line in listed.out.splitlines()]
+    assert [command[0] for command in commands] == 3 * [*4 * ["train"], "eval"]
+    for command in commands:
+        trained = {"--tasks.levels=[1, 2, 3, 4]", "--validation.levels=[1, 2, 3, 4]"}
+        tested = {"--levels=[5]", "--train-levels=[1, 2, 3, 4]"}
+        assert (trained if command[0] == "train" else tested) <= set(command)
 
 
 def test_a_study_without_a_folder_is_refused(fails: Callable) -> None:

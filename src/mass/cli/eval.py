@@ -14,7 +14,9 @@ from mass.config import EvalConfig, to_dict
 from mass.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
+
+    from mass.types import Task
 
 EXAMPLES = (
     "mass eval --methods base,tt-ss,mass --tasks minimath --size 200",
@@ -25,7 +27,7 @@ EXAMPLES = (
 )
 NAMED = (
     "model", "checkpoint", *options.LOADING, "methods", "tasks", "split", "size", "seed", "tasks_seed", "fields",
-    "verifier", "train_tasks", "checkpoint_of",
+    "verifier", "levels", "subjects", "train_tasks", "train_levels", "train_subjects", "checkpoint_of",
 )  # fmt: skip
 """Options that --print_config shows beside those of `EvalConfig`."""
 
@@ -38,7 +40,6 @@ def run(arguments: Sequence[str]) -> int:
         options.print_yaml({**named, "engine": to_dict(given.engine), **to_dict(config)})
         return 0
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
-    from mass import tasks as task_sets
     from mass.cli.comparing import compare, print_comparison
     from mass.methods import check_methods
     from mass.model import load
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     if given.tasks is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
     tasks, source = options.load_tasks(given)
-    train_tasks = None if given.train_tasks is None else task_sets.load(given.train_tasks, split="train")
+    train_tasks = _train_tasks(given)
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = dated_folder("eval") if given.out is None else Path(given.out)
     new_folder("--out", folder)
@@ -73,6 +74,18 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _train_tasks(given: Namespace) -> list[Task] | None:
+    """What base-ttt learns from; None where that is not said. Raises ConfigError and DataError."""
+    if given.train_tasks is not None:
+        from mass import tasks
+
+        return tasks.load(given.train_tasks, split="train", levels=given.train_levels, subjects=given.train_subjects)
+    for name in ("levels", "subjects"):
+        if getattr(given, f"train_{name}") is not None:
+            raise ConfigError(f"--train-{name} is given without --train-tasks, among which it chooses; give that too")
+    return None
+
+
 def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "eval",
@@ -95,6 +108,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--train-tasks", type=str | None, default=None, help="What base-ttt learns from: a JSONL file, or minimath."
+    )
+    parser.add_argument(
+        "--train-levels", type=list[int] | None, default=None, help="Of --train-tasks, only problems of these levels."
+    )
+    parser.add_argument(
+        "--train-subjects", type=list[str] | None, default=None, help="Of --train-tasks, only those of these subjects."
     )
     parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/eval-DATE by default.")
     parser.add_argument("--json", action="store_true", help="Print the comparison as one JSON object.")

@@ -141,16 +141,24 @@ def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
         default=None,
         help="Judges all answers: math, exact, choice, code, module:function, command:PROGRAM; as the fields suggest.",
     )
+    parser.add_argument(
+        "--levels", type=list[int] | None, default=None, help="Only problems of these levels, as in [4,5]."
+    )
+    parser.add_argument(
+        "--subjects", type=list[str] | None, default=None, help="Only problems of these subjects, as in [Algebra]."
+    )
 
 
 def choosing(given: Namespace) -> dict[str, Any]:
     """The options of `mass.tasks.load` among those of `add_task_options`. Raises ConfigError."""
     fields = pairs("--fields", given.fields)
-    return {"split": given.split, "size": given.size, "fields": fields, "verifier": given.verifier}
+    named = ("split", "size", "verifier", "levels", "subjects")
+    return {"fields": fields, **{name: getattr(given, name) for name in named}}
 
 
 def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
-    """The tasks of `add_task_options` and `--tasks-seed`, and where they come from (source, split, seed), for records.
+    """The tasks of `add_task_options` and `--tasks-seed`, and where they come from, for records: source, split, seed,
+    and levels and subjects where some are chosen.
 
     Raises ConfigError and DataError.
     """
@@ -159,7 +167,8 @@ def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
     seed = given.seed if given.tasks_seed is None else given.tasks_seed
     found = tasks.load(given.tasks, seed=seed, **choosing(given))
     split = given.split if tasks.has_splits(given.tasks) else None
-    return found, {"source": given.tasks, "split": split, "seed": seed}
+    chosen = {name: getattr(given, name) for name in ("levels", "subjects") if getattr(given, name) is not None}
+    return found, {"source": given.tasks, "split": split, "seed": seed, **chosen}
 
 
 def pairs(option: str, text: str) -> dict[str, str]:

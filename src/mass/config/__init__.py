@@ -239,11 +239,20 @@ class TasksConfig:
     part: tuple[float, float] | None = None
     """Of a file or data set, the tasks whose share by the hash of their problem lies between two numbers: [0, 0.9] to
     train on and [0.9, 1] to validate with have none in common. None: all."""
+    levels: list[int] | None = None
+    """Only tasks of these levels: [1, 2, 3, 4] to train on and [5] to be tested on. `part` and `size` choose among
+    them. None: all."""
+    subjects: list[str] | None = None
+    """Only tasks of these subjects, as in [Algebra, Geometry]; likewise."""
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 1, "tasks.size", self.size, "at least 1, or null for all")
         fit = self.part is None or (len(self.part) == 2 and 0 <= self.part[0] < self.part[1] <= 1)
         require(fit, "tasks.part", self.part, "two rising numbers between 0 and 1, as in [0, 0.9], or null for all")
+        for name in ("levels", "subjects"):
+            values = getattr(self, name)
+            fit = values is None or 0 < len(values) == len(set(values))
+            require(fit, f"tasks.{name}", values, "some, each once, or null for all")
 
 
 @dataclass(frozen=True)

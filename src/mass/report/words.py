@@ -70,6 +70,9 @@ def task_text(comparison: Mapping[str, Any]) -> str:
     tasks: Mapping[str, Any] = comparison.get("tasks") or {}
     details = [f"{tasks['split']} split"] if tasks.get("split") else []
     details += [f"seed {tasks['seed']}"] if tasks.get("seed") is not None else []
+    for one, several in (("level", "levels"), ("subject", "subjects")):
+        chosen: Sequence[object] = tasks.get(several) or ()
+        details += [f"{several if len(chosen) > 1 else one} {', '.join(map(str, chosen))}"] if chosen else []
     source = str(tasks.get("source", "unnamed"))
     return f"{source} ({', '.join(details)})" if details else source
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mass.errors import DataError, nearest
-from mass.tasks import files, gym, known, minimath
+from mass.tasks import choice, files, gym, known, minimath
 from mass.tasks.known import KNOWN
 from mass.types import Task
 
@@ -26,6 +26,8 @@ def load(
     fields: Mapping[str, str] | None = None,
     verifier: str | None = None,
     part: tuple[float, float] | None = None,
+    levels: Sequence[int] | None = None,
+    subjects: Sequence[str] | None = None,
 ) -> list[Task]:
     """Tasks of `source`.
 
@@ -42,6 +44,9 @@ def load(
         part: (low, high) takes the tasks of a file or data set whose share, between 0 and 1 by the hash of the
             problem's text, is at least low and below high: parts that do not overlap have no problem in common, in
             whatever order the rows come. `size` is drawn from the part.
+        levels: takes the tasks of these levels, such as `[1, 2, 3, 4]`; None all. Of a file or data set, `part` and
+            `size` choose among those; a built-in set makes as many as asked for. Not for reasoning-gym.
+        subjects: likewise, such as `["Algebra", "Geometry"]`.
 
     Raises:
         DataError: with file and line number, on anything that cannot be used.
@@ -50,27 +55,53 @@ def load(
         raise DataError(f"part is {list(part)}; expected two rising numbers between 0 and 1, as in [0, 0.9]")
     if size is not None and size < 1:
         raise DataError(f"size is {size}; expected at least 1, or none for all")
+    choice.check(levels, subjects)
     name = str(source)
     if name in minimath.SOURCES or name.startswith(gym.PREFIX):
         if part is not None:
             raise DataError(f"part divides a file or data set, and {name} is built in; leave part out")
         if fields:
             raise DataError(f"fields maps the names of a data set, and {name} is built in; leave fields out")
-        built_in = name in minimath.SOURCES
-        made = minimath.load(split, size, seed, source=name) if built_in else gym.load(name, size, seed)
+        made = _made(name, split, size, seed, levels, subjects)
         return made if verifier is None else [dataclasses.replace(task, verifier=verifier) for task in made]
-    path = Path(source).expanduser()
+    chosen = choice.choose(_read(source, split, fields, verifier), levels, subjects, name)
+    return _subset(_part(chosen, part, name), size, seed)
+
+
+def _made(
+    name: str,
+    split: str,
+    size: int | None,
+    seed: int,
+    levels: Sequence[int] | None,
+    subjects: Sequence[str] | None,
+) -> list[Task]:
+    """Tasks of minimath or of reasoning-gym."""
+    if name in minimath.SOURCES:
+        return minimath.load(split, size, seed, subjects, levels, source=name)
+    for kind, values in (("levels", levels), ("subjects", subjects)):
+        if values is not None:
+            raise DataError(
+                f"{kind} chooses among tasks that name one, and {name} makes them by options of its own; leave {kind} "
+                "out, or add its options after a question mark"
+            )
+    return gym.load(name, size, seed)
+
+
+def _read(source: str | Path, split: str, fields: Mapping[str, str] | None, verifier: str | None) -> list[Task]:
+    """All tasks of a file or data set."""
+    name, path = str(source), Path(source).expanduser()
     if path.exists() or name.endswith(files.SUFFIXES):
         if not name.endswith(files.SUFFIXES):
             raise DataError(f"{path} is no {' or '.join(files.SUFFIXES)} file; convert it to one JSON object a line")
-        return _subset(_part(files.load(path, fields, verifier), part, name), size, seed)
+        return files.load(path, fields, verifier)
     found = known.find(name)
     if found is None:
         hint = nearest(name, [*minimath.SOURCES, *KNOWN])
         raise DataError(
             f"no task set {name!r}; expected a path to a {' or '.join(files.SUFFIXES)} file, or a name{hint}"
         )
-    return _subset(_part(known.load(*found, split, fields, verifier), part, name), size, seed)
+    return known.load(*found, split, fields, verifier)
 
 
 def has_splits(source: str | Path) -> bool:

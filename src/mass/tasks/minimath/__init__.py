@@ -31,6 +31,7 @@ __all__ = [
     "SUBJECTS",
     "Kind",
     "Problem",
+    "check_choice",
     "draw",
     "load",
     "problem_split",
@@ -130,7 +131,8 @@ def load(
     Raises:
         ConfigError: an unknown split, subject or level. DataError: fewer distinct problems exist than asked for.
     """
-    subjects, levels = _checked(split, subjects, levels)
+    check_choice(split, subjects, levels)
+    subjects, levels = subjects or SUBJECTS, levels or LEVELS
     size = 1000 if size is None else size
     rng = random.Random(f"{source}:{split}:{seed}")
     open_cells = [(subject, level) for level in levels for subject in subjects]
@@ -158,9 +160,8 @@ def _new_problem(
     return None
 
 
-def _checked(
-    split: str, subjects: Sequence[str] | None, levels: Sequence[int] | None
-) -> tuple[Sequence[str], Sequence[int]]:
+def check_choice(split: str, subjects: Sequence[str] | None = None, levels: Sequence[int] | None = None) -> None:
+    """Raises ConfigError for an unknown split, subject or level."""
     if split not in SPLITS:
         raise ConfigError(f"minimath: split {split!r} is unknown{nearest(split, SPLITS)}")
     for subject in subjects or ():
@@ -169,4 +170,3 @@ def _checked(
     for level in levels or ():
         if level not in LEVELS:
             raise ConfigError(f"minimath: level {level} is unknown; levels are 1 to 5")
-    return subjects or SUBJECTS, levels or LEVELS
