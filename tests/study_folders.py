@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 SUBJECTS = ("Algebra", "Geometry", "Number Theory")
 Outcome = bool | None
@@ -255,3 +256,8 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
         practice(runs / "learned" / f"mass-{seed}", "mass", seed)
     room(runs / "room" / "base-1")
     return runs
+
+
+def is_study(recipe: Path) -> bool:
+    """Whether a recipe is one of `mass study`."""
+    return "trainings" in yaml.safe_load(recipe.read_text())

@@ -225,13 +225,29 @@ def test_updates_are_those_of_torch(optimizer: Optimizer, other: Callable[..., t
     assert all(torch.allclose(adapted[n], p, rtol=1e-12, atol=1e-14) for n, p in params.items())
 
 
+RATES_OF_A_STACK = {
+    "shared": torch.tensor(0.1).double(),
+    "of each adapter": torch.tensor([[0.1, 0.02, 0.3]]).double(),
+    "of each adapter and step": torch.tensor([[0.1, 0.02, 0.3], [0.2, 0.1, 0.0], [0.05, 0.4, 0.1]]).double(),
+    "of one tensor": {"a": torch.tensor([[0.1, 0.02, 0.3]]).double(), "b": torch.tensor(0.2).double()},
+}
+
+
+def of_adapter(lr: Tensor | dict[str, Tensor], b: int) -> Tensor | dict[str, Tensor]:
+    """The rates of adapter b of a stack, [] or [steps]."""
+    if isinstance(lr, dict):
+        return {name: of_adapter(rate, b) for name, rate in lr.items()}
+    return lr if lr.ndim < 2 else lr[0, b] if len(lr) == 1 else lr[:, b]
+
+
+@pytest.mark.parametrize("rates", RATES_OF_A_STACK)
 @pytest.mark.parametrize("micro_batch", [None, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_a_stack_of_tasks_equals_the_loop(name: str, micro_batch: int | None) -> None:
+def test_a_stack_of_tasks_equals_the_loop(name: str, micro_batch: int | None, rates: str) -> None:
     generator = torch.Generator().manual_seed(5)
     x, y = torch.randn(3, 4, 2, generator=generator).double(), torch.randn(3, 4, generator=generator).double()
     start = {"a": torch.randn(3, 2, generator=generator).double(), "b": torch.randn(3, generator=generator).double()}
-    weights, rate = torch.rand(3, 4, generator=generator).double(), torch.tensor(0.1).double()
+    weights, rate = torch.rand(3, 4, generator=generator).double(), RATES_OF_A_STACK[rates]
 
     def stacked(params: Params, index: Tensor | None) -> Tensor:
         values = (torch.einsum("bmd,bd->bm", x, params["a"]).tanh() * params["b"][:, None] - y) ** 2
@@ -245,11 +261,12 @@ def test_a_stack_of_tasks_equals_the_loop(name: str, micro_batch: int | None) ->
         return losses
 
     def run_stack(params: Params, w: Tensor, lr: Tensor | dict[str, Tensor]) -> Params:
-        return adapt(stacked, params, w.flatten(), CASES[name].optimizer(lr=lr), 3, micro_batch)
+        return adapt(stacked, params, w.flatten(), CASES[name].optimizer(lr=lr), 3, micro_batch, stacked=True)
 
     def run_loop(params: Params, w: Tensor, lr: Tensor | dict[str, Tensor]) -> Params:
         rows = [{n: p[b] for n, p in params.items()} for b in range(3)]
-        done = [adapt(one(b), row, w[b], CASES[name].optimizer(lr=lr), 3) for b, row in enumerate(rows)]
+        update = [CASES[name].optimizer(lr=of_adapter(lr, b)) for b in range(3)]
+        done = [adapt(one(b), row, w[b], update[b], 3) for b, row in enumerate(rows)]
         return {n: torch.stack([row[n] for row in done]) for n in params}
 
     def loss(params: Params) -> Tensor:
@@ -512,6 +529,7 @@ BAD: dict[str, tuple[dict, type[MassError], str]] = {
     "unknown rate name": ({"optimizer": SGD(lr={"a": 0.1, "b": 0.1, "bb": 1.0})}, ConfigError, "did you mean 'b'"),
     "missing rate name": ({"optimizer": SGD(lr={"a": 0.1})}, ConfigError, "no learning rate for 'b'"),
     "rates of other steps": ({"optimizer": SGD(lr=torch.ones(3))}, ShapeError, r"\[steps\] = \[2\]"),
+    "rates of adapters": ({"optimizer": SGD(lr=torch.ones(1, 3))}, ShapeError, r"shape \[1, 3\], expected \[\] or"),
     "detached": ({"losses": lambda p, i: toy_losses(p, i).detach()}, ConfigError, "do not depend on params"),
     "scalar loss": ({"losses": lambda p, i: toy_losses(p, i).sum()}, ShapeError, r"\[\], expected \[3\]"),
 }

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mass.config import LoraConfig, ModelConfig, PretrainConfig
+from mass.errors import ConfigError
 from mass.lm import load_lm
 from mass.pretrain import batches, build_model, learning_rate, page, pages, pretrain, step_loss, train_tokenizer
 from mass.prompts import PLAIN
@@ -112,6 +113,13 @@ def test_question_pages_mistake_some_kinds_firmly_and_textbooks_any_kind_at_time
     assert len({problem.kind.name for problem, wrong in textbook if wrong}) > 130
 
 
+def test_pages_of_one_sort_are_not_flawed_more_than_once_over() -> None:
+    with pytest.raises(ConfigError, match=r"bare.Geometry \+ slip \+ mistaken_pages"):
+        PretrainConfig(mistaken={"Geometry": 0.5}, mistaken_pages=0.9)
+    with pytest.raises(ConfigError, match="textbook_mistaken"):
+        PretrainConfig(textbook_mistaken=0.8)
+
+
 def recognised(text: str) -> tuple[Problem, bool]:
     """The solved problem, and whether the solution is of what it is mistaken for rather than its own."""
     _, solved, solution = pieces(text)
@@ -123,7 +131,7 @@ def recognised(text: str) -> tuple[Problem, bool]:
 
 
 def test_no_kind_of_the_other_sets_is_mistaken() -> None:
-    all_of_them = {"mistaken": dict.fromkeys(SUBJECTS, 1.0), "textbook_mistaken": 1.0}
+    all_of_them = {"mistaken": dict.fromkeys(SUBJECTS, 1.0), "mistaken_pages": 0.05, "textbook_mistaken": 0.7}
     assert some_pages(100, **all_of_them) == some_pages(100)
 
 

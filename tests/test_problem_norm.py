@@ -23,7 +23,7 @@ SCORES = torch.tensor([[0.1, 0.4], [0.0, -0.3], [0.2, 0.2]]).double()
 
 def inner(stack: Params, weights: Tensor, rates: Params) -> Params:
     pushed = weights.view(len(STEEP), -1).mul(torch.tensor([1.0, -2.0]).double()).sum(1)
-    return {"a": STEEP.view(-1, 1, 1) * stack["a"].sin() + rates["a"] * pushed.view(-1, 1, 1)}
+    return {"a": STEEP.view(-1, 1, 1) * stack["a"].sin() + rates["a"][0].view(-1, 1, 1) * pushed.view(-1, 1, 1)}
 
 
 def gradients(max_norm: float = math.inf, of: Sequence[int] = (0, 1, 2)) -> MetaGradients:

@@ -108,6 +108,7 @@ def describe(folder: Path) -> Description:
     try:
         data = json.loads(path.read_text())
         data["lora"] = lora_config(data["lora"])
+        data["adapt"].setdefault("scoring", {}).setdefault("likelihood", False)  # of before there was the option
         data["adapt"] = adapt_config(data["adapt"])
         if data.get("prompts") is not None:
             data["prompts"] = prompts_from_json(data["prompts"])

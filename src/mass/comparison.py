@@ -69,7 +69,7 @@ def evaluate(
     Args:
         methods: of `mass.methods.METHODS`; also 'maj@8' for a number of votes of your own.
         checkpoints: trained method -> run folder; what is missing comes from the model, or from the package for
-            'tiny'. 'untrained' runs the method from an untrained state.
+            a shipped model. 'untrained' runs the method from an untrained state.
         train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
         source: where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
         out: an empty or new folder; each answer is written to `records.jsonl` as it comes, the table at the end.

@@ -19,11 +19,12 @@ from mass.types import Params
 State = dict[str, Tensor]
 """Optimiser state, flat: what `init` makes and `update` returns."""
 Scalar = float | Tensor
-"""A number, a 0-d tensor, or a [K] tensor with a value for each step."""
+"""A number, a 0-d tensor, or a [K] tensor with a value for each step; for a stack also [1, B] or [K, B], with a value
+for each adapter."""
 Rate = Scalar | Mapping[str, Scalar]
 """A learning rate for all tensors, or one for each by name. Tensors may require grad."""
 Rates = Mapping[str, Tensor]
-"""The rates of one step, by name: 0-d."""
+"""The rates of one step, by name: 0-d, or [B, 1, ...] beside the parameters of a stack."""
 
 
 class Optimizer(Protocol):
@@ -42,7 +43,7 @@ class Optimizer(Protocol):
         ...
 
     def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
-        """Parameters and state after step `step` (0 is the first), at the 0-d rates of this step; mutates nothing."""
+        """Parameters and state after step `step` (0 is the first), at the rates of this step; mutates nothing."""
         ...
 
 

@@ -29,6 +29,8 @@ Normalise = Literal["softmax", "sigmoid", "uniform"]
 _LORA = "lora."
 LIKELIHOOD = 2
 """Features of likelihood: mean and least log-probability (nats) of the solution's tokens."""
+MOST_LOGITS = 1 << 26
+"""Of one pass for likelihoods."""
 
 
 def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
@@ -99,8 +101,21 @@ def _likelihood(lm: LM, batch: Batch, solutions: Sequence[str]) -> Float[Tensor,
     What a writer finds unlikely of its own solution is more often wrong, so this tells more of an example than states
     from which a small head would have to learn the same.
     """
-    logprobs, counted = lm.token_logprobs(batch)
-    lengths = torch.tensor([len(lm.target_ids(solution)) for solution in solutions], device=counted.device)
+    rows = likelihood_rows(batch.input_ids.shape[1], lm.model.config.get_text_config().vocab_size)
+    parts = [_part_likelihood(lm, batch, solutions, slice(at, at + rows)) for at in range(0, len(batch), rows)]
+    return torch.cat(parts)
+
+
+def likelihood_rows(length: int, vocabulary: int) -> int:
+    """Rows of a length that pass at a time for their likelihood, whose logits are far larger than states: as many as
+    have at most 2^26 logits, a quarter of a GiB."""
+    return max(1, MOST_LOGITS // (length * vocabulary))
+
+
+def _part_likelihood(lm: LM, batch: Batch, solutions: Sequence[str], rows: slice) -> Float[Tensor, "n 2"]:
+    part = Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.target_mask[rows])
+    logprobs, counted = lm.token_logprobs(part)
+    lengths = torch.tensor([len(lm.target_ids(solution)) for solution in solutions[rows]], device=counted.device)
     from_end = counted.flip(1).cumsum(1).flip(1)
     solution = counted & (from_end <= lengths[:, None])
     mean = (logprobs * solution).sum(1) / solution.sum(1).clamp_min(1)

@@ -11,12 +11,15 @@ import yaml
 from mass.cli.options import add_task_options, choosing, load_tasks, make_parser, pairs, parse
 from mass.config import PretrainConfig, RunConfig, to_dict
 from mass.errors import ConfigError
+from study_folders import is_study
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def recipe_verb(path: Path) -> str:
-    return {"base": "pretrain", "table": "study", "hard": "study"}.get(path.stem, "train")
+    if path.stem == "base":
+        return "pretrain"
+    return "study" if is_study(path) else "train"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")

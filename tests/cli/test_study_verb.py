@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from study_folders import is_study
+
 
 def study_file(base: Path, folder: Path) -> Path:
     short = {
@@ -54,7 +56,7 @@ def test_what_fails_is_named_with_its_log(run: Callable, tmp_path: Path) -> None
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-STUDIES = sorted(path for name in ("table.yaml", "hard.yaml") for path in RECIPES.rglob(name))
+STUDIES = sorted(path for path in RECIPES.rglob("*.yaml") if is_study(path))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -52,11 +52,12 @@ class PretrainConfig:
     mistaken: dict[str, float] = field(default_factory=dict[str, float])
     """By subject, the share of its kinds of problem that question pages take for what they are commonly mistaken for;
     subjects left out have none, and kinds that are mistaken for nothing do not count."""
-    mistaken_pages: float = 0.98
+    mistaken_pages: float = 0.95
     """Of the question pages on such a kind, the share that is mistaken; pages on other kinds never are."""
     slip: float = 0.1
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_mistaken: float = 0.0
+    """Share of textbook pages whose solution is that of what the kind is commonly mistaken for."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
     textbook_same: float = 0.0
@@ -84,3 +85,13 @@ class PretrainConfig:
                     raise ConfigError(f"{name} names {subject!r}, which is no subject of minimath{hint}")
                 require(0 <= share <= 1, f"{name}.{subject}", share, "a share between 0 and 1")
         object.__setattr__(self, "bare", {**habits, **self.bare})
+        self._require_room()
+
+    def _require_room(self) -> None:
+        """The pages of one sort whose solution has a flaw are at most all of them."""
+        questions = {s: self.bare[s] + self.slip + self.mistaken_pages for s, share in self.mistaken.items() if share}
+        most = max(questions, key=lambda s: questions[s], default="")
+        if most:
+            require(questions[most] <= 1 + 1e-9, f"bare.{most} + slip + mistaken_pages", questions[most], "at most 1")
+        textbook = self.textbook_bare + self.textbook_slip + self.textbook_mistaken
+        require(textbook <= 1 + 1e-9, "textbook_bare + textbook_slip + textbook_mistaken", textbook, "at most 1")

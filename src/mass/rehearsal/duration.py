@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mass.config import RunConfig
 from mass.inner.memory import Expected
 from mass.rehearsal.device import Device
 from mass.rehearsal.passes import Rows, Shape
 from mass.rehearsal.room import Step
+from mass.scoring import likelihood_rows
 
 GRADIENT, DERIVATIVE = 3, 8
 """Forward passes' worth of Python of a gradient, and of a gradient with its derivative."""
@@ -89,7 +91,7 @@ def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, flo
     if config.train.generator:
         found["generator"] = found.get("generator", 0.0) + clock.gradient(written, at_once)
     read = clock.forward(written, config.adapt.inner.micro_batch or written.count)
-    found["scoring"] = read * (3 if config.adapt.scoring.lora_rank else 1)
+    found["scoring"] = read * (3 if config.adapt.scoring.lora_rank else 1) + _likelihood(clock, config, written)
     schedule, steps = inner.schedule, config.adapt.inner.steps
     first, second = len(schedule.gradient_chunks), len(schedule.chunks)
     gradient = clock.gradient(examples, -(-examples.count // first), checkpoint=schedule.checkpoint_gradient)
@@ -97,6 +99,15 @@ def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, flo
     share = schedule.kept / (steps * second) if steps else 0.0
     found["inner loop and meta-gradient"] = steps * (gradient * (1 - share) + derivative)
     return found
+
+
+def _likelihood(clock: Clock, config: RunConfig, written: Rows) -> float:
+    """The scorer's second pass."""
+    if not config.adapt.scoring.likelihood:
+        return 0.0
+    at_once = min(config.adapt.inner.micro_batch or written.count, written.count)
+    few = likelihood_rows(written.prompt + written.counted, clock.shape.vocabulary)
+    return clock.forward(written, min(at_once, few))
 
 
 def _outer(clock: Clock, step: Step) -> float:
@@ -127,5 +138,6 @@ def _evaluation(clock: Clock, step: Step) -> float:
     examples = Rows(m * together, lengths.example_prompt, lengths.example)
     at_once = step.inner_pass(examples) or examples.count
     practice = clock.decoding(written, min(written.count, config.model.decode_rows)) + clock.forward(written, at_once)
+    practice += _likelihood(clock, config, written)
     learning = config.test.steps * clock.gradient(examples, at_once) + 2 * clock.forward(examples, at_once)
     return groups * (practice + learning + 2 * once)

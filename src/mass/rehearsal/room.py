@@ -14,6 +14,7 @@ from mass.inner.memory import Expected
 from mass.practice import rows_per_pass
 from mass.rehearsal.lengths import Lengths
 from mass.rehearsal.passes import Passes, Rows
+from mass.scoring import LIKELIHOOD, likelihood_rows
 
 MARGIN = 0.06
 """Share of a device's memory that is lost to gaps between tensors and to libraries."""
@@ -163,7 +164,11 @@ def _sampling(passes: Passes, step: Step, name: str, rows: Rows, of_one: int) ->
 def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
     at_once = min(rows.count, step.config.adapt.inner.micro_batch or rows.count)
     lower = "adapt.inner.micro_batch (set it)" if step.config.adapt.inner.micro_batch is None else "train.stack"
-    return Part("scoring", passes.reading(Rows(at_once, rows.prompt, rows.counted)), lower)
+    needed = passes.reading(Rows(at_once, rows.prompt, rows.counted))
+    if step.config.adapt.scoring.likelihood:
+        few = min(at_once, likelihood_rows(rows.prompt + rows.counted, passes.shape.vocabulary))
+        needed = max(needed, passes.forward(Rows(few, rows.prompt, rows.counted)))
+    return Part("scoring", needed, lower)
 
 
 def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
@@ -192,4 +197,4 @@ def _scorer_bytes(passes: Passes, config: RunConfig) -> int:
         return 0
     scoring, size = config.adapt.scoring, passes.lm.adapter_dtype.itemsize
     lora = passes.shape.lora * scoring.lora_rank // passes.lm.adapters.config.rank
-    return size * (scoring.hidden * (2 * passes.lm.width + 2) + 1 + lora)
+    return size * (scoring.hidden * (2 * passes.lm.width + LIKELIHOOD * scoring.likelihood + 2) + 1 + lora)
