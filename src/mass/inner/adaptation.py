@@ -60,8 +60,8 @@ def adapt(
             called to be measured: it may be broken off, and `index` may name an example more than once.
         params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
         weights: of the examples, the same at each step or one row a step.
-        optimizer: SGD or AdamW of `mass.optimizers`, or an update rule of your own. A rate is for all steps, or [K]; with
-            `stacked` also [1, B] or [K, B], a rate for each adapter.
+        optimizer: SGD or AdamW of `mass.optimizers`, or an update rule of your own. A rate is for all steps, or [K];
+            with `stacked` also [1, B] or [K, B], a rate for each adapter.
         steps: K.
         micro_batch: examples that pass at a time, in forward and backward; the memory is that of their graphs. None:
             all at once, or what `memory_gb` allows.
