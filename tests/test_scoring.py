@@ -144,6 +144,16 @@ def test_features_of_likelihood_are_of_the_solution_s_tokens_alone(lm: LM) -> No
     torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
 
 
+def test_an_example_without_tokens_is_scored_too(lm: LM) -> None:
+    """Practice that was given, not written: there is nothing whose likelihood could be told."""
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4), 0))
+    bare = [Example("P", "S"), Example("P", "S")]
+    assert score(lm, eta, ["Q"] * 2, bare).isfinite().all()
+    together = score(lm, eta, ["Q"] * 3, [bare[0], *candidates(lm)[:2]])
+    assert together.isfinite().all()
+    torch.testing.assert_close(together[0], score(lm, eta, ["Q"], bare[:1])[0])
+
+
 def test_a_scorer_without_likelihood_still_scores(lm: LM) -> None:
     """As one that was trained before there was such a feature."""
     eta = moved(init_scorer(lm, ScoringConfig(hidden=4, likelihood=False), 0))

@@ -114,6 +114,8 @@ def likelihood_rows(length: int, vocabulary: int) -> int:
 
 def _part_likelihood(lm: LM, batch: Batch, solutions: Sequence[str], rows: slice) -> Float[Tensor, "n 2"]:
     part = Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.target_mask[rows])
+    if not part.target_mask.any():
+        return torch.zeros(len(part), LIKELIHOOD, device=part.input_ids.device)
     logprobs, counted = lm.token_logprobs(part)
     lengths = torch.tensor([len(lm.target_ids(solution)) for solution in solutions[rows]], device=counted.device)
     from_end = counted.flip(1).cumsum(1).flip(1)
