@@ -12,6 +12,7 @@ from mass.checkpoint import MetaState, fingerprint, init_state
 from mass.config import AdaptConfig, InnerConfig, ScoringConfig
 from mass.errors import ModelError
 from mass.lm import LM
+from mass.lm.source import shipped_folder
 from small_lms import make_lm, random_adapter
 
 ADAPT = AdaptConfig(scoring=ScoringConfig(hidden=4, lora_rank=1), inner=InnerConfig("adamw", 0.02, steps=3))
@@ -116,3 +117,11 @@ def test_a_run_folder_stands_for_its_best_or_latest_checkpoint(lm: LM, tmp_path:
     write("best", 5)
     assert checkpoint.describe(tmp_path).step == 5
     assert checkpoint.describe(tmp_path / "checkpoints" / "step-000009").step == 9
+
+
+def test_a_checkpoint_of_before_the_likelihood_says_that_its_scorer_has_none() -> None:
+    old, new = (shipped_folder(name) for name in ("tiny", "tiny-terms"))
+    assert old is not None
+    assert new is not None
+    assert not checkpoint.describe(old / "mass").adapt.scoring.likelihood
+    assert checkpoint.describe(new / "mass").adapt.scoring.likelihood

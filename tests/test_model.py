@@ -159,6 +159,8 @@ def test_what_ships_with_the_package_is_recorded_by_its_place_in_it(
     assert load(shipped).solve(PROBLEM).adaptation.checkpoint == "untrained"
     shutil.copytree(trained, tmp_path / "mass")
     shutil.copytree(trained, tmp_path / "mass-gold")
+    by_folder = load(str(tmp_path / "base"), tmp_path / "mass-gold").solve(PROBLEM).adaptation
+    assert by_folder.checkpoint == f"{shipped}/mass-gold"
     for name, recorded in ((None, None), (tmp_path / "mass-gold", f"{shipped}/mass-gold"), (f"{shipped}/mass", None)):
         record = load(shipped, name).solve(PROBLEM).adaptation
         assert record.checkpoint == recorded

@@ -108,7 +108,6 @@ def describe(folder: Path) -> Description:
     try:
         data = json.loads(path.read_text())
         data["lora"] = lora_config(data["lora"])
-        data["adapt"].setdefault("scoring", {}).setdefault("likelihood", False)  # of before there was the option
         data["adapt"] = adapt_config(data["adapt"])
         if data.get("prompts") is not None:
             data["prompts"] = prompts_from_json(data["prompts"])
@@ -130,9 +129,10 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
     synthesis, inner = dict(data["synthesis"]), dict(data["inner"])
     synthesis["sampling"] = SamplingConfig(**synthesis["sampling"])
     inner["betas"] = tuple(inner["betas"])
+    scoring = dict[str, Any]({"likelihood": False, **data["scoring"]})  # False: written before there was the option
     return AdaptConfig(
         SynthesisConfig(**synthesis),
-        ScoringConfig(**data["scoring"]),
+        ScoringConfig(**scoring),
         InnerConfig(**inner),
         SamplingConfig(**data["answer"]),
     )

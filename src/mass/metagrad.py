@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mass.config import InnerConfig
 from mass.inner import SGD, AdamW, Losses, Optimizer, adapt
+from mass.optimizers import beside
 from mass.types import Params
 
 
@@ -136,7 +137,7 @@ def shortening(norms: Float[Tensor, " B"], max_norm: float) -> Float[Tensor, " B
 
 def for_tasks(factors: Float[Tensor, " B"], values: Tensor) -> Tensor:
     """`values` [B, ...] times a factor for each task; a factor of 0 also silences what is not finite."""
-    factors = factors.view(-1, *[1] * (values.dim() - 1))
+    factors = beside(factors, values)
     return (factors * values).masked_fill(factors == 0, 0.0)
 
 

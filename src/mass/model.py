@@ -19,7 +19,7 @@ from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, Samp
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
-from mass.lm.source import TINY, shipped_folder
+from mass.lm.source import SHIPPED_MODELS, TINY, shipped_folder
 from mass.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task
@@ -252,12 +252,9 @@ def _by_kind(prompts: PromptSet | Prompts | None) -> PromptSet | None:
 
 def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> dict[str, Any]:
     """Fields of `Adaptation`: the base, and the checkpoint (by its place in the package where it ships with it)."""
-    name = UNTRAINED if checkpoint is None else str(checkpoint)
-    shipped = shipped_folder(lm.name)
-    if checkpoint is not None and shipped is not None and Path(checkpoint).resolve().is_relative_to(shipped.resolve()):
-        name = Path(lm.name, Path(checkpoint).resolve().relative_to(shipped.resolve())).as_posix()
+    name = UNTRAINED if checkpoint is None else _place_in_package(Path(checkpoint)) or str(checkpoint)
     return {
-        "checkpoint": None if shipped is not None and name == f"{lm.name}/{SHIPPED}" else name,
+        "checkpoint": None if lm.name in SHIPPED_MODELS and name == f"{lm.name}/{SHIPPED}" else name,
         "state_seed": state_seed,
         "base_fingerprint": checkpoints.fingerprint(lm),
         "dtype": lm.dtype,
@@ -265,6 +262,15 @@ def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> 
         "quantization": lm.quantization,
         "engine": lm.sampled_by,
     }
+
+
+def _place_in_package(checkpoint: Path) -> str | None:
+    """'tiny/NAME' of one that ships with the package, whatever base it is used with; None for any other."""
+    for model in SHIPPED_MODELS:
+        folder = shipped_folder(model)
+        if folder is not None and checkpoint.resolve().is_relative_to(folder.resolve()):
+            return Path(model, checkpoint.resolve().relative_to(folder.resolve())).as_posix()
+    return None
 
 
 def load_for(record: Adaptation, *, model: str | None = None, checkpoint: str | None = None, **options: Any) -> Mass:

@@ -135,6 +135,11 @@ def adapter_norms(params: Params, stacked: bool = False) -> Float[Tensor, " B"]:
     return torch.linalg.vector_norm(torch.stack(norms_B), dim=0)
 
 
+def beside(values_B: Float[Tensor, " B"], tensor: Float[Tensor, "B ..."]) -> Tensor:
+    """[B, 1, ...], to be multiplied with a stack's tensor, each adapter's by its own value."""
+    return values_B.view(-1, *[1] * (tensor.ndim - 1))
+
+
 def scale_adapters(params: Params, factor_B: Float[Tensor, " B"]) -> Params:
     """Each adapter of a stack times its factor, or all tensors times the only one, in their own precision."""
     return {

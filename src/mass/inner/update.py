@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mass.inner.live import LiveMemory
 from mass.inner.objective import leaves
-from mass.optimizers import Optimizer, State, clip_by_norm, wide
+from mass.optimizers import Optimizer, State, beside, clip_by_norm, wide
 from mass.types import Params
 
 
@@ -30,11 +29,6 @@ class Update:
         pairs = zip(params.items(), rates_P.unbind(), strict=True)
         rates = {name: (beside(r, p) if r.ndim else r).to(p.device) for (name, p), r in pairs}
         return self.optimizer.update(params, grads, state, rates, step)
-
-
-def beside(rates_B: Float[Tensor, " B"], param: Float[Tensor, "B ..."]) -> Tensor:
-    """[B, 1, ...], so that each adapter of a stack goes at its own rate."""
-    return rates_B.view(-1, *[1] * (param.ndim - 1))
 
 
 class Step(NamedTuple):

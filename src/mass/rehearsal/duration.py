@@ -11,8 +11,7 @@ from mass.config import RunConfig
 from mass.inner.memory import Expected
 from mass.rehearsal.device import Device
 from mass.rehearsal.passes import Rows, Shape
-from mass.rehearsal.room import Step
-from mass.scoring import likelihood_rows
+from mass.rehearsal.room import Step, likelihood_pass
 
 GRADIENT, DERIVATIVE = 3, 8
 """Forward passes' worth of Python of a gradient, and of a gradient with its derivative."""
@@ -103,11 +102,8 @@ def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, flo
 
 def _likelihood(clock: Clock, config: RunConfig, written: Rows) -> float:
     """The scorer's second pass."""
-    if not config.adapt.scoring.likelihood:
-        return 0.0
-    at_once = min(config.adapt.inner.micro_batch or written.count, written.count)
-    few = likelihood_rows(written.prompt + written.counted, clock.shape.vocabulary)
-    return clock.forward(written, min(at_once, few))
+    few = likelihood_pass(config, written, clock.shape.vocabulary)
+    return clock.forward(written, few) if few else 0.0
 
 
 def _outer(clock: Clock, step: Step) -> float:

@@ -165,10 +165,16 @@ def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
     at_once = min(rows.count, step.config.adapt.inner.micro_batch or rows.count)
     lower = "adapt.inner.micro_batch (set it)" if step.config.adapt.inner.micro_batch is None else "train.stack"
     needed = passes.reading(Rows(at_once, rows.prompt, rows.counted))
-    if step.config.adapt.scoring.likelihood:
-        few = min(at_once, likelihood_rows(rows.prompt + rows.counted, passes.shape.vocabulary))
+    if few := likelihood_pass(step.config, rows, passes.shape.vocabulary):
         needed = max(needed, passes.forward(Rows(few, rows.prompt, rows.counted)))
     return Part("scoring", needed, lower)
+
+
+def likelihood_pass(config: RunConfig, rows: Rows, vocabulary: int) -> int:
+    """Rows at a time of the scorer's second pass; 0 where it has none."""
+    at_once = min(rows.count, config.adapt.inner.micro_batch or rows.count)
+    few = likelihood_rows(rows.prompt + rows.counted, vocabulary)
+    return min(at_once, few) if config.adapt.scoring.likelihood else 0
 
 
 def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
