@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from metagrad_live import flops, live_bytes
+from metagrad_live import allocated_bytes, flops, live_bytes
 from metagrad_problem import Gradients, MetaGradient, Problem, Setting, Unavailable, errors, make_problem
 from metagrad_routes import ROUTES, Route
 
@@ -58,7 +58,7 @@ def serve(point: Point, commands: TextIO, replies: TextIO) -> None:
         _reply(replies, {"unavailable": str(reason)})
         return
     _keep_memory()
-    if ROUTES[point.route].torch:
+    if ROUTES[point.route].torch and not ROUTES[point.route].compiled:
         measured["flops"] = flops(run)  # which warms up as well
     else:
         run()
@@ -80,7 +80,7 @@ def measure(point: Point) -> tuple[dict[str, Any], MetaGradient]:
     found, memory = _peak_memory(run, point.setting)
     measured: dict[str, Any] = {**memory, "forward_flops": flops(ROUTES["one forward"].prepare(problem, None))}
     if route.torch and point.setting.device == "cpu":
-        measured["live_bytes"] = live_bytes(run)
+        measured["live_bytes"] = (allocated_bytes if route.compiled else live_bytes)(run)
     elif not route.torch:
         measured |= {"live_bytes": getattr(run, "temporary_bytes", None), "compile_s": getattr(run, "compile_s", None)}
     if point.reference and route.part != "unit":

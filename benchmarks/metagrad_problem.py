@@ -88,12 +88,13 @@ class Problem:
 
     def losses(self, params: Params, index: Tensor | None = None) -> Tensor:
         """ℓ_i at `params` of the examples `index`, of all m when it is None."""
-        return self._losses(params, self.practice if index is None else self.practice[index])
+        return self.losses_of(params, self.practice if index is None else self.practice[index])
 
     def outer(self, params: Params) -> Tensor:
-        return self._losses(params, self.target).sum()
+        return self.losses_of(params, self.target).sum()
 
-    def _losses(self, params: Params, tokens: Tensor) -> Tensor:
+    def losses_of(self, params: Params, tokens: Tensor) -> Tensor:
+        """Those of the rows `tokens` [n, T]."""
         with self.sites.use(params), _attention(self.wide):
             logits = self.model(input_ids=tokens, use_cache=False).logits
         return cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)

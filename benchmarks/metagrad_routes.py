@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from metagrad_problem import Gradients, MetaGradient, Problem, Unavailable
 
-from mass.inner import SGD, adapt
+from mass.inner import SGD, adapt, traced
 
 Budget = float | None
 """Bytes: the peak of live tensors in the plain unroll at the same setting, where it was measured."""
@@ -30,35 +30,46 @@ class Route:
     work: float = 1.0
     """Rough time of it in plain unrolls; for the estimate of the time left only."""
     torch: bool = True
-    """Whether its tensors are torch's, so that their bytes and operations can be counted."""
+    """Whether its tensors are torch's, so that their bytes can be counted."""
+    compiled: bool = False
+    """Whether it runs code of a compiler, whose operations cannot be counted."""
     prepared: bool = False
     """Whether `mass.lm` prepared the model: fused attention, SiLU and RMSNorm with closed second derivatives."""
     part: str = "peer"
     """"ours", "peer", or "unit": a pass that others are counted in."""
 
 
-def _ours(name: str, work: float = 1.4, budget: float | None = None, prepared: bool = True, **arguments: Any) -> Route:
+def _ours(
+    name: str,
+    work: float = 1.4,
+    budget: float | None = None,
+    prepared: bool = True,
+    compiled: bool = False,
+    **arguments: Any,
+) -> Route:
     def prepare(problem: Problem, unroll_bytes: Budget) -> MetaGradient:
         given = dict(arguments)
         if budget is not None:
             if unroll_bytes is None:
                 raise Unavailable("the plain unroll, whose memory is the budget, was not measured at this setting")
             given["memory_gb"] = budget * unroll_bytes / 1e9
-        return ours(problem, given)
+        return ours(problem, given, compiled=compiled)
 
-    return Route(name, prepare, graphs=1.1 if budget == 1 else 0.0, work=work, prepared=prepared, part="ours")
+    graphs = 1.1 if budget == 1 else 0.0
+    return Route(name, prepare, graphs=graphs, work=work, compiled=compiled, prepared=prepared, part="ours")
 
 
-def ours(problem: Problem, arguments: Mapping[str, Any]) -> MetaGradient:
+def ours(problem: Problem, arguments: Mapping[str, Any], *, compiled: bool = False) -> MetaGradient:
     """`mass.inner.adapt` with these arguments."""
     known = inspect.signature(adapt).parameters
     if missing := [name for name in arguments if name not in known]:
         raise Unavailable(f"mass.inner.adapt has no argument {missing[0]!r} in this version")
     setting = problem.setting
+    losses = traced(problem.losses_of).of(problem.practice) if compiled else problem.losses
 
     def meta_gradient() -> Gradients:
         params, weights = problem.leaves()
-        adapted = adapt(problem.losses, params, weights, SGD(lr=setting.rate), setting.steps, **arguments)
+        adapted = adapt(losses, params, weights, SGD(lr=setting.rate), setting.steps, **arguments)
         found = torch.autograd.grad(problem.outer(adapted), [weights, *params.values()])
         return dict(zip(["w", *params], found, strict=True))
 
@@ -101,6 +112,9 @@ _ALL = (
     _ours("mass, micro_batch 1, checkpoint", 2.2, micro_batch=1, checkpoint=True),
     _ours("mass, budget of the unroll", 1.0, budget=1.0),
     _ours("mass, budget of 1/40", 1.7, budget=1 / 40),
+    _ours("mass, micro_batch 1, compiled", 0.9, compiled=True, micro_batch=1),
+    _ours("mass, compiled", 0.8, compiled=True),
+    _ours("mass, budget of the unroll, compiled", 0.7, budget=1.0, compiled=True),
     _ours("mass, plain model", 1.4, prepared=False),
     _ours("mass, micro_batch 1, plain model", 1.7, prepared=False, micro_batch=1),
     _ours("mass, finite_difference", 1.3, mode="finite_difference"),

@@ -7,6 +7,7 @@
 
 from mass.inner.adaptation import SecondDerivativeError, adapt
 from mass.inner.objective import Losses
+from mass.inner.traced import Traced, TracedLosses, traced
 from mass.inner.verification import check_losses
 from mass.optimizers import SGD, AdamW, Optimizer, Rate, Rates, State
 
@@ -19,6 +20,9 @@ __all__ = [
     "Rates",
     "SecondDerivativeError",
     "State",
+    "Traced",
+    "TracedLosses",
     "adapt",
     "check_losses",
+    "traced",
 ]

@@ -16,7 +16,9 @@ from mass.errors import ConfigError
 from mass.inner import memory
 from mass.inner.arguments import Mode, check, ordinary, rates_per_step, weights_per_step
 from mass.inner.objective import Losses, Objective, autocast_state
+from mass.inner.passes import Passes
 from mass.inner.recursion import Plan, Tape, pull_back, run
+from mass.inner.traced import TracedLosses, TracedPasses
 from mass.inner.update import Step, Update
 from mass.layerwise import refuse_derivative
 from mass.optimizers import Optimizer
@@ -92,7 +94,8 @@ def adapt(
         request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph)
         update = Update(optimizer, stacked)
         schedule = memory.choose(objective, params, weights_Km.detach(), update, how, request)
-        plan = Plan(objective, update, tuple(params), how, schedule)
+        passes = TracedPasses(objective, losses) if isinstance(losses, TracedLosses) else Passes(objective)
+        plan = Plan(passes, update, tuple(params), how, schedule)
         if graph:
             return dict(zip(params, _apply(_Adaptation, plan, *tensors), strict=True))
         with torch.no_grad():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +21,9 @@ from mass.errors import ConfigError
 from mass.inner.arguments import Mode
 from mass.inner.differences import central_differences, owners
 from mass.inner.memory import Schedule
-from mass.inner.objective import Objective, Sum, leaves
+from mass.inner.objective import Sum, leaves
+from mass.inner.passes import Begun, Passes, Wanted
 from mass.inner.update import Step, Update, pull, pull_through_update
-from mass.layerwise import refuse_once_differentiable
 from mass.optimizers import State, adapter_norms, wide
 from mass.types import Params
 
@@ -33,7 +32,7 @@ from mass.types import Params
 class Plan:
     """What an adaptation needs beside tensors."""
 
-    objective: Objective
+    passes: Passes
     update: Update
     names: tuple[str, ...]
     mode: Mode
@@ -44,21 +43,13 @@ class Plan:
         return range(max(0, steps - self.mode.last) if self.mode.last is not None else 0, steps)
 
 
-class Graph(NamedTuple):
-    """A gradient with its graph: of the examples of one micro-batch, at the leaves `params` and `weights_m`."""
-
-    params: Params
-    weights_m: Tensor
-    grads: Params
-
-
 @dataclass
 class Tape:
     """What the forward leaves for the backward."""
 
     steps: list[Step] = field(default_factory=list[Step])
     """Adapter-sized, one for each step that is differentiated."""
-    graphs: dict[tuple[int, int], Graph] = field(default_factory=dict[tuple[int, int], Graph])
+    graphs: dict[tuple[int, int], Begun] = field(default_factory=dict[tuple[int, int], Begun])
     """By step and micro-batch: those that the memory budget let the forward keep."""
 
 
@@ -88,18 +79,15 @@ def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
     return frozenset(range(max(0, chunks - kept), chunks)) if j in plan.differentiated(steps) else frozenset()
 
 
-def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Graph]]:
+def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Begun]]:
     """g = ∇_θ Σ_i w_i ℓ_i(θ), a micro-batch at a time, and the graphs of the micro-batches `keep`."""
-    leaf, leaf_weights = leaves(params), weights_m.detach().requires_grad_()
-    schedule, total, graphs = plan.schedule, Sum(), dict[int, Graph]()
+    schedule, total, graphs = plan.schedule, Sum(), dict[int, Begun]()
     for c, index in enumerate(schedule.chunks if keep else schedule.gradient_chunks):
         if c in keep:
-            part, _ = plan.objective.gradient(
-                leaf, leaf_weights, index, checkpoint=schedule.checkpoint, create_graph=True
-            )
-            graphs[c] = Graph(leaf, leaf_weights, part)
+            graphs[c] = plan.passes.begin(params, weights_m, index, checkpoint=schedule.checkpoint)
+            part = graphs[c].grads
         else:
-            part, _ = plan.objective.gradient(leaf, weights_m, index, checkpoint=schedule.checkpoint_gradient)
+            part = plan.passes.gradient(params, weights_m, index, checkpoint=schedule.checkpoint_gradient)
         total.add(part)
         del part  # before the next is made
     return total.value, graphs
@@ -131,14 +119,12 @@ def pull_back(
         products: Params = {}
         if plan.mode.hessian == "difference" and (wants_params or needs_weights):
             products, bar_weights[j] = central_differences(
-                plan.objective, plan.schedule, at.params, weights_Km[j], u, owners_m, plan.mode.step
+                plan.passes.objective, plan.schedule, at.params, weights_Km[j], u, owners_m, plan.mode.step
             )
         elif wants_params or needs_weights:
             graphs = {c: tape.graphs.pop((j, c)) for c in range(len(plan.schedule.chunks)) if (j, c) in tape.graphs}
-            products, bar_weights[j] = second_order_pass(
-                plan, at, weights_Km[j], u, graphs,
-                wants_params=wants_params, wants_weights=needs_weights, first=j == differentiated[-1], scale=scale,
-            )  # fmt: skip
+            wanted = Wanted(wants_params, needs_weights, inspection=j == differentiated[-1])
+            products, bar_weights[j] = second_order_pass(plan, at, weights_Km[j], u, wanted, graphs, scale)
         if wants_params:
             bar_params = {name: bar + products.pop(name) for name, bar in bar_params.items()}
     if needs_params and tape.steps and differentiated.start == 0:
@@ -154,7 +140,7 @@ def _owners(plan: Plan, tape: Tape, like_Km: Tensor, *, needs_weights: bool) -> 
         return None
     if not needs_weights:  # their products alone depend on it
         return torch.zeros_like(like_Km[0], dtype=torch.long)
-    return owners(plan.objective, plan.schedule.gradient_chunks, tape.steps[0].params, like_Km[0])
+    return owners(plan.passes.objective, plan.schedule.gradient_chunks, tape.steps[0].params, like_Km[0])
 
 
 def _pull_through_init(plan: Plan, start: Params, bar_params: Params, bar_state: State) -> Params:
@@ -171,57 +157,29 @@ def second_order_pass(
     at: Step,
     weights_m: Tensor,
     u: Params,
-    graphs: dict[int, Graph],
-    *,
-    wants_params: bool,
-    wants_weights: bool,
-    first: bool = False,
+    wanted: Wanted,
+    graphs: dict[int, Begun],
     scale: float = 0.0,
 ) -> tuple[Params, Tensor]:
     """H_j u (empty unless wanted) and J_j u [m] (zeros unless wanted), a micro-batch at a time.
 
-    The `first` pass of a backward looks through its graphs for what has no second derivative.
-
-    `graphs` are micro-batches that the forward kept; they are used up. The others are computed again.
+    `graphs` are micro-batches that the forward began; they are used up. The others are computed again.
     """
-    params, weights_m = leaves(at.params), weights_m.detach().requires_grad_(wants_weights)
     products, bar_weights, again = Sum(), torch.zeros_like(weights_m), Sum()
     for c, index in reversed(list(enumerate(plan.schedule.chunks))):  # those that were kept come last, and go first
-        graph = graphs.pop(c, None)
-        if graph is None:
-            grads, _ = plan.objective.gradient(
-                params, weights_m, index, checkpoint=plan.schedule.checkpoint, create_graph=True
+        if (begun := graphs.pop(c, None)) is None:
+            grads, chunk_products, chunk_weights = plan.passes.second_order(
+                at.params, weights_m, index, u, wanted, checkpoint=plan.schedule.checkpoint
             )
-            graph = Graph(params, weights_m, grads)
-            del grads
-        if first:
-            refuse_once_differentiable(graph.grads.values())
-        again.add(graph.grads)
-        chunk_products, chunk_weights = _products(graph, u, wants_params=wants_params, wants_weights=wants_weights)
+        else:
+            grads = begun.grads
+            chunk_products, chunk_weights = plan.passes.finish(begun, u, wanted)
+        again.add(grads)
         products.add(chunk_products)
         bar_weights = bar_weights + chunk_weights
-        del graph, chunk_products  # before the next are made
+        del begun, grads, chunk_products  # before the next are made
     _check_same_gradient(again.value, at.grads, scale)
     return products.value, bar_weights
-
-
-def _products(graph: Graph, u: Params, *, wants_params: bool, wants_weights: bool) -> tuple[Params, Tensor]:
-    """H u and J u of one micro-batch: the gradient of ⟨∇_θ Σ_i w_i ℓ_i, u⟩ for θ and for w, frees the graph.
-
-    Without the former autograd walks only the path from the inner gradient to the weights, not the one through the
-    activations.
-    """
-    params = graph.params if wants_params else {}
-    inputs = [*params.values(), *([graph.weights_m] if wants_weights else [])]
-    outputs = {name: g for name, g in graph.grads.items() if g.requires_grad}  # none of losses linear in θ and w
-    found: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
-    if outputs:
-        directions = [u[name].to(g.dtype) for name, g in outputs.items()]
-        found = torch.autograd.grad(
-            list(outputs.values()), inputs, directions, allow_unused=True, materialize_grads=True
-        )
-    bar_weights = found[-1] if wants_weights else torch.zeros_like(graph.weights_m)
-    return dict(zip(params, found, strict=False)), bar_weights.detach()
 
 
 def _check_same_gradient(again: Params, taken: Params, scale: float = 0.0) -> None:
