@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mass.adapted_linear import add_delta_in_closed_form, has_closed_form
 from mass.config import LoraConfig
 from mass.errors import ConfigError, ModelError, ShapeError
 from mass.types import Params
@@ -66,8 +67,9 @@ class LoraSites:
     adapters.
     """
 
-    def __init__(self, model: nn.Module, config: LoraConfig) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module, config: LoraConfig, *, closed_form: bool = True) -> None:
+        """`closed_form`: derivatives as `mass.adapted_linear` has them where it can; there are at most two then."""
+        self.config, self._closed_form = config, closed_form
         self.sites = find_sites(model, config.targets)
         self._active: ContextVar[InUse | None] = ContextVar("adapter_in_use", default=None)
         for site in self.sites:
@@ -145,11 +147,14 @@ class LoraSites:
     def _hook(self, name: str):
         a_name, b_name = f"{name}.lora_A", f"{name}.lora_B"
 
-        def add_lora(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:  # noqa: ARG001
+        def add_lora(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             active = self._active.get()
             if active is None:
                 return None
             a, b = active.params[a_name], active.params[b_name]
+            if self._closed_form and has_closed_form(module, args[0], output, a, b):
+                a, b = _for_rows(a, b, args[0], active.rows)
+                return add_delta_in_closed_form(output, args[0], module.weight, a, b, active.scaling)  # pyright: ignore
             return add_delta(output, args[0], a, b, active.scaling, active.rows)
 
         return add_lora
@@ -167,20 +172,25 @@ def add_delta(
     Of a model spread over several devices, a layer
     gets its part of the adapter where it is; the adapter itself stays in one place, as norms and updates want it.
     """
-    a, b = a.to(x.device, x.dtype), b.to(output.device, output.dtype)
-    if a.dim() == 3 and a.shape[0] == 1:
-        a, b = a[0], b[0]
+    a, b = _for_rows(a.to(x.device, x.dtype), b.to(output.device, output.dtype), x, rows)
     if a.dim() == 2:
         low = (x.reshape(-1, x.shape[-1]) @ a.mT).to(output.dtype)
         flat = output.reshape(-1, output.shape[-1])
         return torch.addmm(flat, low, b.mT.contiguous(), alpha=scaling).view(output.shape)
-    if rows is not None:
-        a, b = a[rows.to(a.device)], b[rows.to(b.device)]
-    if x.shape[0] % a.shape[0]:
-        raise ShapeError(f"a batch of {x.shape[0]} rows for a stack of {a.shape[0]} adapters; expected a multiple")
     low = (x.reshape(a.shape[0], -1, x.shape[-1]) @ a.mT).to(output.dtype)
     blocks = output.reshape(a.shape[0], -1, output.shape[-1])
     return torch.baddbmm(blocks, low, b.mT, alpha=scaling).view(output.shape)
+
+
+def _for_rows(a: Tensor, b: Tensor, x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One adapter, or a stack for equal consecutive blocks of the rows of x."""
+    if a.dim() == 3 and a.shape[0] == 1:
+        return a[0], b[0]
+    if a.dim() == 3 and rows is not None:
+        a, b = a[rows.to(a.device)], b[rows.to(b.device)]
+    if a.dim() == 3 and x.shape[0] % a.shape[0]:
+        raise ShapeError(f"a batch of {x.shape[0]} rows for a stack of {a.shape[0]} adapters; expected a multiple")
+    return a, b
 
 
 def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
