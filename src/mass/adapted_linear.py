@@ -2,14 +2,16 @@
 
     y = W x + s B A x
 
-Autograd takes this apart into three products with their views and sums, and a gradient's graph into a dozen more. Here,
-with a token a row of X [N, in] and of G [N, out], the cotangent of Y, and U = X Aᵀ, V = G B [N, r], the gradient is
+Autograd takes this apart into products, views and sums of what they give, each a node of its own. Here, with a token a
+row of X [N, in] and of G [N, out], the cotangent of Y, and U = X Aᵀ, V = G B [N, r], the gradient is
 
     X̄ = G W + s V A,   Ā = s Vᵀ X,   B̄ = s Gᵀ U
 
 and, for cotangents C, P, Q of these three, with L = s (C Aᵀ + X Pᵀ) and M = s G Q [N, r], that of the gradient
 
-    Ḡ = C Wᵀ + L Bᵀ + s U Qᵀ,   X̄ = M A + s V P,   Ā = s Vᵀ C + Mᵀ X,   B̄ = Gᵀ L.
+    Ḡ = C Wᵀ + L Bᵀ + s U Qᵀ,   X̄ = M A + s V P,   Ā = s Vᵀ C + Mᵀ X,   B̄ = Gᵀ L,
+
+where sums of products are one product, of [L, s U] and [M, s V], or are added by the product itself.
 
 Legend: N tokens, r rank, s scaling. Of a stack of G adapters each matrix of a product has one more leading axis.
 
