@@ -42,7 +42,7 @@ def has_closed_form(module: nn.Module, x: Tensor, output: Tensor, a: Tensor, b: 
         and not weight.requires_grad
         and (bias is None or not bias.requires_grad)  # pyright: ignore[reportUnnecessaryComparison]
         and "forward" not in vars(module)
-        and len(module._forward_hooks) == 1  # another one could have changed the output
+        and len(module._forward_hooks) == 1  # pyright: ignore[reportPrivateUsage] - another could change the output
         and not torch.is_autocast_enabled(autocast_kind(x))
     )
 
