@@ -91,7 +91,8 @@ def test_live_bytes_are_those_of_the_tensors_alive_at_the_peak() -> None:
         (before.view(10, 100) * 2).sum()  # 4000 and 4 more, freed at once; the view holds none of its own
         return kept.clone()  # 4000
 
-    assert metagrad_live.live_bytes(run) == metagrad_live.allocated_bytes(run) == 8004
+    assert metagrad_live.live_bytes(run) == 8004
+    assert 8004 <= metagrad_live.allocated_bytes(run) < 8100  # with what kernels hold of their own
     assert metagrad_live.live_bytes(lambda: before.view(-1)) == 0
 
 

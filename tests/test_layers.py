@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mass"
 BANDS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds", "bootstrap"),
     ("config", "prompts", "optimizers", "layerwise", "methods", "parallel"),
+    ("adapted_linear",),
     ("tasks", "verify", "adapter"),
     ("engines",),
     ("lm",),

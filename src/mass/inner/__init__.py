@@ -7,7 +7,7 @@
 
 from mass.inner.adaptation import SecondDerivativeError, adapt
 from mass.inner.objective import Losses
-from mass.inner.traced import Traced, TracedLosses, traced
+from mass.inner.tracing import Traced, TracedLosses, traced
 from mass.inner.verification import check_losses
 from mass.optimizers import SGD, AdamW, Optimizer, Rate, Rates, State
 

@@ -18,7 +18,7 @@ from mass.inner.arguments import Mode, check, ordinary, rates_per_step, weights_
 from mass.inner.objective import Losses, Objective, autocast_state
 from mass.inner.passes import Passes
 from mass.inner.recursion import Plan, Tape, pull_back, run
-from mass.inner.traced import TracedLosses, TracedPasses
+from mass.inner.tracing import TracedLosses, TracedPasses
 from mass.inner.update import Step, Update
 from mass.layerwise import refuse_derivative
 from mass.optimizers import Optimizer

@@ -45,7 +45,7 @@ class _Leaves(NamedTuple):
 
 
 class Passes:
-    """The passes of an objective. `mass.inner.traced` has others, which compute the same."""
+    """The passes of an objective. `mass.inner.tracing` has others, which compute the same."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
