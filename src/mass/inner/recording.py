@@ -8,7 +8,6 @@ Legend: n examples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mass.errors import ConfigError, MassError
 from mass.inner.objective import Objective
 from mass.inner.passes import Passes, Wanted
+from mass.inner.verification import random_direction, relative_error
 from mass.types import Params
 
 Function = Callable[..., Tensor]
@@ -128,7 +128,8 @@ class _Record:
             )
             return (*grads.values(), *products.values(), bar_n)
 
-        flat = [*inputs.flat, *(torch.randn_like(p) for p in inputs.params.values())]
+        u = random_direction({name: torch.ones_like(p) for name, p in inputs.params.items()}, seed=0)
+        flat = [*inputs.flat, *inputs.directions(u)]
         self._module = _without_side_effects(_recorded(second_order, flat), flat)
         _hold(self._module(*flat), second_order(*flat), "make the function depend on its arguments alone")
 
@@ -207,12 +208,7 @@ def _is_view(node: fx.Node) -> bool:
 
 def _hold(found: Sequence[Tensor], expected: Sequence[Tensor], advice: str) -> None:
     """Raises ConfigError unless they are the same but for rounding."""
-    size = _norm(expected)
-    error = _norm([f - e for f, e in zip(found, expected, strict=True)])
-    if math.isfinite(size) and not error <= max(_TOLERANCE.get(e.dtype, _COARSE) for e in expected) * size:
-        share = error / size if size else error
-        raise ConfigError(f"traced losses gave derivatives that are {share:.1e} off, expected autograd's; {advice}")
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+    error = relative_error(*({str(i): t.detach() for i, t in enumerate(tensors)} for tensors in (found, expected)))
+    finite = all(bool(e.isfinite().all()) for e in expected)
+    if finite and not error <= max(_TOLERANCE.get(e.dtype, _COARSE) for e in expected):
+        raise ConfigError(f"traced losses gave derivatives that are {error:.1e} off, expected autograd's; {advice}")
