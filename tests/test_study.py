@@ -11,7 +11,7 @@ import pytest
 
 from mass.errors import ConfigError
 from mass.runlog import COMPARISON, CONFIG
-from mass.study import EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs
+from mass.study import EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs, seconds_left
 
 STUDY = StudyConfig(
     seeds=[0, 3],
@@ -122,3 +122,12 @@ def test_what_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
 def test_a_study_that_cannot_be_run_is_refused(values: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         StudyConfig(**values)
+
+
+def test_the_time_left_is_told_from_the_same_part_else_from_the_same_verb(tmp_path: Path) -> None:
+    mass_0, first_order_0, test_0, base_0, mass_3, first_order_3, test_3 = found = runs(STUDY, tmp_path)
+    assert seconds_left(found, {}, {mass_0: 5.0}, 2) == (0.0, False)
+    assert seconds_left(found, {mass_0: 60.0}, {first_order_0: 20.0}, 2) == ((40.0 + 60.0 + 60.0) / 2, False)
+    took = {mass_0: 60.0, first_order_0: 30.0, test_0: 10.0, base_0: 2.0}
+    assert seconds_left(found, took, {}, 1) == (60.0 + 30.0 + 10.0, True)
+    assert seconds_left(found, {**took, mass_3: 60.0, first_order_3: 30.0}, {test_3: 12.0}, 8) == (0.0, True)

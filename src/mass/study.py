@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from mass.errors import ConfigError, nearest
@@ -77,12 +78,18 @@ class StudyConfig:
 class Run:
     """One command of a study."""
 
-    name: str
+    label: str
+    """Its part of the study."""
+    seed: int
     verb: str
     arguments: tuple[str, ...]
     folder: Path
     after: tuple[Path, ...] = ()
     """Folders of the runs that must be finished before."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, seed {self.seed}"
 
     @property
     def finished(self) -> bool:
@@ -104,7 +111,7 @@ def runs(study: StudyConfig, folder: Path) -> list[Run]:
         for name, training in study.trainings.items():
             options = {"train.seed": seed, "tasks.seed": seed, **training.set}
             arguments = (*_config(training.config), *_options(options))
-            found.append(Run(f"{name}, seed {seed}", "train", arguments, folder / "train" / f"{name}-{seed}"))
+            found.append(Run(name, seed, "train", arguments, folder / "train" / f"{name}-{seed}"))
         for name, evaluation in study.evaluations.items():
             if evaluation.seeds is None or seed in evaluation.seeds:
                 found.append(_evaluation(name, evaluation, seed, folder))
@@ -116,7 +123,7 @@ def _evaluation(name: str, evaluation: EvaluationConfig, seed: int, folder: Path
     named = ",".join(f"{method}={path}" for method, path in trained.items())
     checkpoints = ["--checkpoint-of", named] if named else []
     arguments = (*_config(evaluation.config), *_options({"seed": seed, **evaluation.set}), *checkpoints)
-    return Run(f"{name}, seed {seed}", "eval", arguments, folder / "eval" / f"{name}-{seed}", tuple(trained.values()))
+    return Run(name, seed, "eval", arguments, folder / "eval" / f"{name}-{seed}", tuple(trained.values()))
 
 
 def run_all(
@@ -149,6 +156,29 @@ def run_all(
                 if not future.result():
                     failed.append(run)
     return [*failed, *waiting]
+
+
+def seconds_left(
+    to_do: Sequence[Run], took: Mapping[Run, float], under_way: Mapping[Run, float], parallel: int
+) -> tuple[float, bool]:
+    """How long the runs that are not finished will take, and whether that counts them all: a run takes what its part
+    took with other seeds, else what other runs of its verb took, and counts for nothing where there is neither.
+
+    Args:
+        took: seconds of the runs that have ended.
+        under_way: seconds since the running ones began.
+        parallel: how many run at a time.
+    """
+    to_come = [run for run in to_do if run not in took]
+    expected = {run: _expected(run, took) for run in to_come}
+    left = [max(seconds - under_way.get(run, 0.0), 0.0) for run, seconds in expected.items() if seconds is not None]
+    return sum(left) / max(min(parallel, len(to_come)), 1), len(left) == len(to_come)
+
+
+def _expected(run: Run, took: Mapping[Run, float]) -> float | None:
+    same_verb = {one: seconds for one, seconds in took.items() if one.verb == run.verb}
+    same_part = [seconds for one, seconds in same_verb.items() if one.label == run.label]
+    return mean(same_part or same_verb.values()) if same_verb else None
 
 
 def _ready(waiting: Sequence[Run], found: Sequence[Run]) -> list[Run]:

@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         for one in found:
             console.say(f"{'finished  ' if one.finished else 'to do     '}mass {shlex.join(one.command)}")
         return 0
-    monitor = _Monitor(len(found), sum(one.finished for one in found))
+    monitor = _Monitor(found, given.parallel)
     try:
         failed = run_all(found, _execute, given.parallel, monitor.report)
     except KeyboardInterrupt:
@@ -104,14 +104,23 @@ def _execute(one: Run) -> bool:
 class _Monitor:
     """Says what is done, what runs and how long it will take, a line at each change."""
 
-    def __init__(self, total: int, finished: int) -> None:
-        self._total, self._first, self._began = total, finished, time.monotonic()
+    def __init__(self, found: Sequence[Run], parallel: int) -> None:
+        self._total, self._parallel = len(found), parallel
+        self._to_do = [one for one in found if not one.finished]
+        self._began: dict[Run, float] = {}
+        self._took: dict[Run, float] = {}
 
     def report(self, done: int, under_way: Sequence[Run]) -> None:
-        if not under_way:
-            return
-        new = done - self._first
-        pace = (time.monotonic() - self._began) / new if new else None
-        left = "?" if pace is None else duration(pace * (self._total - done))
-        names = "; ".join(one.name for one in under_way)
-        console.note(f"{done}/{self._total} runs done, left {left}, now: {names}")
+        from mass.study import seconds_left
+
+        now = time.monotonic()
+        for one in self._began.keys() - set(under_way):
+            self._took.setdefault(one, now - self._began[one])
+        for one in under_way:
+            self._began.setdefault(one, now)
+        if under_way:
+            since = {one: now - self._began[one] for one in under_way}
+            seconds, whole = seconds_left(self._to_do, self._took, since, self._parallel)
+            left = duration(seconds) if whole else f"at least {duration(seconds)}"
+            names = "; ".join(f"{one.verb} {one.name}" for one in under_way)
+            console.note(f"{done}/{self._total} runs done, left {left if seconds else '?'}, now: {names}")

@@ -53,7 +53,7 @@ def examine(
     """Load the first layers of a model and measure on them, in float64, what the engine relies on; then in `dtype`.
 
     Args:
-        name: 'tiny', a local folder, or a hub name.
+        name: 'tiny', 'tiny-terms', a local folder, or a hub name.
         layers: how many; None: as many as hold each kind of layer, at least 2.
         attentions: implementations as transformers names them.
         dtype: the precision the model will be run in.

@@ -55,7 +55,7 @@ class Source:
             if self.local and not Path(self.place).is_dir():
                 raise ModelError(
                     f"model {self.name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; "
-                    "give a folder with config.json, 'tiny', or go online"
+                    "give a folder with config.json, 'tiny' or 'tiny-terms', or go online"
                 ) from error
             raise self._cannot_load("configuration", error) from error
 
@@ -87,7 +87,9 @@ def find_source(name: str, revision: str | None = None, *, trust_remote_code: bo
     place = name if shipped is None else str(shipped / "base")
     folder = Path(place).is_dir()
     if _looks_local(place) and not folder:
-        raise ModelError(f"model folder {name!r} does not exist; give a folder with config.json, a hub name, or 'tiny'")
+        raise ModelError(
+            f"model folder {name!r} does not exist; give a folder with config.json, a hub name, 'tiny' or 'tiny-terms'"
+        )
     source = Source(name, place, folder or not hub_answers(), revision, trust_remote_code)
     source.require_configuration()
     return source
