@@ -253,7 +253,7 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                     for m in ("solver-sft", "mass")
                 },
             )
-        practice(runs / "learned" / f"mass-{seed}", "mass", seed)
+        practice(runs / "table" / "analyse" / f"mass-{seed}", "mass", seed)
     room(runs / "room" / "base-1")
     return runs
 

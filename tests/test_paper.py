@@ -147,7 +147,7 @@ def test_what_is_not_measured_yet_is_said_in_the_text(results: Results) -> None:
         '{{ table("table/equal-tokens") }}': "table/equal-tokens",
         '{{ ablations("safety", "without") }}': "safety",
         '{{ picture("room", "room/other") }}': "room/other",
-        '{{ practice("correct", of="learned/mass-gold") }}': "learned/mass-gold",
+        '{{ practice("correct", of="table/mass-gold") }}': "table/mass-gold",
         '{{ needs("mass-gold", "mass", 30) }}': "data mass-gold",
         '{{ accuracy("mass", at="0.7") }}': "table/test at 0.7",
     }
@@ -236,8 +236,8 @@ def test_collect_says_what_it_stored(tmp_path: Path, capsys: pytest.CaptureFixtu
     runs = whole_study(tmp_path / "runs", problems=6, seeds=1)
     assert main(["collect", str(runs / "table"), "--into", str(tmp_path / "r" / "table")]) == 0
     out = capsys.readouterr()
-    assert len(out.out.splitlines()) == 3
-    assert "3 runs stored in" in out.err
+    assert len(out.out.splitlines()) == 4
+    assert "4 runs stored in" in out.err
     assert main(["collect", str(runs / "table")]) == 2
     assert main(["collect", str(tmp_path / "nowhere"), "--into", "x"]) == 2
 

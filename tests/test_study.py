@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mass.errors import ConfigError
-from mass.runlog import COMPARISON, CONFIG
-from mass.study import EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs, seconds_left
+from mass.runlog import COMPARISON, CONFIG, PRACTICE
+from mass.study import AnalysisConfig, EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs, seconds_left
 
 STUDY = StudyConfig(
     seeds=[0, 3],
@@ -23,14 +23,15 @@ STUDY = StudyConfig(
         "test": EvaluationConfig({"mass": "mass"}, set={"methods": "base,mass", "size": 10}),
         "base": EvaluationConfig(set={"methods": "base"}, seeds=[0]),
     },
+    analyses={"practised": AnalysisConfig("mass", set={"size": 5}, seeds=[3])},
 )
 
 
 def finish(run: Run, steps: int = 2) -> None:
     """Leave what a finished run of that verb leaves."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    if run.verb == "eval":
-        (run.folder / COMPARISON).write_text("{}")
+    if run.verb != "train":
+        (run.folder / {"eval": COMPARISON, "analyse": PRACTICE}[run.verb]).write_text("{}")
         return
     (run.folder / CONFIG).write_text(json.dumps({"train": {"steps": 2}}))
     (run.folder / "checkpoints" / f"step-{steps:06d}").mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ def test_each_part_is_a_command_for_each_seed(tmp_path: Path) -> None:
     found = runs(STUDY, tmp_path)
     assert [run.name for run in found] == [
         "mass, seed 0", "first-order, seed 0", "test, seed 0", "base, seed 0",
-        "mass, seed 3", "first-order, seed 3", "test, seed 3",
+        "mass, seed 3", "first-order, seed 3", "test, seed 3", "practised, seed 3",
     ]  # fmt: skip
     assert found[5].command == [
         "train", "--config", "mass.yaml", "--train.seed=3", "--tasks.seed=3", "--adapt.inner.mode=first_order",
@@ -49,6 +50,10 @@ def test_each_part_is_a_command_for_each_seed(tmp_path: Path) -> None:
     assert found[6].command == [
         "eval", "--seed=3", "--methods=base,mass", "--size=10", "--checkpoint-of",
         f"mass={tmp_path / 'train' / 'mass-3'}", "--out", str(tmp_path / "eval" / "test-3"),
+    ]  # fmt: skip
+    assert found[7].command == [
+        "analyse", "--seed=3", "--name=practised", "--size=5", "--checkpoint", str(tmp_path / "train" / "mass-3"),
+        "--out", str(tmp_path / "analyse" / "practised-3"),
     ]  # fmt: skip
     assert len({run.folder for run in found}) == len(found)
 
@@ -86,7 +91,7 @@ def test_runs_wait_for_what_they_need_and_what_is_finished_is_not_run_again(tmp_
     if parallel == 1:
         assert order == [run.name for run in found if run.name != "first-order, seed 0"]
     assert run_all(found, execute, parallel, lambda *_: None) == []
-    assert len(order) == 6
+    assert len(order) == 7
 
 
 def test_what_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_what_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
         reported.append((done, [run.name for run in under_way]))
 
     failed = run_all(found, execute, 1, report)
-    assert [run.name for run in failed] == ["mass, seed 3", "test, seed 3"]
+    assert [run.name for run in failed] == ["mass, seed 3", "test, seed 3", "practised, seed 3"]
     assert reported[0] == (0, ["mass, seed 0"])
     assert reported[-1] == (6, [])
 
@@ -117,6 +122,10 @@ def test_what_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
             {"trainings": {"mass": TrainingConfig()}, "evaluations": {"t": EvaluationConfig({"mass": "mas"})}},
             "uses training 'mas', which the study has not; did you mean 'mass'",
         ),
+        (
+            {"trainings": {"mass": TrainingConfig()}, "analyses": {"p": AnalysisConfig("mas")}},
+            "analysis 'p' uses training 'mas', which the study has not; did you mean 'mass'",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_run_is_refused(values: dict, match: str) -> None:
@@ -125,7 +134,7 @@ def test_a_study_that_cannot_be_run_is_refused(values: dict, match: str) -> None
 
 
 def test_the_time_left_is_told_from_the_same_part_else_from_the_same_verb(tmp_path: Path) -> None:
-    mass_0, first_order_0, test_0, base_0, mass_3, first_order_3, test_3 = found = runs(STUDY, tmp_path)
+    mass_0, first_order_0, test_0, base_0, mass_3, first_order_3, test_3 = found = runs(STUDY, tmp_path)[:7]
     assert seconds_left(found, {}, {mass_0: 5.0}, 2) == (0.0, False)
     assert seconds_left(found, {mass_0: 60.0}, {first_order_0: 20.0}, 2) == ((40.0 + 60.0 + 60.0) / 2, False)
     took = {mass_0: 60.0, first_order_0: 30.0, test_0: 10.0, base_0: 2.0}

@@ -1,7 +1,8 @@
 """A study's file -> the runs that it is made of, each a command of its own in a folder of its own.
 
-A study trains checkpoints for each of its seeds, then evaluates them: many `mass train` and `mass eval` commands that
-differ in a few settings. What is finished is not run again, so a study that was stopped goes on where it was.
+A study trains checkpoints for each of its seeds, evaluates them, and looks at their practice: many `mass train`,
+`mass eval` and `mass analyse` commands that differ in a few settings. What is finished is not run again, so a study
+that was stopped goes on where it was.
 
     seeds: [0, 1, 2, 3, 4]
     trainings:
@@ -11,6 +12,8 @@ differ in a few settings. What is finished is not run again, so a study that was
       test:
         checkpoints: {mass: mass}          # method of `mass eval` -> training
         set: {methods: "base,tt-ss,mass", tasks: minimath, split: test, size: 1000}
+    analyses:
+      mass: {training: mass, set: {size: 200}}
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 from mass.errors import ConfigError, nearest
-from mass.runlog import COMPARISON, CONFIG, RunFolder
+from mass.runlog import COMPARISON, CONFIG, PRACTICE, RunFolder
 
 
 @dataclass(frozen=True)
@@ -51,27 +54,46 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class AnalysisConfig:
+    """One `mass analyse` for each seed."""
+
+    training: str
+    """The one whose checkpoint's practice is looked at."""
+    config: str = ""
+    """A YAML file of options of `mass analyse`. Empty: its defaults."""
+    set: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options on top of it, by their dotted name."""
+    seeds: list[int] | None = None
+    """Those it is run for; None: all of the study."""
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """Configuration of `mass study`."""
 
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Each training and each evaluation is run once for each."""
+    """Each training, evaluation and analysis is run once for each."""
     trainings: dict[str, TrainingConfig] = field(default_factory=dict[str, TrainingConfig])
     evaluations: dict[str, EvaluationConfig] = field(default_factory=dict[str, EvaluationConfig])
+    analyses: dict[str, AnalysisConfig] = field(default_factory=dict[str, AnalysisConfig])
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}; expected at least one, each once")
-        for name in (*self.trainings, *self.evaluations):
+        for name in (*self.trainings, *self.evaluations, *self.analyses):
             if "/" in name or not name.strip("."):
                 raise ConfigError(f"{name!r} names a part of the study; expected a name that a folder can have")
         for name, evaluation in self.evaluations.items():
             for training in evaluation.checkpoints.values():
-                if training not in self.trainings:
-                    raise ConfigError(
-                        f"evaluation {name!r} uses training {training!r}, which the study has not"
-                        f"{nearest(training, self.trainings)}"
-                    )
+                self._require(training, f"evaluation {name!r}")
+        for name, analysis in self.analyses.items():
+            self._require(analysis.training, f"analysis {name!r}")
+
+    def _require(self, training: str, by: str) -> None:
+        if training not in self.trainings:
+            raise ConfigError(
+                f"{by} uses training {training!r}, which the study has not{nearest(training, self.trainings)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,9 +115,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        if self.verb == "eval":
-            return (self.folder / COMPARISON).is_file()
-        return _trained(self.folder)
+        if self.verb == "train":
+            return _trained(self.folder)
+        return (self.folder / (COMPARISON if self.verb == "eval" else PRACTICE)).is_file()
 
     @property
     def command(self) -> list[str]:
@@ -115,6 +137,9 @@ def runs(study: StudyConfig, folder: Path) -> list[Run]:
         for name, evaluation in study.evaluations.items():
             if evaluation.seeds is None or seed in evaluation.seeds:
                 found.append(_evaluation(name, evaluation, seed, folder))
+        for name, analysis in study.analyses.items():
+            if analysis.seeds is None or seed in analysis.seeds:
+                found.append(_analysis(name, analysis, seed, folder))
     return found
 
 
@@ -124,6 +149,13 @@ def _evaluation(name: str, evaluation: EvaluationConfig, seed: int, folder: Path
     checkpoints = ["--checkpoint-of", named] if named else []
     arguments = (*_config(evaluation.config), *_options({"seed": seed, **evaluation.set}), *checkpoints)
     return Run(name, seed, "eval", arguments, folder / "eval" / f"{name}-{seed}", tuple(trained.values()))
+
+
+def _analysis(name: str, analysis: AnalysisConfig, seed: int, folder: Path) -> Run:
+    trained = folder / "train" / f"{analysis.training}-{seed}"
+    options = _options({"seed": seed, "name": name, **analysis.set})
+    arguments = (*_config(analysis.config), *options, "--checkpoint", str(trained))
+    return Run(name, seed, "analyse", arguments, folder / "analyse" / f"{name}-{seed}", (trained,))
 
 
 def run_all(

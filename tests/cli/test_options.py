@@ -130,3 +130,17 @@ def test_a_configuration_names_levels_and_subjects(run: Callable, fails: Callabl
     assert (resolved["validation"]["levels"], resolved["validation"]["subjects"]) == ([5], None)
     assert "tasks.levels is []; expected some, each once" in fails("train", "--tasks.levels=[]", "--out", tmp_path)
     assert "tasks.levels is '5'; expected list[int] or null" in fails("train", "--tasks.levels=5", "--out", tmp_path)
+
+
+SHORTER = (("analyse",), ("collect", "runs/table"), ("demo",), ("report", "runs/table"))
+
+
+@pytest.mark.parametrize("verb", SHORTER, ids=lambda verb: verb[0])
+def test_print_config_of_the_shorter_verbs_prints_and_runs_nothing(
+    run: Callable, verb: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(*verb, "--print_config")
+    assert ran.code == 0, ran.err
+    assert len(yaml.safe_load(ran.out)) > 1
+    assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,9 @@ EXAMPLES = (
 
 def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
+    if given.print_config:
+        options.print_given(given)
+        return 0
     from mass.analysis import analyse
     from mass.cli.comparing import ComparisonMonitor
     from mass.model import load

@@ -22,6 +22,9 @@ def run(arguments: Sequence[str]) -> int:
     from mass.results import collect
 
     given = options.parse(_parser(), arguments)
+    if given.print_config:
+        options.print_given(given)
+        return 0
     if given.into is None:
         raise ConfigError(
             "--into is missing; expected a folder for the stored results, as in --into results/mine/table"

@@ -31,6 +31,9 @@ problem, each a level above the one before."""
 
 def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
+    if given.print_config:
+        options.print_given(given)
+        return 0
     if given.size < 1:
         raise ConfigError(f"--size is {given.size}; expected at least 1")
     folder = dated_folder("demo") if given.out is None else Path(given.out)

@@ -10,13 +10,14 @@ import argparse
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from mass.config import EngineConfig
+from mass.config import EngineConfig, to_dict
 from mass.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 def print_yaml(values: Mapping[str, Any]) -> None:
     """A resolved configuration as YAML that `--config` takes."""
     print(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=False), end="")
+
+
+def print_given(given: Namespace) -> None:
+    """All options of a verb with their values, for `--print_config`."""
+    values = {name: value for name, value in vars(given).items() if name not in ("config", "print_config")}
+    print_yaml({name: to_dict(value) if is_dataclass(value) else value for name, value in values.items()})
 
 
 def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny") -> None:

@@ -26,6 +26,9 @@ PAGE = "report.html"
 
 def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
+    if given.print_config:
+        options.print_given(given)
+        return 0
     folder = Path(given.folder)
     if (folder / COMPARISON).is_file():
         page = write_comparison_page(folder)

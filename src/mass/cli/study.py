@@ -1,4 +1,4 @@
-"""mass study: a file of trainings and evaluations -> a folder with a run of each for each seed."""
+"""mass study: a file of trainings, evaluations and analyses -> a folder with a run of each for each seed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "study",
         "--config STUDY.yaml --out FOLDER [options]",
-        "Run the trainings and evaluations of a study, each for each seed; what is finished is not run again.",
+        "Run a study's trainings, evaluations and analyses, each for each seed; what is finished is not run again.",
         EXAMPLES,
     )
     parser.add_argument("--out", type=str | None, default=None, help="The study's folder; a used one goes on.")
@@ -86,7 +86,7 @@ def _log(one: Run) -> Path:
 def _execute(one: Run) -> bool:
     """The command as a process of its own, its output in a log beside its folder."""
     one.folder.parent.mkdir(parents=True, exist_ok=True)
-    if one.verb == "eval" and one.folder.exists():  # broken off: an evaluation has no way to go on
+    if one.verb != "train" and one.folder.exists():  # broken off, and has no way to go on
         shutil.rmtree(one.folder)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with _log(one).open("a") as log:

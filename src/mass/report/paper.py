@@ -183,7 +183,7 @@ class Asked:
         return needed_as_many_as(found[method], found[reference], problems)
 
     @told
-    def practice(self, measure: str, when: str = "after", of: str = "learned/mass") -> str:
+    def practice(self, measure: str, when: str = "after", of: str = "table/mass") -> str:
         """A measure of the practice, before or after meta-training."""
         known = {m.name: m for m in MEASURES}
         if measure not in known or when not in ("before", "after"):
@@ -264,7 +264,7 @@ class Asked:
         return fragments.needs_table(self.answers, part, reference, at)
 
     @told
-    def practice_table(self, of: str = "learned/mass") -> str:
+    def practice_table(self, of: str = "table/mass") -> str:
         return fragments.practice_table(self.answers, of)
 
     @told
@@ -304,7 +304,7 @@ class Asked:
         }
         if kind not in practice:
             raise DataError(f"{kind!r} is no kind of picture; expected {', '.join([*PICTURES])}")
-        return practice[kind](answers, of or "learned/mass", **more)
+        return practice[kind](answers, of or "table/mass", **more)
 
 
 PICTURES = (*pictures.TABLE, "changes", "data", "learning", "practice", "practice-levels",

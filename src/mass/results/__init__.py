@@ -2,7 +2,8 @@
 
 results/minimath/table/eval/test-0.json      one evaluation: outcomes of each problem, packed; what rows cost
 results/minimath/table/train/mass-0.json     one training: its curves and what it cost
-results/minimath/learned/practice/mass-0.json, results/minimath/room/room/base-0.json
+results/minimath/table/practice/mass-0.json  one analysis: each practice example, before and after meta-training
+results/minimath/room/room/base-0.json       the room for practice
 """
 
 from __future__ import annotations
