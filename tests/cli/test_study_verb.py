@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mass.tasks.minimath import SUBJECTS
 from study_folders import is_study
 
 
@@ -83,6 +84,17 @@ def test_the_study_of_hard_problems_is_tested_on_a_level_that_nothing_is_trained
         trained = {"--tasks.levels=[1, 2, 3, 4]", "--validation.levels=[1, 2, 3, 4]"}
         tested = {"--levels=[5]", "--train-levels=[1, 2, 3, 4]"}
         assert (trained if command[0] == "train" else tested) <= set(command)
+
+
+def test_the_study_of_unseen_subjects_leaves_out_each_once_and_trains_on_all_others() -> None:
+    study = yaml.safe_load((RECIPES / "minimath-terms" / "unseen.yaml").read_text())
+    tested = {name: evaluation["set"]["subjects"] for name, evaluation in study["evaluations"].items()}
+    assert sorted(subject for subjects in tested.values() for subject in subjects) == sorted(SUBJECTS)
+    for name, training in study["trainings"].items():
+        others = [subject for subject in SUBJECTS if subject not in tested[name[-1]]]
+        assert training["set"]["tasks.subjects"] == training["set"]["validation.subjects"] == others
+    for name, evaluation in study["evaluations"].items():
+        assert evaluation["checkpoints"] == {m: f"{m}-{name}" for m in ("mass", "solver-grpo", "solver-sft")}
 
 
 def test_a_study_without_a_folder_is_refused(fails: Callable) -> None:
