@@ -12,6 +12,7 @@ import yaml
 
 SUBJECTS = ("Algebra", "Geometry", "Number Theory")
 Outcome = bool | None
+COMMIT = "0123456789abcdef"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -64,6 +65,7 @@ def evaluation(
             "model": "tiny",
             "created": "2026-01-01",
             "version": "0",
+            "commit": COMMIT,
             "config_hash": "abc",
             "notes": [],
             "tasks": {"source": "minimath", "split": "test", "size": size, "seed": 0, "hash": tasks},
@@ -79,6 +81,7 @@ def training(folder: Path, seed: int, method: str, accuracies: Sequence[float], 
     write_json(
         folder / "config.json", {"train": {"method": method, "seed": seed, "steps": steps}, "tasks": {"size": None}}
     )
+    write_json(folder / "provenance.json", [{"step": 0, "commit": None}, {"step": 3, "commit": f"{COMMIT}+"}])
     every = steps // (len(accuracies) - 1)
     rows: list[dict[str, Any]] = []
     for step in range(steps + 1):
@@ -233,6 +236,14 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             training=told,
             tasks="hard",
         )
+        for group in "abc":
+            evaluation(
+                runs / "unseen" / "eval" / f"{group}-{seed}",
+                seed,
+                {m: outcomes(rng, c) for m, c in of.items()},
+                training=told,
+                tasks=f"unseen {group}",
+            )
         for method, best in (("mass", 0.7), ("solver-grpo", 0.6)):
             curve = [0.4 + (best - 0.4) * t / 4 + rng.normal(0, 0.01) for t in range(5)]
             training(runs / "table" / "train" / f"{method}-{seed}", seed, method, curve)

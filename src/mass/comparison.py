@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mass import provenance
 from mass.baselines import Checkpoints, answer_plain, contestants, training_pool
 from mass.config import EvalConfig, config_hash, to_dict
 from mass.errors import ConfigError, DataError, RunError
@@ -40,6 +41,8 @@ class Comparison:
     seed: int
     created: str
     version: str | None
+    commit: str | None
+    """Of the package's source, as a training run's provenance has it."""
     examples: list[dict[str, Any]]
     notes: list[str]
     records: tuple[Record, ...]
@@ -155,6 +158,7 @@ def _comparison(
         seed=seed,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=_version(),
+        commit=provenance.commit(),
         examples=_examples(runner, found),
         notes=_notes(runner, found, pool, model),
         records=tuple(record for records in found.values() for record in records),

@@ -18,11 +18,10 @@ import torch
 
 from mass.lm import LM
 from mass.problems import Problems
-from mass.runlog import RunFolder, replace_text
+from mass.runlog import PROVENANCE, RunFolder, replace_text
 from mass.tasks import content_hash
 from mass.types import Task
 
-PROVENANCE = "provenance.json"
 PACKAGES = ("mass-adapt", "torch", "transformers", "tokenizers", "safetensors", "datasets", "math-verify", "numpy")
 GIT_S = 5.0
 

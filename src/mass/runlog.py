@@ -24,6 +24,8 @@ COMPARISON, RECORDS = "comparison.json", "records.jsonl"
 """Of a comparison."""
 PRACTICE = "practice.json"
 """Of an analysis."""
+PROVENANCE = "provenance.json"
+"""Of a training run: what it was made with."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def _facts(comparison: Mapping[str, Any]) -> dict[str, Any]:
     facts = {
         "made": comparison.get("created"),
         "mass": comparison.get("version"),
+        "commit": comparison.get("commit"),
         "seed": comparison.get("seed"),
         "configuration": comparison.get("config_hash"),
         "problems": tasks.get("hash"),

@@ -7,6 +7,7 @@ the text; what no results could hold, and a name that does not exist, is an erro
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +204,17 @@ class Asked:
         except NotMeasured:
             return False
         return not name or any(name in kind for kind in (stored.evaluations, stored.practice, stored.rooms))
+
+    @told
+    def commits(self) -> str:
+        """Those of the source at which what is stored was trained and answered, each with its number of runs."""
+        found: Counter[str] = Counter()
+        for part in self.answers.results.parts.values():
+            found.update(commit for seeds in part.trainings.values() for t in seeds.values() for commit in t.commits)
+            found.update(e.commit for seeds in part.evaluations.values() for e in seeds.values() if e.commit)
+        if not found:
+            raise NotMeasured("the commits of its runs")
+        return ", ".join(f"{commit[:7]}{'+' * commit.endswith('+')} ({n})" for commit, n in found.most_common())
 
     # --- tables
 

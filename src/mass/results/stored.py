@@ -54,6 +54,8 @@ class Evaluation:
     rows: dict[str, StoredRow]
     """By method."""
     config: dict[str, Any]
+    commit: str | None
+    """Of the source that answered; None where it was not noted."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Training:
     tokens: float | None
     """Generated in the whole run; None where the run did not count them."""
     seconds: float | None
+    commits: tuple[str, ...]
+    """Of the source that trained, more than one where the run was resumed at another; empty where none was noted."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def evaluation(data: Mapping[str, Any]) -> Evaluation:
         levels=tuple(None if level != level else int(level) for level in unpack(problems["level"], 255)),
         rows={row["method"]: _row(row) for row in data["rows"]},
         config=data.get("config", {}),
+        commit=data.get("commit"),
     )
 
 
@@ -165,5 +170,12 @@ def training(data: Mapping[str, Any]) -> Training:
     """From its JSON."""
     curves = {name: [(float(s), float(v)) for s, v in points] for name, points in data["curves"].items()}
     return Training(
-        data["name"], int(data["seed"]), data["method"], int(data["steps"]), curves, data["tokens"], data["seconds"]
+        name=data["name"],
+        seed=int(data["seed"]),
+        method=data["method"],
+        steps=int(data["steps"]),
+        curves=curves,
+        tokens=data["tokens"],
+        seconds=data["seconds"],
+        commits=tuple(data.get("commits", ())),
     )
