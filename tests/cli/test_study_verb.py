@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +17,9 @@ from mass.tasks.minimath import SUBJECTS
 from study_folders import is_study
 
 
-def study_file(base: Path, folder: Path) -> Path:
+def study_file(base: Path, folder: Path, steps: int = 1) -> Path:
     short = {
-        "model.name": str(base), "train.steps": 1, "train.tasks_per_step": 2, "train.eval_size": 2,
+        "model.name": str(base), "train.steps": steps, "train.tasks_per_step": 2, "train.eval_size": 2,
         "outer.samples": 2, "adapt.synthesis.examples": 2, "outer.sampling.max_tokens": 6,
         "adapt.synthesis.sampling.max_tokens": 6, "test.answer.max_tokens": 6,
     }  # fmt: skip
@@ -45,6 +48,23 @@ def test_a_study_trains_evaluates_and_does_nothing_twice(run: Callable, tiny_bas
     before = (tmp_path / "out" / "train" / "mine-1" / "metrics.jsonl").stat().st_mtime_ns
     assert run(*arguments).code == 0
     assert (tmp_path / "out" / "train" / "mine-1" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_study_that_is_told_to_end_ends_its_runs(tiny_base: Path, tmp_path: Path) -> None:
+    file, out = study_file(tiny_base, tmp_path, steps=10_000), tmp_path / "out"
+    command = [sys.executable, "-m", "mass.cli.main", "study", "--config", str(file), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as study:
+        while not (metrics := out / "train" / "mine-1" / "metrics.jsonl").is_file():
+            assert study.poll() is None
+            time.sleep(0.1)
+        study.terminate()
+        _, said = study.communicate(timeout=60)
+    assert study.returncode == 130
+    assert "the same command goes on" in said
+    steps = metrics.read_text()
+    time.sleep(2.0)
+    assert metrics.read_text() == steps
 
 
 def test_what_fails_is_named_with_its_log(run: Callable, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,9 +51,10 @@ def run(arguments: Sequence[str]) -> int:
         for one in found:
             console.say(f"{'finished  ' if one.finished else 'to do     '}mass {shlex.join(one.command)}")
         return 0
-    monitor = _Monitor(found, given.parallel)
+    monitor, processes = _Monitor(found, given.parallel), _Processes()
     try:
-        failed = run_all(found, _execute, given.parallel, monitor.report)
+        with processes.ended_with_this_one():
+            failed = run_all(found, processes.execute, given.parallel, monitor.report)
     except KeyboardInterrupt:
         console.note(f"stopped; the same command goes on from what is in {given.out}")
         return INTERRUPTED
@@ -83,22 +86,47 @@ def _log(one: Run) -> Path:
     return one.folder.with_name(f"{one.folder.name}.{LOG}")
 
 
-def _execute(one: Run) -> bool:
-    """The command as a process of its own, its output in a log beside its folder."""
-    one.folder.parent.mkdir(parents=True, exist_ok=True)
-    if one.verb != "train" and one.folder.exists():  # broken off, and has no way to go on
-        shutil.rmtree(one.folder)
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    with _log(one).open("a") as log:
-        process = subprocess.run(
-            [sys.executable, "-m", "mass.cli.main", *one.command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-            env={**os.environ, **threads},
-        )
-    return process.returncode == 0 and one.finished
+class _Processes:
+    """Each command as a process of its own, its output in a log beside its folder."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def execute(self, one: Run) -> bool:
+        one.folder.parent.mkdir(parents=True, exist_ok=True)
+        if one.verb != "train" and one.folder.exists():  # broken off, and has no way to go on
+            shutil.rmtree(one.folder)
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        with (
+            _log(one).open("a") as log,
+            subprocess.Popen(
+                [sys.executable, "-m", "mass.cli.main", *one.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **threads},
+            ) as process,
+        ):
+            self._running.add(process)
+            code = process.wait()
+            self._running.discard(process)
+        return code == 0 and one.finished
+
+    @contextmanager
+    def ended_with_this_one(self) -> Generator[None]:
+        """A study that is told to end (SIGTERM) ends its runs, as Ctrl-C does, which reaches them by itself: a run that
+        outlived it would go on beside the one that the study, started again, resumes in the same folder."""
+
+        def end(*_: object) -> None:
+            for process in list(self._running):
+                process.terminate()
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Monitor:
