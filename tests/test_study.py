@@ -11,7 +11,17 @@ import pytest
 
 from mass.errors import ConfigError
 from mass.runlog import COMPARISON, CONFIG, PRACTICE
-from mass.study import AnalysisConfig, EvaluationConfig, Run, StudyConfig, TrainingConfig, run_all, runs, seconds_left
+from mass.study import (
+    AnalysisConfig,
+    EvaluationConfig,
+    Run,
+    StudyConfig,
+    TrainingConfig,
+    only,
+    run_all,
+    runs,
+    seconds_left,
+)
 
 STUDY = StudyConfig(
     seeds=[0, 3],
@@ -110,6 +120,16 @@ def test_what_fails_stops_only_what_needs_it(tmp_path: Path) -> None:
     assert [run.name for run in failed] == ["mass, seed 3", "test, seed 3", "practised, seed 3"]
     assert reported[0] == (0, ["mass, seed 0"])
     assert reported[-1] == (6, [])
+
+
+def test_some_parts_are_chosen_with_what_they_need(tmp_path: Path) -> None:
+    found = runs(STUDY, tmp_path)
+    assert [run.name for run in only(found, ["practised", "base"])] == [
+        "base, seed 0", "mass, seed 3", "practised, seed 3",
+    ]  # fmt: skip
+    assert only(found, ["first-order"]) == [found[1], found[5]]
+    with pytest.raises(ConfigError, match="no part of the study is called 'tests'; did you mean 'test'"):
+        only(found, ["tests"])
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,16 @@ def _analysis(name: str, analysis: AnalysisConfig, seed: int, folder: Path) -> R
     return Run(name, seed, "analyse", arguments, folder / "analyse" / f"{name}-{seed}", (trained,))
 
 
+def only(found: Sequence[Run], names: Sequence[str]) -> list[Run]:
+    """The runs of some parts, and the trainings that they need. Raises ConfigError for what is no part's name."""
+    labels = dict.fromkeys(run.label for run in found)
+    for name in names:
+        if name not in labels:
+            raise ConfigError(f"no part of the study is called {name!r}{nearest(name, labels)}")
+    needed = {folder for run in found if run.label in names for folder in run.after}
+    return [run for run in found if run.label in names or run.folder in needed]
+
+
 def run_all(
     found: Sequence[Run], execute: Callable[[Run], bool], parallel: int, report: Callable[[int, Sequence[Run]], None]
 ) -> list[Run]:

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "mass study --config recipes/minimath-terms/table.yaml --out runs/table --parallel 2",
     "mass study --config recipes/minimath-terms/table.yaml --out runs/table --dry-run",
-    "mass study --config recipes/minimath-terms/table.yaml --out runs/small --seeds [0]",
+    "mass study --config recipes/minimath-terms/table.yaml --out runs/small --seeds [0] --only equal-tokens",
 )
 LOG = "log.txt"
 
 
 def run(arguments: Sequence[str]) -> int:
-    from mass.study import StudyConfig, run_all, runs
+    from mass.study import StudyConfig, only, run_all, runs
 
     given = options.parse(_parser(), arguments)
     study = StudyConfig(**{field.name: getattr(given, field.name) for field in fields(StudyConfig)})
@@ -47,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     if given.parallel < 1:
         raise ConfigError(f"--parallel is {given.parallel}; expected at least 1")
     found = runs(study, Path(given.out))
+    if given.only:
+        found = only(found, [name.strip() for name in given.only.split(",")])
     if given.dry_run:
         for one in found:
             console.say(f"{'finished  ' if one.finished else 'to do     '}mass {shlex.join(one.command)}")
@@ -76,6 +78,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=str | None, default=None, help="The study's folder; a used one goes on.")
     parser.add_argument("--parallel", type=int, default=1, help="Runs at a time, of one thread each when more than 1.")
+    parser.add_argument(
+        "--only",
+        type=str,
+        default="",
+        help="Parts to run and what they need, as in full,no-scorer; all by default.",
+    )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="List the commands and which are finished.")
     parser.add_class_arguments(StudyConfig)
     return parser
