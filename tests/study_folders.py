@@ -240,14 +240,14 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             evaluation(
                 runs / "unseen" / "eval" / f"{group}-{seed}",
                 seed,
-                {m: outcomes(rng, c) for m, c in of.items()},
+                {"solver-sft": outcomes(rng, easy), **{m: outcomes(rng, c) for m, c in of.items()}},
                 training=told,
                 tasks=f"unseen {group}",
             )
         for method, best in (("mass", 0.7), ("solver-grpo", 0.6)):
             curve = [0.4 + (best - 0.4) * t / 4 + rng.normal(0, 0.01) for t in range(5)]
             training(runs / "table" / "train" / f"{method}-{seed}", seed, method, curve)
-        for name, gain in (("full", 0.3), ("no scorer", 0.25), ("first order", 0.29)):
+        for name, gain in (("full", 0.3), ("no scorer", 0.25), ("12 examples", 0.31), ("2 examples", 0.2)):
             evaluation(
                 runs / "ablations" / "eval" / f"{name}-{seed}",
                 seed,

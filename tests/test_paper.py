@@ -87,12 +87,17 @@ def test_tables_hold_a_line_for_each_method_and_mark_what_excludes_zero(results:
 
 
 def test_what_it_was_made_at_is_told(results: Results) -> None:
-    assert filled(results, "{{ commits() }}") == "0123456 (39), 0123456+ (6)"
+    assert filled(results, "{{ commits() }}") == "0123456 (42), 0123456+ (6)"
 
 
 def test_the_ablation_table_compares_with_its_reference(results: Results) -> None:
     lines = filled(results, "{{ ablations() }}").splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["full", "first order", "no scorer"]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+        "full",
+        "2 examples",
+        "12 examples",
+        "no scorer",
+    ]
     full = lines[2].split(" | ")
     assert full[2] == ""
     assert "[" in full[3]

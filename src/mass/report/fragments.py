@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -224,7 +225,7 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
     names = list(answers.part(part).evaluations)
     if reference not in names:
         raise NotMeasured(f"{part}/{reference}")
-    names = [reference, *(name for name in names if name != reference)]
+    names = [reference, *sorted((name for name in names if name != reference), key=_by_number)]
     lines: list[list[str]] = []
     for name in names:
         here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
@@ -241,6 +242,11 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
         lines.append([name, accuracy, against, update, amount(mean_of(rows, "tokens")), str(len(rows))])
     head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "tokens", "seeds"]
     return markdown_table(head, lines)
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Sorts '2-examples' before '12-examples'."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def data_table(answers: Answers, part: str, at: str) -> str:
