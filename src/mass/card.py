@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from mass import provenance
 from mass.bootstrap import wilson
 from mass.checkpoint import Description, describe
 from mass.config import RunConfig, to_dict
@@ -45,7 +44,7 @@ def write_card(run: RunFolder, config: RunConfig, folder: Path | None = None) ->
 
 def card(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> str:
     """The text of the card of a checkpoint of this run, whose configuration is `config` in plain values."""
-    sittings, metrics = provenance.read(run), run.metrics()
+    sittings, metrics = run.sittings(), run.metrics()
     sections = (
         _what(config, checkpoint),
         _use(run, config, checkpoint),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ class Comparison:
     seed: int
     created: str
     version: str | None
+    """Of the package; None when it runs without being installed."""
     commit: str | None
     """Of the package's source, as a training run's provenance has it."""
     examples: list[dict[str, Any]]
@@ -157,7 +157,7 @@ def _comparison(
         config_hash=config_hash(config),
         seed=seed,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=_version(),
+        version=provenance.versions().get("mass-adapt"),
         commit=provenance.commit(),
         examples=_examples(runner, found),
         notes=_notes(runner, found, pool, model),
@@ -217,14 +217,6 @@ def _in_context_note(records: Sequence[Record]) -> str:
         f"{left_out} examples at {sum(record.attempt.left_out > 0 for record in records)} of {len(records)} problems "
         "did not fit the context and were left out."
     )
-
-
-def _version() -> str | None:
-    """None when the package runs without being installed."""
-    try:
-        return importlib.metadata.version("mass-adapt")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _examples(runner: Runner, found: Found) -> list[dict[str, Any]]:

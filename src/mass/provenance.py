@@ -59,13 +59,7 @@ def sitting(lm: LM, problems: Problems, step: int, processes: int) -> Sitting:
 
 def note(run: RunFolder, entry: Sitting) -> None:
     """Add an entry to the run's file."""
-    replace_text(run.path / PROVENANCE, json.dumps([*read(run), asdict(entry)], indent=2) + "\n")
-
-
-def read(run: RunFolder) -> list[dict[str, Any]]:
-    """The entries, oldest first; none where the run was made before there were any."""
-    file = run.path / PROVENANCE
-    return json.loads(file.read_text()) if file.is_file() else []
+    replace_text(run.path / PROVENANCE, json.dumps([*run.sittings(), asdict(entry)], indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -45,6 +45,11 @@ class RunFolder:
         file = self.path / METRICS
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
+    def sittings(self) -> list[dict[str, Any]]:
+        """What it was made with, as `mass.provenance` notes it, oldest first; none where the run is older than that."""
+        file = self.path / PROVENANCE
+        return json.loads(file.read_text()) if file.is_file() else []
+
     def write_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a folder beside, then give it its name. An existing checkpoint of the step is replaced."""
         return self._write(f"step-{step:06d}", write)

@@ -11,7 +11,7 @@ from mass import runlog
 from mass.errors import DataError, RunError
 from mass.results.packing import pack
 from mass.results.stored import EVALUATION, PRACTICE, ROOM, TRAINING
-from mass.runlog import COMPARISON, CONFIG, METRICS, PROVENANCE, RECORDS, json_values, replace_text
+from mass.runlog import COMPARISON, CONFIG, METRICS, RECORDS, RunFolder, json_values, replace_text
 
 ROOM_FILE = "room.json"
 MAX_POINTS = 25
@@ -158,14 +158,14 @@ def training_of(folder: Path) -> dict[str, Any] | None:
         "curves": {key: _curve(ordered, key) for key in keys if not key.startswith("seconds/")},
         "tokens": _total(ordered, "tokens"),
         "seconds": _total(ordered, "seconds/"),
-        "commits": _commits(folder / PROVENANCE),
+        "commits": _commits(folder),
     }
 
 
-def _commits(provenance: Path) -> list[str]:
+def _commits(folder: Path) -> list[str]:
     """Each of a training's sittings was made at one, the first first; none where that was not noted."""
-    sittings = json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else []
-    return list(dict.fromkeys(sitting["commit"] for sitting in sittings if sitting.get("commit")))
+    found = (sitting.get("commit") for sitting in RunFolder(folder).sittings())
+    return list(dict.fromkeys(commit for commit in found if commit))
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
