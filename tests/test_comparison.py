@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from mass import synthesis, verify
 from mass.baselines import Attempt, Drawn
 from mass.bootstrap import mean_interval
-from mass.comparison import Comparison, evaluate, write_comparison
+from mass.comparison import Comparison, evaluate
+from mass.comparison_folder import ComparisonFolder
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, RunError
 from mass.model import Mass, load
@@ -247,7 +248,7 @@ def test_a_comparison_is_what_the_report_reads(model: Mass, tasks: list[Task]) -
     page = html_page(data)
     assert all(row.label in page for row in found.rows)
     assert terminal_table(data).row_count == len(METHODS)
-    assert [done for method, done, _ in seen if method == "base"] == [3, 6, 7]
+    assert [done for method, done, _ in seen if method == "base"] == [0, 3, 6, 7]
     assert {method for method, _, _ in seen} == set(METHODS)
     assert max(done for _, done, total in seen if total == 7) == 7
 
@@ -429,7 +430,7 @@ def test_records_are_written_as_they_come(model: Mass, tasks: list[Task], tmp_pa
         out=out,
         on_progress=lambda *_: counts.append(len(lines(out))),
     )
-    assert counts == [3, 6, 7, 10, 13, 14]
+    assert counts == [0, 3, 6, 7, 7, 10, 13, 14]
     rows = lines(out)
     assert [(r["method"], r["task"]) for r in rows] == [(m, t.id) for m in ("base", "tt-ss") for t in tasks]
     assert [r["gold"] for r in rows[:7]] == [t.answer for t in tasks]
@@ -437,9 +438,6 @@ def test_records_are_written_as_they_come(model: Mass, tasks: list[Task], tmp_pa
     adaptation = Adaptation.from_dict(rows[7]["adaptation"])
     assert adaptation == found.records[7].attempt.record
     assert json.loads((out / "comparison.json").read_text()) == found.to_dict()
-    again = write_comparison(found, tmp_path / "again")
-    assert lines(again) == rows
-    assert (again / "comparison.json").read_text() == (out / "comparison.json").read_text()
 
 
 def test_a_folder_in_use_is_refused_before_any_work(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
@@ -458,24 +456,116 @@ def test_a_folder_in_use_is_refused_before_any_work(model: Mass, tasks: list[Tas
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]
 
 
-def test_a_stopped_comparison_keeps_its_records(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
-    def stop(method: str, done: int, total: int) -> None:
-        if method == "tt-ss" and done == 6 and total == 7:
+def stop_at(method: str, done: int) -> Callable[[str, int, int], None]:
+    def stop(*progress: Any) -> None:
+        if progress[:2] == (method, done):
             raise KeyboardInterrupt
 
+    return stop
+
+
+def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
+    adaptation = {key: value for key, value in (line["adaptation"] or {}).items() if key != "seconds"}
+    drawn = [{key: value for key, value in one.items() if key != "seconds"} for one in line.get("sampled", ())]
+    return {**line, "seconds": 0.0, "adaptation": adaptation, "sampled": drawn}
+
+
+@pytest.mark.usefixtures("valid_practice")
+def test_a_comparison_that_was_broken_off_comes_to_the_same_answers(
+    model: Mass, tasks: list[Task], tmp_path: Path
+) -> None:
+    def run(out: Path, resume: bool = False, stop: Any = None) -> Comparison:
+        return evaluate(
+            model, tasks, ALL, checkpoints=UNTRAINED, config=SAMPLED, out=out, resume=resume, on_progress=stop
+        )
+
+    whole = run(tmp_path / "whole")
+    expected = [without_seconds(line) for line in lines(tmp_path / "whole")]
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, tasks, ["base", "tt-ss"], config=CONFIG, out=tmp_path, on_progress=stop)
-    assert len(lines(tmp_path)) == 13
-    assert not (tmp_path / "comparison.json").exists()
+        run(out, stop=stop_at("base", 0))
+    kept = []
+    places = [("base", 6), ("mass", 3), ("maj@n", 0), ("best-of-n", 0), ("in-context", 7)]
+    for place in places:
+        with pytest.raises(KeyboardInterrupt):
+            run(out, resume=True, stop=stop_at(*place))
+        kept.append(len(lines(out)))
+        with (out / "records.jsonl").open("a") as file:
+            file.write('{"task": "cut sh')
+        assert not (out / "comparison.json").exists()
+    again = run(out, resume=True)
+    assert kept == [6, 24, 35, 56, 70]
+    assert [without_seconds(line) for line in lines(out)] == expected
+    found, once = without_clock(again), without_clock(whole)
+    *notes, sittings = found.pop("notes")
+    assert notes == once.pop("notes")
+    assert sittings == "Answered in 7 sittings; broken off after 0, 6, 24, 35, 56, 70 answers."
+    assert found == once
+    assert json.loads((out / "comparison.json").read_text()) == again.to_dict()
+    with pytest.raises(RunError, match="is finished"):
+        run(out, resume=True)
+
+
+def test_a_part_of_a_stack_and_what_is_not_a_record_are_answered_anew(
+    model: Mass, tasks: list[Task], tmp_path: Path
+) -> None:
+    methods, file = ["base", "tt-ss", "maj@2"], tmp_path / "records.jsonl"
+    evaluate(model, tasks, methods, config=CONFIG, out=tmp_path)
+    (tmp_path / "comparison.json").unlink()
+    whole = file.read_text().splitlines(keepends=True)
+    cuts = [whole[:1], whole[:3], whole[:5], whole[:12], whole[:17], [*whole[:4], "{}\n", *whole[5:]]]
+    for cut, method, kept in zip(
+        cuts, ["base", "base", "base", "tt-ss", "maj@2", "base"], [0, 3, 3, 10, 14, 3], strict=True
+    ):
+        file.write_text("".join(cut))
+        stop = stop_at(method, kept % 7)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, tasks, methods, config=CONFIG, out=tmp_path, resume=True, on_progress=stop)
+        assert len(lines(tmp_path)) == kept
+    evaluate(model, tasks, methods, config=CONFIG, out=tmp_path, resume=True)
+    again = [(line["method"], line["text"]) for line in lines(tmp_path)]
+    assert again == [(line["method"], line["text"]) for line in map(json.loads, whole)]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 1}, "seed = 0, now it is 1"),
+        ({"methods": ["tt-ss", "base"]}, "methods"),
+        ({"config": replace(CONFIG, examples=1)}, "eval.examples = None, now it is 1"),
+        ({"tasks": "fewer"}, "tasks.size = 7, now it is 6"),
+        ({"tasks": "other gold"}, "tasks.gold"),
+    ],
+)
+def test_a_comparison_goes_on_only_as_it_was_begun(
+    model: Mass, tasks: list[Task], tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    arguments: dict[str, Any] = {"tasks": tasks, "methods": ["base", "tt-ss"], "config": CONFIG, "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, **arguments, on_progress=stop_at("tt-ss", 3))
+    before = (tmp_path / "records.jsonl").read_bytes()
+    named = {"fewer": tasks[:6], "other gold": [replace(tasks[0], answer="x"), *tasks[1:]]}
+    changed = {name: named[value] if isinstance(value, str) else value for name, value in change.items()}
+    with pytest.raises(RunError, match=key) as caught:
+        evaluate(model, **{**arguments, **changed}, resume=True)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_there_must_be_something_to_go_on_with(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no comparison to go on with"):
+        evaluate(model, tasks, ["base"], config=CONFIG, out=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="resume is set without out"):
+        evaluate(model, tasks, ["base"], config=CONFIG, resume=True)
 
 
 def test_numbers_that_are_not_finite_are_null_in_files(tmp_path: Path, model: Mass, tasks: list[Task]) -> None:
     found = evaluate(model, tasks[:1], ["tt-ss"], config=CONFIG)
     adaptation = replace(found.records[0].attempt.record or Adaptation("", "", 0, {}, ""), update_norm=math.nan)
     bad = replace(found.records[0], attempt=replace(found.records[0].attempt, record=adaptation))
-    folder = write_comparison(replace(found, records=(bad,)), tmp_path / "out")
-    assert "NaN" not in (folder / "records.jsonl").read_text()
-    assert lines(folder)[0]["adaptation"]["update_norm"] is None
+    ComparisonFolder(tmp_path).write([bad])
+    assert "NaN" not in (tmp_path / "records.jsonl").read_text()
+    assert lines(tmp_path)[0]["adaptation"]["update_norm"] is None
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="the shared data are not there")

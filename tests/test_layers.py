@@ -25,7 +25,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("metastep", "solverstep", "card"),
     ("train", "baselines", "analysis"),
     ("statistics", "controls"),
-    ("running",),
+    ("running", "comparison_folder"),
     ("comparison",),
     ("results",),
     ("report",),

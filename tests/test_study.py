@@ -77,6 +77,14 @@ def test_a_training_that_was_begun_goes_on(tmp_path: Path) -> None:
     assert training.finished
 
 
+def test_an_evaluation_that_was_begun_goes_on(tmp_path: Path) -> None:
+    evaluation = next(run for run in runs(STUDY, tmp_path) if run.verb == "eval")
+    assert "--resume" not in evaluation.command
+    evaluation.folder.mkdir(parents=True)
+    (evaluation.folder / CONFIG).write_text("{}")
+    assert (evaluation.finished, evaluation.command[-1]) == (False, "--resume")
+
+
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_runs_wait_for_what_they_need_and_what_is_finished_is_not_run_again(tmp_path: Path, parallel: int) -> None:
     found, order, lock = runs(STUDY, tmp_path), list[str](), threading.Lock()

@@ -114,6 +114,7 @@ def _examine(
 ) -> dict[str, Any]:
     columns: dict[str, list[list[Any]]] = {}
     answers: dict[str, list[bool | None]] = {"unadapted": [], "adapted": []}
+    tick(0)
     for start in range(0, len(tasks), stack):
         part = tasks[start : start + stack]
         seeds = [derive(seed, "analysis", start + i) for i in range(len(part))]

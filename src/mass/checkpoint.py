@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mass.adapter import load_peft, save_peft
+from mass.adapter import adapter_hash, load_peft, save_peft
 from mass.config import (
     AdaptConfig,
     InnerConfig,
@@ -86,6 +86,12 @@ def fingerprint(lm: LM) -> str:
         first = tensor.detach().flatten()[:32].bfloat16().double().cpu()
         digest.update(f"{name}:{tuple(tensor.shape)}:{first.tolist()}".encode())
     return digest.hexdigest()[:16]
+
+
+def state_hash(state: MetaState) -> str:
+    """SHA-256 of names, shapes and bytes: equal only for bit-identical states."""
+    groups = enumerate((state.theta, state.eta, state.log_rates))
+    return adapter_hash({f"{i}.{name}": t.view(-1) for i, params in groups for name, t in params.items()})
 
 
 def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str, step: int) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,12 +11,14 @@ from typing import Any
 
 from mass import provenance
 from mass.baselines import Checkpoints, answer_plain, contestants, training_pool
+from mass.checkpoint import fingerprint, state_hash
+from mass.comparison_folder import ComparisonFolder
 from mass.config import EvalConfig, config_hash, to_dict
-from mass.errors import ConfigError, DataError, RunError
+from mass.errors import ConfigError, DataError
 from mass.methods import ADAPTING, IN_CONTEXT, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
 from mass.prompts import CODE, common_kind, kind_of, to_json
-from mass.runlog import COMPARISON, RECORDS, json_values, replace_text
+from mass.runlog import json_values
 from mass.running import Found, Progress, Runner
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
@@ -42,7 +42,7 @@ class Comparison:
     version: str | None
     """Of the package; None when it runs without being installed."""
     commit: str | None
-    """Of the package's source, as a training run's provenance has it."""
+    """Of the package's source, as a training run's provenance has it; of the last sitting."""
     examples: list[dict[str, Any]]
     notes: list[str]
     records: tuple[Record, ...]
@@ -65,6 +65,7 @@ def evaluate(
     train_tasks: Sequence[Task] | None = None,
     source: Mapping[str, Any] | None = None,
     out: Path | None = None,
+    resume: bool = False,
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Let methods answer the same tasks, and compare them.
@@ -76,10 +77,11 @@ def evaluate(
         train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
         source: where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
         out: an empty or new folder; each answer is written to `records.jsonl` as it comes, the table at the end.
+        resume: go on with the comparison in `out` that was broken off, which must have been asked the same.
 
     Raises:
         ConfigError: an unknown method, or one whose checkpoint is missing. DataError: no tasks, or a problem too long
-        for the model. RunError: `out` is in use or cannot be written.
+        for the model. RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
     """
     names, tasks = check_methods(methods), list(tasks)
     if not tasks:
@@ -97,18 +99,58 @@ def evaluate(
         progress=on_progress,
     )
     runner.check_lengths()
-    found: dict[str, list[Record]] = {}
-    with _record_writer(out) as write:
-        for name in in_order(names):
-            found[name] = []
-            for records in runner.run(name, found):
-                found[name] += records
-                write(records)
+    folder = None if out is None else ComparisonFolder(Path(out))
+    found = _opened(folder, runner, names, model, seed, resume=resume)
+    for name in in_order(names):
+        so_far = found.setdefault(name, [])
+        for records in runner.run(name, found, len(so_far)):
+            so_far += records
+            if folder is not None:
+                folder.write(records)
     pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
     comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
-    if out is not None:
-        _write_table(comparison, Path(out))
+    if folder is not None:
+        comparison = dataclasses.replace(comparison, notes=[*comparison.notes, *_sittings_note(folder)])
+        folder.finish(comparison.to_dict())
     return comparison
+
+
+def _opened(
+    folder: ComparisonFolder | None, runner: Runner, names: Sequence[str], model: Mass, seed: int, *, resume: bool
+) -> dict[str, list[Record]]:
+    """What is answered already."""
+    if folder is None:
+        if resume:
+            raise ConfigError("resume is set without out; expected the folder of the comparison to go on with")
+        return {}
+    asked, found = _asked(runner, names, model, seed), dict[str, list[Record]]()
+    if resume:
+        found = folder.resume(asked, runner.tasks, in_order(names), runner.config.stack)
+    else:
+        folder.begin(asked)
+    folder.note(provenance.sitting(model.lm, sum(map(len, found.values()))))
+    return found
+
+
+def _asked(runner: Runner, names: Sequence[str], model: Mass, seed: int) -> dict[str, Any]:
+    """All that the answers and their verdicts are a function of, but for the versions that provenance notes; first what
+    an option says, then what follows from it."""
+    gold = [[task.answer, task.solution, task.verifier] for task in runner.tasks]
+    states = {name: runner.contestants[name].state for name in names}
+    return {
+        "seed": seed,
+        "methods": list(names),
+        "model": {
+            "name": model.lm.name,
+            "fingerprint": fingerprint(model.lm),
+            "dtype": model.lm.dtype,
+            "quantization": model.lm.quantization,
+        },
+        "tasks": {"size": len(runner.tasks), "hash": content_hash(runner.tasks), "gold": config_hash({"gold": gold})},
+        "practice of base-ttt": content_hash(runner.pool) if runner.pool else None,
+        **_configuration(runner, names, model),
+        "weights": {name: state_hash(state) for name, state in states.items() if state is not None},
+    }
 
 
 def _check_votes(names: Sequence[str], tasks: Sequence[Task]) -> None:
@@ -136,12 +178,7 @@ def _comparison(
     base, resamples = found.get("base"), runner.config.resamples
     rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
     given = dict(source or {})
-    config = {
-        "prompts": {"kind": model.lm.kind, **to_json({"asked": model.lm.prompts})},
-        "eval": to_dict(runner.config),
-        "adapt": {name: to_dict(runner.contestants[name].config) for name in found if name in ADAPTING},
-        "training": {name: training for name in found if (training := runner.contestants[name].training)},
-    }
+    config = _configuration(runner, list(found), model)
     return Comparison(
         rows=rows,
         tasks={
@@ -163,6 +200,25 @@ def _comparison(
         notes=_notes(runner, found, pool, model),
         records=tuple(record for records in found.values() for record in records),
     )
+
+
+def _configuration(runner: Runner, names: Sequence[str], model: Mass) -> dict[str, Any]:
+    return {
+        "prompts": {"kind": model.lm.kind, **to_json({"asked": model.lm.prompts})},
+        "eval": to_dict(runner.config),
+        "adapt": {name: to_dict(runner.contestants[name].config) for name in names if name in ADAPTING},
+        "training": {name: training for name in names if (training := runner.contestants[name].training)},
+    }
+
+
+def _sittings_note(folder: ComparisonFolder) -> list[str]:
+    """Where it was broken off, or done at several commits."""
+    sittings, commits = folder.sittings(), folder.commits()
+    if len(sittings) < 2:
+        return []
+    begun = ", ".join(str(sitting["step"]) for sitting in sittings[1:])
+    at = f" At commits {', '.join(commit[:7] for commit in commits)}." if len(commits) > 1 else ""
+    return [f"Answered in {len(sittings)} sittings; broken off after {begun} answers.{at}"]
 
 
 def _built_in(source: Mapping[str, Any] | None) -> str:
@@ -247,44 +303,3 @@ def _example(after: Record, before: Record) -> dict[str, Any]:
         "unadapted_correct": before.verdict.correct,
         "practice": [{name: getattr(example, name) for name in shown} for example in adaptation.examples],
     }
-
-
-# --- files
-
-
-def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write `comparison.json` and `records.jsonl` into an empty or new folder, and return it.
-
-    Raises RunError when the folder is in use or cannot be written.
-    """
-    with _record_writer(folder) as write:
-        write(comparison.records)
-    _write_table(comparison, Path(folder))
-    return Path(folder)
-
-
-def _write_table(comparison: Comparison, folder: Path) -> None:
-    replace_text(folder / COMPARISON, json.dumps(comparison.to_dict(), indent=2))
-
-
-@contextmanager
-def _record_writer(folder: str | Path | None) -> Generator[Callable[[Sequence[Record]], None], None, None]:
-    """Writes records as lines, whole and at once; to nowhere without a folder."""
-    if folder is None:
-        yield lambda records: None  # noqa: ARG005
-        return
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path} is in use; a comparison needs an empty folder; name another with --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / RECORDS).open("x", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out") from error
-
-    def write(records: Sequence[Record]) -> None:
-        file.writelines(json.dumps(json_values(record.to_dict())) + "\n" for record in records)
-        file.flush()
-
-    with file:
-        yield write

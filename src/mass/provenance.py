@@ -1,16 +1,15 @@
-"""A run -> what it was made with: versions, commit, device, and the problems by number and hash.
+"""A run or a comparison -> what it was made with: versions, commit, device, and the problems by number and hash.
 
-Kept beside the configuration as one entry for each time the run was started or resumed.
+Kept beside the configuration as one entry for each time it was started or resumed.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 
 from mass.lm import LM
 from mass.problems import Problems
-from mass.runlog import PROVENANCE, RunFolder, replace_text
 from mass.tasks import content_hash
 from mass.types import Task
 
@@ -31,7 +29,7 @@ class Sitting:
     """One process's work on a run, from its start or from where it was resumed."""
 
     step: int
-    """The step it went on from."""
+    """The step of a training, the number of answers of a comparison, that it went on from."""
     device: str
     processes: int
     python: str
@@ -43,7 +41,7 @@ class Sitting:
     validation: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def sitting(lm: LM, problems: Problems, step: int, processes: int) -> Sitting:
+def sitting(lm: LM, step: int, processes: int = 1, problems: Problems | None = None) -> Sitting:
     cuda = lm.device.type == "cuda"
     return Sitting(
         step,
@@ -52,14 +50,9 @@ def sitting(lm: LM, problems: Problems, step: int, processes: int) -> Sitting:
         platform.python_version(),
         versions(),
         commit(),
-        _described(problems.training),
-        _described(problems.validation),
+        _described(problems.training if problems else None),
+        _described(problems.validation if problems else None),
     )
-
-
-def note(run: RunFolder, entry: Sitting) -> None:
-    """Add an entry to the run's file."""
-    replace_text(run.path / PROVENANCE, json.dumps([*run.sittings(), asdict(entry)], indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -18,14 +18,14 @@ from typing import Any, cast
 from mass.config import to_dict
 from mass.errors import RunError
 
-CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+CONFIG, PROVENANCE = "config.json", "provenance.json"
+"""Of a training run or a comparison: what was asked, and what it was made with."""
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 """Of a training run."""
 COMPARISON, RECORDS = "comparison.json", "records.jsonl"
 """Of a comparison."""
 PRACTICE = "practice.json"
 """Of an analysis."""
-PROVENANCE = "provenance.json"
-"""Of a training run: what it was made with."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class RunFolder:
         """What it was made with, as `mass.provenance` notes it, oldest first; none where the run is older than that."""
         file = self.path / PROVENANCE
         return json.loads(file.read_text()) if file.is_file() else []
+
+    def note(self, sitting: dict[str, Any]) -> None:
+        """Add a sitting."""
+        replace_text(self.path / PROVENANCE, json.dumps([*self.sittings(), sitting], indent=2) + "\n")
 
     def write_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a folder beside, then give it its name. An existing checkpoint of the step is replaced."""
@@ -168,6 +172,13 @@ def _same_config(path: Path, resolved: dict[str, Any], defaults: dict[str, Any])
             f"{path} was started with {key} = {before!r}, now it is {now!r}; resume with the same configuration "
             "(only train.steps may grow, and model.engine change), or start another run"
         )
+
+
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The dotted name of the first value in which two configurations differ, and both values; None: they do not."""
+    flat, other = _flat(before), _flat(now)
+    keys = (key for key in {**flat, **other} if flat.get(key) != other.get(key))
+    return next(((key, flat.get(key), other.get(key)) for key in keys), None)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

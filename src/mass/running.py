@@ -16,7 +16,7 @@ from mass.types import Task, Verdict
 from mass.verify import check_all
 
 Progress = Callable[[str, int, int], None]
-"""(method, problems done, problems in all)."""
+"""(method, problems done, problems in all); first with those that were done before this process began."""
 Found = Mapping[str, Sequence[Record]]
 """The records of the methods that have run."""
 
@@ -43,13 +43,15 @@ class Runner:
                 if name in ADAPTING:
                     contestant.lm.synthesis_prompt(task.problem)
 
-    def run(self, method: str, found: Found) -> Iterator[list[Record]]:
-        """The records of one method, as they come."""
+    def run(self, method: str, found: Found, first: int = 0) -> Iterator[list[Record]]:
+        """The records of one method from the task `first` on, where a stack begins, as they come."""
+        self._tick(method, first)
         choice = choice_of(method)
         if choice is not None:
-            yield self.judge(method, 0, self._choose(method, choice, found))
+            if first == 0:
+                yield self.judge(method, 0, self._choose(method, choice, found))
             return
-        for start in range(0, len(self.tasks), self.config.stack):
+        for start in range(first, len(self.tasks), self.config.stack):
             part = slice(start, start + self.config.stack)
             problems = [task.problem for task in self.tasks[part]]
             yield self.judge(method, start, self._attempts(method, problems, part, found))

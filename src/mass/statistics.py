@@ -8,7 +8,7 @@ averaged and drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from mass.baselines import Attempt, Drawn
 from mass.bootstrap import Interval, mean_interval, wilson
 from mass.methods import choice_of
-from mass.types import Task, Verdict
+from mass.types import Adaptation, Task, Verdict
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,29 @@ class Record:
             "tokens": attempt.tokens,
             "seconds": attempt.seconds,
             **({} if attempt.votes is None else {"votes": attempt.votes}),
+            **({"samples": attempt.samples} if attempt.samples != 1 else {}),
             **({"left_out": attempt.left_out} if attempt.left_out else {}),
             **({"sampled": [_sampled_dict(judged) for judged in self.sampled]} if self.sampled else {}),
             "adaptation": None if adaptation is None else adaptation.to_dict(),
         }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], task: Task) -> Record:
+        """Inverse of `to_dict`, also after a trip through JSON, in which numbers that are not finite become None."""
+        adaptation, sampled = data["adaptation"], tuple(_judged(values) for values in data.get("sampled", ()))
+        attempt = Attempt(
+            data["text"],
+            data["tokens"],
+            data["seconds"],
+            None if adaptation is None else Adaptation.from_dict(adaptation),
+            data.get("votes"),
+            data.get("samples", 1),
+            tuple(judged.drawn for judged in sampled),
+            data.get("left_out", 0),
+        )
+        return Record(
+            task, data["method"], attempt, Verdict(data["correct"], data["reason"], data["extracted"]), sampled
+        )
 
 
 def _sampled_dict(judged: Judged) -> dict[str, Any]:
@@ -141,6 +160,11 @@ def _sampled_dict(judged: Judged) -> dict[str, Any]:
         "tokens": drawn.tokens,
         "seconds": drawn.seconds,
     }
+
+
+def _judged(values: Mapping[str, Any]) -> Judged:
+    drawn = Drawn(values["temperature"], tuple(values["texts"]), values["tokens"], values["seconds"])
+    return Judged(drawn, tuple(values["correct"]), values["majority"])
 
 
 def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, seed: int) -> Interval | None:

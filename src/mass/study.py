@@ -121,8 +121,8 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """Words after `mass`; a training that was begun goes on."""
-        resume = ["--resume"] if self.verb == "train" and (self.folder / CONFIG).is_file() else []
+        """Words after `mass`; a training or evaluation that was begun goes on."""
+        resume = ["--resume"] if self.verb != "analyse" and (self.folder / CONFIG).is_file() else []
         return [self.verb, *self.arguments, "--out", str(self.folder), *resume]
 
 

@@ -18,7 +18,6 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from mass import checkpoint, parallel, provenance
-from mass.adapter import adapter_hash
 from mass.card import write_card
 from mass.checkpoint import MetaState
 from mass.config import ModelConfig, RunConfig, at_test
@@ -128,11 +127,7 @@ class Trainer:
                 "train anew with lower train.solver_lr, train.scorer_lr or train.rates_lr"
             )
         if self.ranks.size > 1:
-            every = [(i, name, t) for i, params in enumerate(_groups(self.state)) for name, t in params.items()]
-            self.ranks.agree(
-                adapter_hash({f"{i}.{name}": t.view(-1) for i, name, t in every}),
-                f"the parameters after step {self.step}",
-            )
+            self.ranks.agree(checkpoint.state_hash(self.state), f"the parameters after step {self.step}")
         if self.ranks.first:
             self._write(evaluation)
 
@@ -260,7 +255,7 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
         trainer = Trainer(lm, config, problems, run, ranks)
         trainer.start(resume=resume)
         if ranks.first:
-            provenance.note(run, provenance.sitting(lm, problems, trainer.step, ranks.size))
+            run.note(dataclasses.asdict(provenance.sitting(lm, trainer.step, ranks.size, problems)))
         trainer.fit(on_step)
         if ranks.first and run.latest() is not None:
             write_card(run, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mass import running
 from mass.cli.console import Pace, duration
 from mass.cli.training import Monitor, plain_line
 from mass.tasks import minimath
@@ -175,7 +177,8 @@ def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path,
     assert ran.code == 0, ran.err
     assert "2 problems of" in ran.out
     assert "mass 2/2" in ran.err
-    assert {"comparison.json", "records.jsonl", "report.html"} == {f.name for f in (tmp_path / "out").iterdir()}
+    files = {f.name for f in (tmp_path / "out").iterdir()}
+    assert files == {"config.json", "provenance.json", "comparison.json", "records.jsonl", "report.html"}
     (tmp_path / "out" / "report.html").unlink()
     assert run("report", tmp_path / "out").code == 0
     assert (tmp_path / "out" / "report.html").is_file()
@@ -240,6 +243,33 @@ def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, t
 )
 def test_eval_of_bad_input(fails: Callable, tmp_path: Path, arguments: list[str], expected: str) -> None:
     assert expected in fails("eval", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+
+
+def test_eval_that_was_stopped_says_how_to_go_on(
+    run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--model", str(tiny_base), "--methods", "base,tt-ss", "--size", "3", "--answer.max_tokens=4",
+                 "--resamples=50", "--stack=2", "--synthesis.examples=2", "--synthesis.sampling.max_tokens=4",
+                 "--out", str(tmp_path / "out")]  # fmt: skip
+    answer = running.answer_adapted
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "answer_adapted", stop)
+    ran = run("eval", *arguments)
+    assert ran.code == 130
+    said = ran.err.strip().splitlines()[-1]
+    assert said == f"stopped after 3 answers; the comparison goes on with: mass eval {shlex.join(arguments)} --resume"
+    monkeypatch.setattr(running, "answer_adapted", answer)
+    assert "seed = 0, now it is 1" in fails("eval", *arguments, "--seed=1", "--resume")
+    ran = run(*shlex.split(said.split("mass ")[1]))
+    assert ran.code == 0, ran.err
+    assert "base 3/3" not in ran.err
+    assert "tt-ss 3/3" in ran.err
+    assert "is finished" in fails("eval", *arguments, "--resume")
+    assert "holds no comparison" in fails("eval", "--out", tmp_path / "none", "--resume")
+    assert "--resume is given without --out" in fails("eval", "--resume")
 
 
 def test_eval_refuses_a_used_folder(fails: Callable, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ class ComparisonMonitor:
         self._done: dict[str, int] = {}
         self._bar = progress_bar(screen)
         self._task = self._bar.add_task("starting", total=None, left="?")
-        self._began = self._last = self._said = time.monotonic()
+        self._began = self._said = time.monotonic()
+        self._first = 0
 
     def __enter__(self) -> ComparisonMonitor:
         if self._screen.is_terminal:
@@ -49,13 +50,13 @@ class ComparisonMonitor:
 
     def on_progress(self, method: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if method not in self._done:
-            self._began = self._last
-        self._done[method], self._last = done, now
-        answers, of = sum(self._done.values()), self._methods * total
-        left = duration((now - self._began) / max(done, 1) * (of - answers))
+        if method not in self._done:  # what is done at the first call was done before this process began
+            self._began, self._first = now, done
+        self._done[method] = done
+        answers, of, new = sum(self._done.values()), self._methods * total, done - self._first
+        left = duration((now - self._began) / new * (of - answers) if new else None)
         self._bar.update(self._task, description=method, completed=answers, total=of, left=left)
-        if self._screen.is_terminal or (done < total and now - self._said < LINE_EVERY_S):
+        if self._screen.is_terminal or not new or (done < total and now - self._said < LINE_EVERY_S):
             return
         self._said = now
         self._screen.print(f"{method} {done}/{total}" + (f"  left {left}" if answers < of else ""), markup=False)
@@ -69,11 +70,12 @@ def compare(
     config: EvalConfig,
     source: Mapping[str, Any],
     folder: Path,
+    resume: bool = False,
     seed: int = 0,
     checkpoints: Mapping[str, str] | None = None,
     train_tasks: Sequence[Task] | None = None,
 ) -> Comparison:
-    """Run the methods, and leave `comparison.json`, `records.jsonl` and `report.html` in the folder."""
+    """Run the methods, and leave every answer, the table and its page in the folder."""
     from mass.cli.report import write_comparison_page
     from mass.comparison import evaluate
     from mass.methods import check_methods
@@ -90,6 +92,7 @@ def compare(
             train_tasks=train_tasks,
             source=source,
             out=folder,
+            resume=resume,
             on_progress=monitor.on_progress,
         )
     write_comparison_page(folder)

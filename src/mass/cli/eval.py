@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mass.cli import console, options
+from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import dated_folder, new_folder
 from mass.config import EvalConfig, to_dict
 from mass.errors import ConfigError
+from mass.runlog import RECORDS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -23,6 +26,7 @@ EXAMPLES = (
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine",
     "mass eval --methods base,mass-gold --checkpoint-of mass-gold=runs/gold",
     "mass eval --methods base,mass,mass-unadapted --samples 8 --temperatures [0.6,1.0] --size 200",
+    "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine --resume",
     "mass eval --tasks mine.jsonl --fields problem=my_question,answer=my_answer --json",
 )
 NAMED = (
@@ -50,28 +54,58 @@ def run(arguments: Sequence[str]) -> int:
     tasks, source = options.load_tasks(given)
     train_tasks = _train_tasks(given)
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
-    folder = dated_folder("eval") if given.out is None else Path(given.out)
-    new_folder("--out", folder)
+    folder = _folder(given)
     with console.working("loading the model"):
         model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
-    comparison = compare(
-        model,
-        tasks,
-        methods,
-        config=config,
-        source=source,
-        folder=folder,
-        seed=given.seed,
-        checkpoints=checkpoints,
-        train_tasks=train_tasks,
-    )
+    try:
+        comparison = compare(
+            model,
+            tasks,
+            methods,
+            config=config,
+            source=source,
+            folder=folder,
+            resume=given.resume,
+            seed=given.seed,
+            checkpoints=checkpoints,
+            train_tasks=train_tasks,
+        )
+    except KeyboardInterrupt:
+        _say_how_to_resume(folder, arguments)
+        return INTERRUPTED
     if given.json:
         print(json.dumps(comparison.to_dict()))
         console.note(f"written to {folder}")
     else:
         print_comparison(comparison, folder)
     return 0
+
+
+def _folder(given: Namespace) -> Path:
+    """A new one, or with --resume that of a comparison which is not finished. Raises ConfigError and RunError."""
+    if given.resume:
+        from mass.comparison_folder import ComparisonFolder
+
+        if given.out is None:
+            raise ConfigError("--resume is given without --out; expected the folder of the comparison to go on with")
+        ComparisonFolder(Path(given.out)).check_resumable()
+        return Path(given.out)
+    folder = dated_folder("eval") if given.out is None else Path(given.out)
+    new_folder("--out", folder)
+    return folder
+
+
+def _say_how_to_resume(folder: Path, arguments: Sequence[str]) -> None:
+    records = folder / RECORDS
+    if not records.is_file():
+        console.note("stopped before the first answer; nothing was written")
+        return
+    count = records.read_bytes().count(b"\n")
+    named = any(argument.split("=")[0] == "--out" for argument in arguments)
+    again = [argument for argument in arguments if argument != "--resume"]
+    again += ["--resume"] if named else ["--out", str(folder), "--resume"]
+    console.note(f"stopped after {count} answers; the comparison goes on with: mass eval {shlex.join(again)}")
 
 
 def _train_tasks(given: Namespace) -> list[Task] | None:
@@ -115,7 +149,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--train-subjects", type=list[str] | None, default=None, help="Of --train-tasks, only those of these subjects."
     )
-    parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/eval-DATE by default.")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="A folder: new, or with --resume a used one; runs/eval-DATE by default.",
+    )
+    parser.add_argument("--resume", action="store_true", help="Go on with the comparison in --out that was broken off.")
     parser.add_argument("--json", action="store_true", help="Print the comparison as one JSON object.")
     parser.add_class_arguments(EvalConfig)
     return parser
