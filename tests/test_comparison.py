@@ -545,7 +545,9 @@ def test_a_comparison_goes_on_only_as_it_was_begun(
         evaluate(model, **arguments, on_progress=stop_at("tt-ss", 3))
     before = (tmp_path / "records.jsonl").read_bytes()
     named = {"fewer": tasks[:6], "other gold": [replace(tasks[0], answer="x"), *tasks[1:]]}
-    changed = {name: named[value] if isinstance(value, str) else value for name, value in change.items()}
+    changed: dict[str, Any] = {
+        name: named[value] if isinstance(value, str) else value for name, value in change.items()
+    }
     with pytest.raises(RunError, match=key) as caught:
         evaluate(model, **{**arguments, **changed}, resume=True)
     assert "\n" not in str(caught.value)
