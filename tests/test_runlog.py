@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mass.config import RunConfig, TasksConfig, TrainConfig, to_dict
 from mass.errors import RunError
-from mass.runlog import RunFolder, check_folder, open_run, replace_text
+from mass.runlog import RunFolder, check_folder, held, open_run, replace_text
 
 CONFIG = RunConfig()
 
@@ -52,6 +54,34 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "iterdir", forbidden)
     refused(r"cannot be written \(Permission denied\); name a folder that can", tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mass.runlog import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_in_a_folder_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=r"another process is at work in .*; wait for it or end it"), held(folder):
+            pass
+        other.kill()
+    with held(folder), held(tmp_path):
+        assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_cannot_be_held(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"), held(tmp_path / "file" / "run"):
+        pass
 
 
 def test_resuming_needs_the_same_configuration(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ from mass.errors import ConfigError, DataError
 from mass.methods import ADAPTING, IN_CONTEXT, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
 from mass.prompts import CODE, common_kind, kind_of, to_json
-from mass.runlog import json_values
+from mass.runlog import held, json_values
 from mass.running import Found, Progress, Runner
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
@@ -100,19 +101,27 @@ def evaluate(
     )
     runner.check_lengths()
     folder = None if out is None else ComparisonFolder(Path(out))
-    found = _opened(folder, runner, names, model, seed, resume=resume)
-    for name in in_order(names):
-        so_far = found.setdefault(name, [])
-        for records in runner.run(name, found, len(so_far)):
-            so_far += records
-            if folder is not None:
-                folder.write(records)
-    pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
-    comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
-    if folder is not None:
-        comparison = dataclasses.replace(comparison, notes=[*comparison.notes, *_sittings_note(folder)])
-        folder.finish(comparison.to_dict())
+    with _held(folder, resume=resume):
+        found = _opened(folder, runner, names, model, seed, resume=resume)
+        for name in in_order(names):
+            so_far = found.setdefault(name, [])
+            for records in runner.run(name, found, len(so_far)):
+                so_far += records
+                if folder is not None:
+                    folder.write(records)
+        pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
+        comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
+        if folder is not None:
+            comparison = dataclasses.replace(comparison, notes=[*comparison.notes, *_sittings_note(folder)])
+            folder.finish(comparison.to_dict())
     return comparison
+
+
+def _held(folder: ComparisonFolder | None, *, resume: bool) -> AbstractContextManager[None]:
+    if folder is None:
+        return nullcontext()
+    folder.check(resume=resume)
+    return held(folder.path)
 
 
 def _opened(

@@ -24,31 +24,30 @@ from mass.types import Task
 class ComparisonFolder:
     path: Path
 
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Make the folder. Raises RunError when it is in use or cannot be written."""
-        try:
+    def check(self, *, resume: bool) -> None:
+        """What `begin` and `resume` refuse, with nothing written: worth knowing before a model is loaded.
+
+        Raises RunError when the folder is in use; with `resume`, when no comparison was begun in it, or it is finished.
+        """
+        if not resume:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise RunError(
                     f"{self.path} is in use; a comparison needs an empty folder; name another with --out, or go on "
                     "with one that was broken off by --resume"
                 )
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path / CONFIG, json.dumps(json_values(dict(asked)), indent=2) + "\n")
-            (self.path / RECORDS).touch()
-        except OSError as error:
-            raise RunError(
-                f"{self.path} cannot be written ({error.strerror}); name a folder that can with --out"
-            ) from error
-
-    def check_resumable(self) -> None:
-        """Raises RunError when no comparison was begun here, or one is finished."""
-        if not (self.path / CONFIG).is_file():
+        elif not (self.path / CONFIG).is_file():
             raise RunError(
                 f"{self.path} holds no comparison to go on with; expected {CONFIG} in it; leave --resume out to start "
                 "one"
             )
-        if (self.path / COMPARISON).is_file():
+        elif (self.path / COMPARISON).is_file():
             raise RunError(f"the comparison in {self.path} is finished; `mass report {self.path}` writes its page")
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Raises RunError as `check` does."""
+        self.check(resume=False)
+        replace_text(self.path / CONFIG, json.dumps(json_values(dict(asked)), indent=2) + "\n")
+        (self.path / RECORDS).touch()
 
     def resume(
         self, asked: Mapping[str, Any], tasks: Sequence[Task], methods: Sequence[str], stack: int
@@ -60,9 +59,9 @@ class ComparisonFolder:
             methods: in the order they run.
             stack: problems that are answered side by side.
 
-        Raises RunError as `check_resumable` does, and when something else is asked.
+        Raises RunError as `check` does, and when something else is asked.
         """
-        self.check_resumable()
+        self.check(resume=True)
         before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
         if (different := first_difference(before, json_values(dict(asked)))) is not None:
             key, was, now = different

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -149,6 +150,37 @@ def check_folder(path: Path, config: Any, *, resume: bool) -> None:
         raise _cannot_be_written(path, error) from error
     if used:
         raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
+
+
+@contextmanager
+def held(folder: Path) -> Generator[None]:
+    """Make a folder if need be, and keep every other process from working in it. The hold ends with the process,
+    however that ends; where the system or the file system has no locks there is none.
+
+    Raises RunError when another process holds the folder, or it cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _cannot_be_written(folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"another process is at work in {folder}; wait for it or end it, then do this again"
+            ) from error
+        except OSError:  # not on this file system
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _cannot_be_written(path: Path, error: OSError) -> RunError:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mass.lm import LM, load_lm
 from mass.metastep import mass_gradients
 from mass.parallel import Ranks
 from mass.problems import Problems, read_problems
-from mass.runlog import RunFolder, check_folder, open_run
+from mass.runlog import RunFolder, check_folder, held, open_run
 from mass.seeds import derive
 from mass.solverstep import solver_gradients
 from mass.types import Params
@@ -250,15 +251,18 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
             lm = load_lm(_placed(config.model, device, ranks), config.lora)
             problems = read_problems(lm, config)
             lm = lm.asking(problems.kind)
-        with ranks.together():
-            run = open_run(folder, config, resume=resume) if ranks.first else RunFolder(folder)
-        trainer = Trainer(lm, config, problems, run, ranks)
-        trainer.start(resume=resume)
-        if ranks.first:
-            run.note(dataclasses.asdict(provenance.sitting(lm, trainer.step, ranks.size, problems)))
-        trainer.fit(on_step)
-        if ranks.first and run.latest() is not None:
-            write_card(run, config)
+        with ExitStack() as hold:
+            with ranks.together():
+                if ranks.first:
+                    hold.enter_context(held(folder))
+                run = open_run(folder, config, resume=resume) if ranks.first else RunFolder(folder)
+            trainer = Trainer(lm, config, problems, run, ranks)
+            trainer.start(resume=resume)
+            if ranks.first:
+                run.note(dataclasses.asdict(provenance.sitting(lm, trainer.step, ranks.size, problems)))
+            trainer.fit(on_step)
+            if ranks.first and run.latest() is not None:
+                write_card(run, config)
 
 
 def _placed(model: ModelConfig, device: str, ranks: Ranks) -> ModelConfig:

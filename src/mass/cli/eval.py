@@ -89,7 +89,7 @@ def _folder(given: Namespace) -> Path:
 
         if given.out is None:
             raise ConfigError("--resume is given without --out; expected the folder of the comparison to go on with")
-        ComparisonFolder(Path(given.out)).check_resumable()
+        ComparisonFolder(Path(given.out)).check(resume=True)
         return Path(given.out)
     folder = dated_folder("eval") if given.out is None else Path(given.out)
     new_folder("--out", folder)

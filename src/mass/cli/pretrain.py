@@ -13,6 +13,7 @@ from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import new_folder
 from mass.config import PretrainConfig, to_dict
 from mass.errors import ConfigError, RunError
+from mass.runlog import held
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     screen = console.stderr()
     pace = console.Pace(config.steps)
     try:
-        with console.progress_bar(screen) as bar:
+        with held(out), console.progress_bar(screen) as bar:
             task = bar.add_task("pretraining", total=config.steps, left="?")
 
             def report(metrics: dict[str, float]) -> None:
