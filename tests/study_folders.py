@@ -139,6 +139,12 @@ def practice(folder: Path, name: str, seed: int, problems: int = 60, m: int = 6)
             for key, values in found.items()
         }
 
+    def elsewhere(drift: float) -> dict[str, list[Any]]:
+        before, after = (rng.integers(0, 2, (problems, 2)).tolist() for _ in range(2))
+        return {
+            "drift": (drift * rng.random(problems)).tolist(), "others_unadapted": before, "others_adapted": after,
+        }  # fmt: skip
+
     write_json(
         folder / "practice.json",
         {
@@ -147,8 +153,8 @@ def practice(folder: Path, name: str, seed: int, problems: int = 60, m: int = 6)
             "model": "tiny",
             "near_copy": 2,
             "tasks": {"hash": "analysed"},
-            "before": {"columns": columns(0.3, 0.0)},
-            "after": {"columns": columns(0.7, 1.0)},
+            "before": {"columns": columns(0.3, 0.0), **elsewhere(0.02)},
+            "after": {"columns": columns(0.7, 1.0), **elsewhere(0.1)},
         },
     )
     return folder
@@ -264,6 +270,14 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                     for m in ("solver-sft", "mass")
                 },
             )
+        for name in ("without", "canary-1", "canary-0.3"):
+            evaluation(
+                runs / "safety" / "eval" / f"{name}-{seed}",
+                seed,
+                training=told,
+                right={"mass": outcomes(rng, easy + 0.3), "mass-unadapted": outcomes(rng, easy + 0.2)},
+            )
+            practice(runs / "safety" / "analyse" / f"{name}-{seed}", name, seed)
         practice(runs / "table" / "analyse" / f"mass-{seed}", "mass", seed)
     room(runs / "room" / "base-1")
     return runs

@@ -50,7 +50,7 @@ def test_the_effect_is_that_of_one_step_on_the_example_alone(
     monkeypatch.setattr(adapt.synthesis, "synthesise", kept)
     done: list[tuple[str, int, int]] = []
     found = analyse(model, TASKS, source=SOURCE, seed=3, stack=2, on_progress=lambda *p: done.append(p))
-    assert done == [(when, n, 5) for when in ("before", "after") for n in (2, 4, 5)]
+    assert done == [(when, n, 5) for when in ("before", "after") for n in (0, 2, 4, 5)]
     lm, theta = model.lm, model.state.theta
     columns = found["after"]["columns"]
     checked = changed = 0
@@ -87,6 +87,38 @@ def test_without_a_step_nothing_has_an_effect_and_weights_are_those_of_the_score
         assert found[when]["unadapted"] == found[when]["adapted"]
     assert found["before"] == found["after"]  # an untrained checkpoint is its own start
     assert found["before"]["columns"]["correct"][0] == [None] * 4  # nobody can say of a file's problems
+
+
+def test_what_the_adaptation_does_elsewhere(taught_base: Path) -> None:
+    subjects = ("odd", "even")
+    tasks = [replace(task, subject=subjects[i % 2]) for i, task in enumerate(TASKS)]
+    model, asked = taught(taught_base), list[list[Task]]()
+    sample_answers = analysis.sample_answers
+
+    def kept(lm: Any, others: Any, *args: Any) -> Any:
+        asked.extend(others)
+        return sample_answers(lm, others, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "sample_answers", kept)
+        found = analyse(model, tasks, source=SOURCE, seed=3, stack=2, alone=False)["after"]
+    assert all(value is None for row in found["columns"]["effect"] for value in row)
+    for task, others in zip(tasks, asked[5:], strict=True):
+        assert len({other.problem for other in others}) == 2
+        assert all(other.subject != task.subject for other in others)
+    moved = [any(valid) for valid in found["columns"]["valid"]]
+    assert any(moved)
+    assert [drift > 1e-6 for drift in found["drift"]] == moved
+    lm, greedy = model.lm, replace(model.config.answer, temperature=0.0)
+    for others, before in zip(asked[5:], found["others_unadapted"], strict=True):
+        samples = lm.sample([lm.solve_prompt(o.problem) for o in others], greedy, [0, 0], model.state.theta)
+        assert before == [int(bool(check(o, s.text).correct)) for o, s in zip(others, samples, strict=True)]
+    assert np.shape(found["others_adapted"]) == (5, 2)
+    still = analyse(taught(taught_base, 0.0), tasks, source=SOURCE, alone=False)["after"]
+    assert max(still["drift"]) < 1e-6
+    assert still["others_adapted"] == still["others_unadapted"]
+    alike = analyse(model, [replace(task, subject="one") for task in TASKS], source=SOURCE, alone=False)
+    assert "drift" not in alike["after"]
 
 
 def test_what_is_analysed_is_stored_and_measured(

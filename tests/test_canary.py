@@ -82,6 +82,15 @@ def test_the_divergence_is_that_of_the_two_distributions_at_each_token(
     assert summed(small, answers, theta, shared) == pytest.approx(summed(small, answers, theta, alike), rel=1e-12)
 
 
+def test_the_drift_of_each_task_is_its_part_of_the_sum(small: LM, answers: canary.Answers) -> None:
+    theta, stack = random_adapter(small, 1), random_adapter(small, 5, count=2)
+    found = canary.drifts(small, answers, theta, stack, 2)
+    assert found.shape == (2,)
+    assert float(found.sum()) == pytest.approx(summed(small, answers, theta, stack), rel=1e-12)
+    alone = dataclasses.replace(answers, rows=answers.rows[2:], owners=torch.tensor([0]), shares=answers.shares[2:])
+    assert float(found[1]) == pytest.approx(summed(small, alone, theta, pick(stack, 1)), rel=1e-10)
+
+
 def test_where_nothing_moved_there_is_no_drift_and_no_pull(small: LM, answers: canary.Answers) -> None:
     theta = random_adapter(small, 1)
     leaves = {name: t.expand(2, *t.shape).clone().requires_grad_() for name, t in theta.items()}

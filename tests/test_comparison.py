@@ -23,6 +23,7 @@ from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, Sy
 from mass.errors import ConfigError, DataError, RunError
 from mass.model import Mass, load
 from mass.report import html_page, terminal_table
+from mass.runlog import held
 from mass.statistics import Judged, Record, paired_bootstrap, row_of, wilson
 from mass.tasks import content_hash, minimath
 from mass.tasks import load as load_tasks
@@ -518,43 +519,71 @@ def test_a_part_of_a_stack_and_what_is_not_a_record_are_answered_anew(
         cuts, ["base", "base", "base", "tt-ss", "maj@2", "base"], [0, 3, 3, 10, 14, 3], strict=True
     ):
         file.write_text("".join(cut))
-        stop = stop_at(method, kept % 7)
+        said: list[tuple[str, int]] = []
+
+        def stop(*progress: Any, said: list[tuple[str, int]] = said, method: str = method) -> None:
+            said.append(progress[:2])
+            if progress[0] == method:
+                raise KeyboardInterrupt
+
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, tasks, methods, config=CONFIG, out=tmp_path, resume=True, on_progress=stop)
+        assert said == [*((m, 7) for m in methods[: methods.index(method)]), (method, kept % 7)]
         assert len(lines(tmp_path)) == kept
     evaluate(model, tasks, methods, config=CONFIG, out=tmp_path, resume=True)
     again = [(line["method"], line["text"]) for line in lines(tmp_path)]
     assert again == [(line["method"], line["text"]) for line in map(json.loads, whole)]
 
 
+def moved(model: Mass) -> Mass:
+    theta = {name: tensor + 1e-3 for name, tensor in model.state.theta.items()}
+    return replace(model, state=replace(model.state, theta=theta))
+
+
+def practising(model: Mass, rate: float) -> Mass:
+    return replace(model, config=replace(ADAPT, inner=InnerConfig(learning_rate=rate)))
+
+
+Change = Callable[[Mass, list[Task]], dict[str, Any]]
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"seed": 1}, "seed = 0, now it is 1"),
-        ({"methods": ["tt-ss", "base"]}, "methods"),
-        ({"config": replace(CONFIG, examples=1)}, "eval.examples = None, now it is 1"),
-        ({"tasks": "fewer"}, "tasks.size = 7, now it is 6"),
-        ({"tasks": "other gold"}, "tasks.gold"),
+        (lambda *_: {"seed": 1}, "seed = 0, now it is 1"),
+        (lambda *_: {"methods": ["tt-ss", "base"]}, "methods"),
+        (lambda *_: {"config": replace(CONFIG, examples=1)}, "eval.examples = None, now it is 1"),
+        (lambda _, tasks: {"tasks": tasks[:6]}, "tasks.size = 7, now it is 6"),
+        (lambda _, tasks: {"tasks": [replace(tasks[0], answer="x"), *tasks[1:]]}, "tasks.gold"),
+        (lambda *_: {"train_tasks": [Task("1 + 1?", "1+1=3. Answer: 3")]}, "practice of base-ttt.gold"),
+        (lambda model, _: {"model": practising(model, 0.3)}, "adapt.mass.inner.learning_rate"),
+        (lambda model, _: {"model": moved(model)}, "weights.mass"),
     ],
 )
 def test_a_comparison_goes_on_only_as_it_was_begun(
-    model: Mass, tasks: list[Task], tmp_path: Path, change: dict[str, Any], key: str
+    model: Mass, tasks: list[Task], tmp_path: Path, change: Change, key: str
 ) -> None:
-    arguments: dict[str, Any] = {"tasks": tasks, "methods": ["base", "tt-ss"], "config": CONFIG, "out": tmp_path}
+    arguments: dict[str, Any] = {
+        "model": replace(model, method="mass"), "tasks": tasks, "methods": ["base", "base-ttt", "mass"],
+        "train_tasks": [Task("1 + 1?", "1+1=2. Answer: 2")], "config": CONFIG, "out": tmp_path,
+    }  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, **arguments, on_progress=stop_at("tt-ss", 3))
+        evaluate(**arguments, on_progress=stop_at("base-ttt", 3))
     before = (tmp_path / "records.jsonl").read_bytes()
-    named = {"fewer": tasks[:6], "other gold": [replace(tasks[0], answer="x"), *tasks[1:]]}
-    changed: dict[str, Any] = {
-        name: named[value] if isinstance(value, str) else value for name, value in change.items()
-    }
     with pytest.raises(RunError, match=key) as caught:
-        evaluate(model, **{**arguments, **changed}, resume=True)
+        evaluate(**{**arguments, **change(arguments["model"], tasks)}, resume=True)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
+def test_a_folder_that_another_process_is_at_work_in_is_refused(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(RunError, match="another process is at work"):
+        evaluate(model, tasks, ["base"], config=CONFIG, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_there_must_be_something_to_go_on_with(model: Mass, tasks: list[Task], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"train": {}}')
     with pytest.raises(RunError, match="holds no comparison to go on with"):
         evaluate(model, tasks, ["base"], config=CONFIG, out=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="resume is set without out"):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from mass.errors import DataError
@@ -87,7 +88,7 @@ def test_tables_hold_a_line_for_each_method_and_mark_what_excludes_zero(results:
 
 
 def test_what_it_was_made_at_is_told(results: Results) -> None:
-    assert filled(results, "{{ commits() }}") == "0123456 (42), 0123456+ (6)"
+    assert filled(results, "{{ commits() }}") == "0123456 (51), 0123456+ (6)"
 
 
 def test_the_ablation_table_compares_with_its_reference(results: Results) -> None:
@@ -101,6 +102,23 @@ def test_the_ablation_table_compares_with_its_reference(results: Results) -> Non
     full = lines[2].split(" | ")
     assert full[2] == ""
     assert "[" in full[3]
+
+
+def test_the_safety_table_says_what_the_adaptation_does_elsewhere(results: Results) -> None:
+    lines = [line.strip("| ").split(" | ") for line in filled(results, "{{ safety() }}").splitlines()]
+    assert [line[0] for line in lines] == ["setting", "---", "without", "canary-0.3", "canary-1"]
+    part = results.parts["safety"]
+    rows, found = part.evaluations["canary-1"], part.practice["canary-1"]
+    hurt = [
+        ((e.rows["mass"].outcomes["greedy"] == 0) & (e.rows["mass-unadapted"].outcomes["greedy"] == 1)).mean()
+        for e in rows.values()
+    ]
+    assert lines[4][4] == f"{100 * sum(hurt) / 3:.1f}"
+    drift = sum(sum(one["after"]["drift"]) / 60 for one in found.values()) / 3
+    assert lines[4][5].startswith(f"{drift:.4f} [")
+    changes = [np.subtract(one["after"]["others_adapted"], one["after"]["others_unadapted"]) for one in found.values()]
+    assert lines[4][6].startswith(shown(np.mean(changes), "+"))
+    assert lines[4][7] == "3"
 
 
 def test_data_efficiency_is_read_off(results: Results) -> None:
@@ -154,7 +172,8 @@ def test_what_is_not_measured_yet_is_said_in_the_text(results: Results) -> None:
     asked = {
         '{{ gain("mass", "mass-gold") }}': "table/test mass-gold",
         '{{ table("table/equal-tokens") }}': "table/equal-tokens",
-        '{{ ablations("safety", "without") }}': "safety",
+        '{{ ablations("safety", "full") }}': "safety/full",
+        '{{ safety(reference="with") }}': "safety/with",
         '{{ picture("room", "room/other") }}': "room/other",
         '{{ practice("correct", of="table/mass-gold") }}': "table/mass-gold",
         '{{ needs("mass-gold", "mass", 30) }}': "data mass-gold",
@@ -168,7 +187,7 @@ def test_what_is_not_measured_yet_is_said_in_the_text(results: Results) -> None:
     assert partly.missing == ["table/test mass-gold"]
     assert "| base |" in partly.text
     assert (
-        fill(results, '{{ has("hard") }} {{ has("safety") }} {{ has("table/test") }}', "t", "p").text
+        fill(results, '{{ has("hard") }} {{ has("hard/other") }} {{ has("table/test") }}', "t", "p").text
         == "True False True"
     )
 
@@ -197,7 +216,7 @@ def test_what_no_results_could_hold_is_an_error(results: Results, template: str,
 def test_the_template_asks_only_for_what_there_is(results: Results) -> None:
     """Of the whole study all but the rooms at temperature 1 and what the made-up study leaves out is there."""
     document = fill(results, TEMPLATE.read_text(), "results.md.in", "p")
-    allowed = ("mass-maj@n", "in-context", "safety", "table/equal-tokens", "at 1")
+    allowed = ("mass-maj@n", "in-context", "table/equal-tokens", "at 1")
     assert [m for m in document.missing if not any(part in m for part in allowed)] == []
     assert len(document.pictures) >= 12
     used = set(re.findall(r"(\w+)\(", " ".join(re.findall(r"{{(.*?)}}", TEMPLATE.read_text(), re.S))))

@@ -86,6 +86,8 @@ def test_a_folder_that_cannot_be_made_cannot_be_held(tmp_path: Path) -> None:
 
 def test_resuming_needs_the_same_configuration(tmp_path: Path) -> None:
     refused("holds no run to resume", tmp_path, resume=True)
+    (tmp_path / "config.json").write_text('{"methods": []}')
+    refused("holds no run to resume", tmp_path, resume=True)
     open_run(tmp_path / "run", CONFIG, resume=False)
     open_run(tmp_path / "run", CONFIG, resume=True)
     longer = dataclasses.replace(CONFIG, train=TrainConfig(steps=500))

@@ -23,7 +23,7 @@ from mass.errors import ConfigError, DataError, ModelError, RunError
 from mass.gradients import Gradients, total
 from mass.lm import LM, load_lm
 from mass.problems import Problems, read_problems
-from mass.runlog import RunFolder
+from mass.runlog import RunFolder, held
 from mass.train import Trainer, train
 from small_lms import small_sums
 from small_runs import ADAPTING, METHODS, assert_same_run, config_for, tensors
@@ -201,6 +201,8 @@ def test_folders_and_configurations_that_do_not_fit(
     refused(RunError, "was started with train.gamma = 1.0, now it is 0.5", other, used, resume=True)
     (tmp_path / "file").write_text("")
     refused(RunError, "cannot be written", config, tmp_path / "file" / "run")
+    with held(tmp_path / "busy"):
+        refused(RunError, "another process is at work", config, tmp_path / "busy")
     kl = config_for(taught_base, sums, "mass-gold", kl=0.1)
     refused(ConfigError, "train.kl is set, but mass-gold samples no solutions", kl, tmp_path / "kl")
     kl = config_for(taught_base, sums, "self-sft", kl=0.1)

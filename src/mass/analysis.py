@@ -3,7 +3,8 @@
 For each practice example: whether it is right, of the target's kind, how hard and how far from it (`mass.appraisal`),
 the weight it was given, and its true effect, measured by leaving it in alone: adapt on that example only, with weight 1
 and the same inner loop, and see how much likelier the target's gold solution became and whether the greedy answer
-changed.
+changed. And what the adaptation does elsewhere: its drift on problems of other subjects (`mass.canary`), and the
+answers to them before and after.
 
 Legend: P problems, m examples of each, n examples in one pass.
 """
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from mass.adapt import Adapted, Clock, adapt_stack, practise
 from mass.appraisal import NEAR_COPY, Recognise, appraise, recogniser
+from mass.canary import drifts, sample_answers
 from mass.checkpoint import MetaState, init_state
-from mass.config import AdaptConfig, ScoringConfig, to_dict
+from mass.config import AdaptConfig, ScoringConfig, TasksConfig, to_dict
 from mass.errors import DataError
 from mass.lm import LM
 from mass.model import Mass
+from mass.problems import canary_stream
 from mass.prompts import common_kind
 from mass.seeds import derive
 from mass.tasks import content_hash
@@ -36,6 +39,8 @@ BEFORE, AFTER = "before", "after"
 Progress = Callable[[str, int, int], None]
 """(before or after, problems done, problems in all)."""
 DIGITS = 4
+OTHERS = 2
+"""Problems of other subjects that each adaptation is looked at on."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def analyse(
     name: str | None = None,
     seed: int = 0,
     stack: int = 16,
+    alone: bool = True,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The stored form that `mass collect` takes and `mass.results.practice` reads.
@@ -74,6 +80,7 @@ def analyse(
         source: where the tasks come from (source, split, seed; levels and subjects where chosen).
         name: of the analysis; None: the method that trained the checkpoint.
         stack: problems, and examples alone, that are adapted side by side.
+        alone: whether to measure what each example does alone, which takes an adaptation each.
 
     Raises DataError when there are no tasks, or one has neither a solution nor an answer.
     """
@@ -89,8 +96,9 @@ def analyse(
         BEFORE: Subject(model.lm, start, model.config, recognise),
         AFTER: Subject(model.lm, model.state, model.config, recognise),
     }
+    others = _others(tasks, seed)
     found = {
-        when: _examine(subject, tasks, seed, stack, _told(on_progress, when, len(tasks)))
+        when: _examine(subject, tasks, others, seed, stack, alone, _told(on_progress, when, len(tasks)))
         for when, subject in subjects.items()
     }
     return {
@@ -109,10 +117,28 @@ def _told(on_progress: Progress | None, when: str, total: int) -> Callable[[int]
     return lambda done: on_progress(when, done, total) if on_progress else None
 
 
+def _others(tasks: Sequence[Task], seed: int) -> list[list[Task]]:
+    """Of each task some problems of other subjects among the tasks, as many of each; empty where one has none."""
+    at = canary_stream(TasksConfig(), seed, OTHERS, tasks.__getitem__, tasks)
+    try:
+        found = [at(number) for number in range(len(tasks))]
+    except DataError:
+        return []
+    count = min(map(len, found))
+    return [some[:count] for some in found]
+
+
 def _examine(
-    subject: Subject, tasks: Sequence[Task], seed: int, stack: int, tick: Callable[[int], None]
+    subject: Subject,
+    tasks: Sequence[Task],
+    others: Sequence[Sequence[Task]],
+    seed: int,
+    stack: int,
+    alone: bool,
+    tick: Callable[[int], None],
 ) -> dict[str, Any]:
     columns: dict[str, list[list[Any]]] = {}
+    elsewhere: dict[str, list[Any]] = {}
     answers: dict[str, list[bool | None]] = {"unadapted": [], "adapted": []}
     tick(0)
     for start in range(0, len(tasks), stack):
@@ -123,14 +149,20 @@ def _examine(
         unadapted = _right(subject, part, subject.state.theta)
         answers["unadapted"] += unadapted
         answers["adapted"] += _right(subject, part, adapted.stack)
-        worths = _worths(subject, part, adapted, unadapted, stack)
+        if alone:
+            worths = _worths(subject, part, adapted, unadapted, stack)
+        else:
+            worths = [[Worth() for _ in group] for group in adapted.groups]
+        if others:
+            for key, values in _elsewhere(subject, others[start : start + len(part)], adapted, seeds, stack).items():
+                elsewhere.setdefault(key, []).extend(values)
         for task, group, worth in zip(part, adapted.groups, worths, strict=True):
             rows = [_row(task, example, w, subject.recognise) for example, w in zip(group, worth, strict=True)]
             for key in rows[0]:
                 columns.setdefault(key, []).append([row[key] for row in rows])
         tick(start + len(part))
     right = {key: [None if value is None else int(value) for value in values] for key, values in answers.items()}
-    return {"columns": columns, **right}
+    return {"columns": columns, **right, **elsewhere}
 
 
 def _row(task: Task, example: Example, worth: Worth, recognise: Recognise | None) -> dict[str, Any]:
@@ -157,6 +189,24 @@ def _plain(value: bool | float | None) -> float | int | None:
     if value is None or isinstance(value, bool | int):
         return None if value is None else int(value)
     return round(value, DIGITS) if value == value else None
+
+
+# --- what the adaptation does elsewhere
+
+
+def _elsewhere(
+    subject: Subject, others: Sequence[Sequence[Task]], adapted: Adapted, seeds: Sequence[int], stack: int
+) -> dict[str, list[Any]]:
+    """Of each task: the drift, and the verdicts on greedy answers to its other problems, unadapted and adapted."""
+    theta, flat = subject.state.theta, [task for some in others for task in some]
+    answers = sample_answers(subject.lm, others, subject.config.answer, seeds, theta)
+    drift = drifts(subject.lm, answers, theta, adapted.stack, stack).tolist()
+    found: dict[str, list[Any]] = {"drift": [round(value, 2 * DIGITS) for value in drift]}
+    for name, adapter in (("others_unadapted", theta), ("others_adapted", adapted.stack)):
+        right = [None if correct is None else int(correct) for correct in _right(subject, flat, adapter)]
+        count = len(others[0])
+        found[name] = [right[i : i + count] for i in range(0, len(right), count)]
+    return found
 
 
 # --- the effect of one example alone
@@ -200,7 +250,7 @@ def _gold_losses(lm: LM, tasks: Sequence[Task], adapter: Params) -> Float[Tensor
 
 
 def _right(subject: Subject, tasks: Sequence[Task], adapter: Params) -> list[bool | None]:
-    """Verdicts on greedy answers, under one adapter or a stack of n."""
+    """Verdicts on greedy answers, under one adapter, or a stack of which each has as many tasks."""
     lm, greedy = subject.lm, dataclasses.replace(subject.config.answer, temperature=0.0)
     samples = lm.sample([lm.solve_prompt(task.problem) for task in tasks], greedy, [0] * len(tasks), adapter)
     verdicts = check_all([(task, sample.text) for task, sample in zip(tasks, samples, strict=True)])

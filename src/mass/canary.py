@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mass.config import SamplingConfig
@@ -74,6 +75,23 @@ def kl_losses(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_ba
         adapted: a stack of B adapters, or one for all.
         micro_batch: answers per part; a part holds two distributions over the vocabulary for each of their tokens.
     """
+    for index, per_row in _divergences(lm, answers, theta, adapted, micro_batch):
+        yield (per_row * answers.shares[index]).sum()
+
+
+@torch.no_grad()
+def drifts(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch: int | None) -> Float[Tensor, " B"]:
+    """What `kl_losses` sums: the mean KL of the canaries of each task, under a stack of B adapters."""
+    found = answers.shares.new_zeros(next(iter(adapted.values())).shape[0])
+    for index, per_row in _divergences(lm, answers, theta, adapted, micro_batch):
+        found.index_add_(0, answers.owners[index], per_row * answers.shares[index])
+    return found
+
+
+def _divergences(
+    lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch: int | None
+) -> Iterator[tuple[Tensor, Float[Tensor, " n"]]]:
+    """(which answers, the mean KL over the tokens of each)."""
     stacked = next(iter(adapted.values())).dim() == 3
     for index in torch.arange(len(answers.rows), device=lm.device).split(micro_batch or max(1, len(answers.rows))):
         batch = lm.batch([answers.rows[i] for i in index.tolist()])
@@ -82,5 +100,4 @@ def kl_losses(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_ba
         after = lm.log_distributions(batch, adapted, answers.owners[index] if stacked else None)
         each = (before.exp() * (before - after)).sum(1)
         mask = batch.target_mask
-        per_row = each.new_zeros(mask.shape).masked_scatter(mask, each).sum(1) / mask.sum(1)
-        yield (per_row * answers.shares[index]).sum()
+        yield index, each.new_zeros(mask.shape).masked_scatter(mask, each).sum(1) / mask.sum(1)

@@ -144,7 +144,6 @@ def _opened(
 def _asked(runner: Runner, names: Sequence[str], model: Mass, seed: int) -> dict[str, Any]:
     """All that the answers and their verdicts are a function of, but for the versions that provenance notes; first what
     an option says, then what follows from it."""
-    gold = [[task.answer, task.solution, task.verifier] for task in runner.tasks]
     states = {name: runner.contestants[name].state for name in names}
     return {
         "seed": seed,
@@ -154,12 +153,17 @@ def _asked(runner: Runner, names: Sequence[str], model: Mass, seed: int) -> dict
             "fingerprint": fingerprint(model.lm),
             "dtype": model.lm.dtype,
             "quantization": model.lm.quantization,
+            "sampled by": model.lm.sampled_by,
         },
-        "tasks": {"size": len(runner.tasks), "hash": content_hash(runner.tasks), "gold": config_hash({"gold": gold})},
-        "practice of base-ttt": content_hash(runner.pool) if runner.pool else None,
+        "tasks": {"size": len(runner.tasks), "hash": content_hash(runner.tasks), "gold": _gold_hash(runner.tasks)},
+        "practice of base-ttt": {"hash": content_hash(runner.pool), "gold": _gold_hash(runner.pool)},
         **_configuration(runner, names, model),
         "weights": {name: state_hash(state) for name, state in states.items() if state is not None},
     }
+
+
+def _gold_hash(tasks: Sequence[Task]) -> str:
+    return config_hash({"gold": [[task.answer, task.solution, task.verifier] for task in tasks]})
 
 
 def _check_votes(names: Sequence[str], tasks: Sequence[Task]) -> None:

@@ -15,7 +15,16 @@ from typing import Any
 from mass.errors import RunError
 from mass.methods import choice_of
 from mass.provenance import Sitting
-from mass.runlog import COMPARISON, CONFIG, RECORDS, RunFolder, first_difference, json_values, replace_text
+from mass.runlog import (
+    COMPARISON,
+    CONFIG,
+    RECORDS,
+    RunFolder,
+    cannot_be_written,
+    first_difference,
+    json_values,
+    replace_text,
+)
 from mass.statistics import Record
 from mass.types import Task
 
@@ -35,19 +44,27 @@ class ComparisonFolder:
                     f"{self.path} is in use; a comparison needs an empty folder; name another with --out, or go on "
                     "with one that was broken off by --resume"
                 )
-        elif not (self.path / CONFIG).is_file():
+        elif not self._is_begun():
             raise RunError(
-                f"{self.path} holds no comparison to go on with; expected {CONFIG} in it; leave --resume out to start "
-                "one"
+                f"{self.path} holds no comparison to go on with; expected its {CONFIG} in it; leave --resume out to "
+                "start one"
             )
         elif (self.path / COMPARISON).is_file():
             raise RunError(f"the comparison in {self.path} is finished; `mass report {self.path}` writes its page")
 
+    def _is_begun(self) -> bool:
+        """A training has a configuration too."""
+        file = self.path / CONFIG
+        return file.is_file() and "methods" in json.loads(file.read_text(encoding="utf-8"))
+
     def begin(self, asked: Mapping[str, Any]) -> None:
-        """Raises RunError as `check` does."""
+        """Raises RunError as `check` does, or when the folder cannot be written."""
         self.check(resume=False)
-        replace_text(self.path / CONFIG, json.dumps(json_values(dict(asked)), indent=2) + "\n")
-        (self.path / RECORDS).touch()
+        try:
+            replace_text(self.path / CONFIG, json.dumps(json_values(dict(asked)), indent=2) + "\n")
+            (self.path / RECORDS).touch()
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
 
     def resume(
         self, asked: Mapping[str, Any], tasks: Sequence[Task], methods: Sequence[str], stack: int
@@ -125,5 +142,5 @@ def _read(line: bytes, method: str, task: Task) -> Record | None:
         data = json.loads(line)
     except ValueError:
         return None
-    same = (data.get("method"), data.get("problem")) == (method, task.problem)
+    same = isinstance(data, dict) and (data.get("method"), data.get("problem")) == (method, task.problem)
     return Record.from_dict(data, task) if same else None

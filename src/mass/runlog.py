@@ -129,7 +129,7 @@ def open_run(path: Path, config: Any, *, resume: bool) -> RunFolder:
         run.checkpoints.mkdir(parents=True)
         replace_text(path / CONFIG, json.dumps(to_dict(config), indent=2))
     except OSError as error:
-        raise _cannot_be_written(path, error) from error
+        raise cannot_be_written(path, error) from error
     return run
 
 
@@ -140,16 +140,24 @@ def check_folder(path: Path, config: Any, *, resume: bool) -> None:
     configuration differs, or when the folder cannot be read.
     """
     if resume:
-        if not (path / CONFIG).is_file():
-            raise RunError(f"{path} holds no run to resume; expected {CONFIG} in it; leave --resume out to start one")
+        if not _is_run(path):
+            raise RunError(
+                f"{path} holds no run to resume; expected its {CONFIG} in it; leave --resume out to start one"
+            )
         _same_config(path, to_dict(config), to_dict(type(config)()))
         return
     try:
         used = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
-        raise _cannot_be_written(path, error) from error
+        raise cannot_be_written(path, error) from error
     if used:
         raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
+
+
+def _is_run(path: Path) -> bool:
+    """A comparison has a configuration too."""
+    file = path / CONFIG
+    return file.is_file() and "train" in json.loads(file.read_text())
 
 
 @contextmanager
@@ -160,15 +168,15 @@ def held(folder: Path) -> Generator[None]:
     Raises RunError when another process holds the folder, or it cannot be made.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
+    try:
         import fcntl
     except ImportError:  # not on this system
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise _cannot_be_written(folder, error) from error
+    handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,7 +191,7 @@ def held(folder: Path) -> Generator[None]:
         os.close(handle)
 
 
-def _cannot_be_written(path: Path, error: OSError) -> RunError:
+def cannot_be_written(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out")
 
 

@@ -32,8 +32,9 @@ class Runner:
     pool: list[Task]
     """What base-ttt draws from."""
     progress: Progress | None
-    ballots: dict[str, Ballots] = field(default_factory=dict[str, Ballots])
-    """By sampler: answers that several methods choose among."""
+    ballots: dict[tuple[str, int], Ballots] = field(default_factory=dict[tuple[str, int], Ballots])
+    """By sampler and the model as it asks (a checkpoint may have prompts of its own): answers that several methods
+    choose among."""
 
     def check_lengths(self) -> None:
         """Raises DataError before the first answer, not after the hundredth, for a problem the model cannot read."""
@@ -50,6 +51,7 @@ class Runner:
         if choice is not None:
             if first == 0:
                 yield self.judge(method, 0, self._choose(method, choice, found))
+                self._tick(method, len(self.tasks))
             return
         for start in range(first, len(self.tasks), self.config.stack):
             part = slice(start, start + self.config.stack)
@@ -83,13 +85,12 @@ class Runner:
 
     def _choose(self, method: str, choice: Choice, found: Found) -> list[Attempt]:
         contestant, config = self.contestants[method], self.config
-        if choice.sampler not in self.ballots:
+        key = (choice.sampler, id(contestant.lm))
+        if key not in self.ballots:
             sampling = dataclasses.replace(config.answer, temperature=config.vote_temperature)
             problems = [task.problem for task in self.tasks]
-            self.ballots[choice.sampler] = Ballots(
-                contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack
-            )
-        ballots, n = self.ballots[choice.sampler], config.votes if choice.n is None else choice.n
+            self.ballots[key] = Ballots(contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack)
+        ballots, n = self.ballots[key], config.votes if choice.n is None else choice.n
 
         def tick(done: int) -> None:
             self._tick(method, done)

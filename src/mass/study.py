@@ -121,9 +121,13 @@ class Run:
 
     @property
     def command(self) -> list[str]:
-        """Words after `mass`; a training or evaluation that was begun goes on."""
-        resume = ["--resume"] if self.verb != "analyse" and (self.folder / CONFIG).is_file() else []
-        return [self.verb, *self.arguments, "--out", str(self.folder), *resume]
+        """Words after `mass`."""
+        return [self.verb, *self.arguments, "--out", str(self.folder), *(["--resume"] if self.begun else [])]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with: of a training or an evaluation."""
+        return self.verb != "analyse" and (self.folder / CONFIG).is_file()
 
 
 def runs(study: StudyConfig, folder: Path) -> list[Run]:

@@ -6,6 +6,7 @@ Stages exchange these and mutate nothing: a changed value is a new one (`datacla
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,8 +167,11 @@ class Adaptation:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Adaptation:
-        """Inverse of `to_dict`, also after a trip through JSON. Raises TypeError on unknown keys."""
+        """Inverse of `to_dict`, also after a trip through JSON, in which a norm that is not finite became null. Raises
+        TypeError on unknown keys."""
         values = dict(data)
+        if values.get("update_norm", 0.0) is None:
+            values["update_norm"] = math.nan
         values["examples"] = tuple(_example(e) for e in values.get("examples", ()))
         for key in ("verdict", "unadapted_verdict"):
             if values.get(key) is not None:

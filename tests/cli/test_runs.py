@@ -14,6 +14,7 @@ from rich.console import Console
 from mass import running
 from mass.cli.console import Pace, duration
 from mass.cli.training import Monitor, plain_line
+from mass.runlog import held
 from mass.tasks import minimath
 
 METRICS = {
@@ -302,6 +303,8 @@ def test_pretrain_resumes_its_own_folder_only(run: Callable, fails: Callable, tm
     assert (tmp_path / "base" / "model" / "model.safetensors").is_file()
     assert "step 2/2  loss " in ran.err
     assert "is in use" in fails("pretrain", "--out", tmp_path / "base", *small)
+    with held(tmp_path / "base"):
+        assert "another process is at work" in fails("pretrain", "--out", tmp_path / "base", *small, "--resume")
     assert run("pretrain", "--out", tmp_path / "base", *small, "--resume").code == 0
     said = fails("pretrain", "--out", tmp_path / "base", *small, "--seed=1", "--resume")
     assert "was begun with seed = 0, now it is 1" in said

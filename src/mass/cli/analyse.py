@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "mass analyse --checkpoint runs/mass --size 200",
+    "mass analyse --checkpoint runs/mass --size 200 --alone false",
     "mass analyse --model ./my-model --checkpoint runs/mine --tasks held_out.jsonl --out runs/learned/mine-0",
 )
 
@@ -44,6 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             name=given.name,
             seed=given.seed,
             stack=given.stack,
+            alone=given.alone,
             on_progress=monitor.on_progress,
         )
     replace_text(folder / PRACTICE, json.dumps(json_values(found), separators=(",", ":")) + "\n")
@@ -75,7 +77,8 @@ def _parser() -> ArgumentParser:
         "analyse",
         "--checkpoint RUN [options]",
         "What the practice that a checkpoint writes is like, before and after meta-training: right, of the kind asked, "
-        "how hard and how near; its weights, and the effect of each example when practised on alone.",
+        "how hard and how near; its weights, the effect of each example when practised on alone, and what the "
+        "adaptation does to the answers to problems of other subjects.",
         EXAMPLES,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
@@ -87,5 +90,8 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--name", type=str | None, default=None, help="Of what is stored; the checkpoint's method.")
     parser.add_argument("--stack", type=int, default=16, help="Problems, or examples alone, adapted side by side.")
+    parser.add_argument(
+        "--alone", type=bool, default=True, help="Measure what each example does alone, which takes most of the time."
+    )
     parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/analyse-DATE by default.")
     return parser

@@ -50,6 +50,8 @@ class ComparisonMonitor:
 
     def on_progress(self, method: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if self._done.get(method) == done:
+            return
         if method not in self._done:  # what is done at the first call was done before this process began
             self._began, self._first = now, done
         self._done[method] = done

@@ -14,7 +14,7 @@ from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import dated_folder, new_folder
 from mass.config import EvalConfig, to_dict
 from mass.errors import ConfigError
-from mass.runlog import RECORDS
+from mass.runlog import COMPARISON, RECORDS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -98,6 +98,9 @@ def _folder(given: Namespace) -> Path:
 
 def _say_how_to_resume(folder: Path, arguments: Sequence[str]) -> None:
     records = folder / RECORDS
+    if (folder / COMPARISON).is_file():
+        console.note(f"stopped when all was answered; its page is written by: mass report {folder}")
+        return
     if not records.is_file():
         console.note("stopped before the first answer; nothing was written")
         return

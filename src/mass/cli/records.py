@@ -42,8 +42,6 @@ def read(path: Path) -> Adaptation:
         raise DataError(f"{path} holds no adaptation; expected one object of mass solve --json")
     values = cast("dict[str, Any]", data)
     try:
-        if values.get("update_norm", 0.0) is None:
-            values["update_norm"] = math.nan
         record = Adaptation.from_dict(values)
         adapt_config(record.config)
         lora_of(record)

@@ -102,7 +102,7 @@ class _Processes:
 
     def execute(self, one: Run) -> bool:
         one.folder.parent.mkdir(parents=True, exist_ok=True)
-        if one.verb == "analyse" and one.folder.exists():  # broken off, and has no way to go on
+        if one.verb != "train" and one.folder.exists() and not one.begun:  # broken off, and has no way to go on
             shutil.rmtree(one.folder)
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with (

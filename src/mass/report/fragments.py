@@ -16,6 +16,8 @@ from mass.results.stored import GREEDY
 
 REFERENCE = "solver-sft"
 """The method that the data efficiency of others is measured by, where it was trained."""
+SAFETY = {"drift": "divergence", "elsewhere": "gain"}
+"""Measures of practice that say what an adaptation does elsewhere, and their units."""
 
 
 # --- numbers
@@ -67,6 +69,10 @@ def measure_text(estimate: Estimate | None, unit: str) -> str:
         return MISSING
     if unit == "share":
         return f"{percent(estimate.mean)}% {percent_interval(estimate.interval)}"
+    if unit == "gain":
+        return gain_text(estimate)
+    if unit == "divergence":
+        return f"{estimate.mean:.4f} [{estimate.interval[0]:.4f}, {estimate.interval[1]:.4f}]"
     low, high = (_signed(value) for value in estimate.interval)
     return f"{_signed(estimate.mean)} [{low}, {high}]"
 
@@ -241,6 +247,27 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
         rows = answers.rows(here.of, method)
         lines.append([name, accuracy, against, update, amount(mean_of(rows, "tokens")), str(len(rows))])
     head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "tokens", "seeds"]
+    return markdown_table(head, lines)
+
+
+def safety_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
+    """Each evaluation of the part, beside the analysis of its name: accuracy, the answers that the adaptation helps and
+    hurts, and what it does on problems of other subjects."""
+    names = list(answers.part(part).evaluations)
+    if reference not in names:
+        raise NotMeasured(f"{part}/{reference}")
+    lines: list[list[str]] = []
+    for name in [reference, *sorted((name for name in names if name != reference), key=_by_number)]:
+        here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
+        gain = "" if name == reference else _points(answers.gain_over((method, here), (method, there)))
+        helped, hurt = helped_and_hurt(answers, method, f"{method}-unadapted", here)
+        practised = answers.part(part).practice.get(name, {})
+        elsewhere = [measure_text(measured(practised, AFTER, m), unit) for m, unit in SAFETY.items()]
+        accuracy = _share_cell(answers.accuracy(method, here))
+        seeds = str(len(answers.rows(here.of, method)))
+        lines.append([name, accuracy, gain, percent(helped), percent(hurt), *elsewhere, seeds])
+    head = ["setting", f"{method}, %", f"against {reference}", "helped, %", "hurt, %", "drift, nats per token",
+            "answers to other subjects", "seeds"]  # fmt: skip
     return markdown_table(head, lines)
 
 

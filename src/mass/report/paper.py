@@ -266,6 +266,11 @@ class Asked:
         return fragments.ablation_table(self.answers, part, reference, method, at)
 
     @told
+    def safety(self, part: str = "safety", reference: str = "without", method: str = "mass", at: str = GREEDY) -> str:
+        """What a term against drift does: to accuracy, to answers hurt, and on problems of other subjects."""
+        return fragments.safety_table(self.answers, part, reference, method, at)
+
+    @told
     def data(self, part: str = "data", at: str = GREEDY) -> str:
         """Accuracy against the number of training problems."""
         return fragments.data_table(self.answers, part, at)

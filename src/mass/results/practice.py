@@ -24,7 +24,7 @@ LEAST_RANKED = 3
 class Measure:
     name: str
     unit: str
-    """share, of 1; levels; characters; correlation; nats."""
+    """share, of 1; levels; characters; correlation; nats; points, of 1; divergence, in nats per token; gain, of 1."""
     meaning: str
 
 
@@ -44,13 +44,14 @@ MEASURES = (
         "weight and correctness", "points", "mean weight of right examples minus that of wrong ones, of m times it"
     ),
     Measure("weight and effect", "correlation", "Spearman, among the examples of a problem"),
+    Measure("drift", "divergence", "of the adapted model from the unadapted one on problems of other subjects"),
+    Measure("elsewhere", "gain", "answers to problems of other subjects that are right, adapted minus unadapted"),
 )
 
 
 def table_of(stored: Mapping[str, Any], when: str, column: str) -> Float[Values, "P m"]:
     """A column of the examples; NaN where there is no value."""
-    rows = stored[when]["columns"][column]
-    return np.array([[np.nan if value is None else float(value) for value in row] for row in rows])
+    return _numbers(stored[when]["columns"][column])
 
 
 def values_of(stored: Mapping[str, Any], when: str, measure: str) -> Float[Values, "P m"]:
@@ -70,6 +71,8 @@ def _where_known(values: Values, limit: float) -> Values:
 
 def per_problem(stored: Mapping[str, Any], when: str, measure: str) -> Float[Values, " P"]:
     """[P] values of a measure, NaN where a problem has none."""
+    if measure in ("drift", "elsewhere"):
+        return _elsewhere(stored[when], measure)
     valid = table_of(stored, when, "valid") == 1
     if measure == "valid":
         return valid.mean(1)
@@ -80,6 +83,20 @@ def per_problem(stored: Mapping[str, Any], when: str, measure: str) -> Float[Val
         rows = zip(weight, table_of(stored, when, other), valid, strict=True)
         return np.array([spearman(w[ok], e[ok]) for w, e, ok in rows])
     return _mean(values_of(stored, when, measure), valid)
+
+
+def _elsewhere(found: Mapping[str, Any], measure: str) -> Float[Values, " P"]:
+    """NaN where it was not looked at."""
+    if "drift" not in found:
+        return np.full(len(found["columns"]["valid"]), np.nan)
+    if measure == "drift":
+        return _numbers(found["drift"])
+    return (_numbers(found["others_adapted"]) - _numbers(found["others_unadapted"])).mean(1)
+
+
+def _numbers(values: Any) -> Values:
+    """NaN for null."""
+    return np.array(values, dtype=np.float64)
 
 
 def measured(by_seed: Mapping[int, Mapping[str, Any]], when: str, measure: str) -> Estimate | None:
