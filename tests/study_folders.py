@@ -213,6 +213,7 @@ def samples(rng: np.random.Generator, chance: np.ndarray, n: int = 8) -> list[li
 
 
 METHODS = {"base": 0.0, "tt-ss": -0.03, "solver-grpo": 0.2, "mass": 0.3, "mass-unadapted": 0.22, "maj@n": 0.12}
+LEARNING = {"solver-sft": 0.0, "solver-grpo": -0.05, "mass-gold": 0.15, "mass": 0.1}
 TRAINED = ("solver-grpo", "mass", "mass-unadapted")
 
 
@@ -238,7 +239,7 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
         evaluation(
             runs / "hard" / "eval" / f"test-{seed}",
             seed,
-            {m: outcomes(rng, c - 0.2) for m, c in of.items()},
+            {"solver-sft": outcomes(rng, easy), **{m: outcomes(rng, c - 0.2) for m, c in of.items()}},
             training=told,
             tasks="hard",
         )
@@ -262,12 +263,11 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             )
         for size, step in ((30, 0), (100, 1), (300, 2), (1000, 3), (3000, 4)):
             evaluation(
-                runs / "data" / "eval" / f"data-{size}-{seed}",
+                runs / "data" / "eval" / f"problems-{size}-{seed}",
                 seed,
-                {"solver-sft": outcomes(rng, easy + 0.05 * step), "mass": outcomes(rng, easy + 0.1 + 0.05 * step)},
+                {m: outcomes(rng, easy + gain + 0.05 * step) for m, gain in LEARNING.items()},
                 training={
-                    m: {"run": f"{m}-{size}-{seed}", "seed": seed, "steps": 40, "problems": size}
-                    for m in ("solver-sft", "mass")
+                    m: {"run": f"{m}-{size}-{seed}", "seed": seed, "steps": 40, "problems": size} for m in LEARNING
                 },
             )
         for name in ("without", "canary-1", "canary-0.3"):

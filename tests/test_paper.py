@@ -176,7 +176,7 @@ def test_what_is_not_measured_yet_is_said_in_the_text(results: Results) -> None:
         '{{ safety(reference="with") }}': "safety/with",
         '{{ picture("room", "room/other") }}': "room/other",
         '{{ practice("correct", of="table/mass-gold") }}': "table/mass-gold",
-        '{{ needs("mass-gold", "mass", 30) }}': "data mass-gold",
+        '{{ needs("self-sft", "mass", 30) }}': "data self-sft",
         '{{ accuracy("mass", at="0.7") }}': "table/test at 0.7",
     }
     for template, what in asked.items():
