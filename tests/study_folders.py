@@ -214,6 +214,11 @@ def samples(rng: np.random.Generator, chance: np.ndarray, n: int = 8) -> list[li
 
 METHODS = {"base": 0.0, "tt-ss": -0.03, "solver-grpo": 0.2, "mass": 0.3, "mass-unadapted": 0.22, "maj@n": 0.12}
 LEARNING = {"solver-sft": 0.0, "solver-grpo": -0.05, "mass-gold": 0.15, "mass": 0.1}
+ABLATIONS = {
+    "full": 0.3, "no-scorer": 0.25, "12-examples": 0.31, "2-examples": 0.2, "scorer-without-likelihood": 0.25,
+    "sigmoid-weights": 0.2, "no-attribution-reward": 0.3, "frozen-generator": 0.3, "no-solver-term": 0.28,
+    "first-order": 0.27, "fixed-rates": 0.3, "one-step": 0.33, "four-steps": 0.26,
+}  # fmt: skip
 TRAINED = ("solver-grpo", "mass", "mass-unadapted")
 
 
@@ -254,7 +259,7 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
         for method, best in (("mass", 0.7), ("solver-grpo", 0.6)):
             curve = [0.4 + (best - 0.4) * t / 4 + rng.normal(0, 0.01) for t in range(5)]
             training(runs / "table" / "train" / f"{method}-{seed}", seed, method, curve)
-        for name, gain in (("full", 0.3), ("no scorer", 0.25), ("12 examples", 0.31), ("2 examples", 0.2)):
+        for name, gain in ABLATIONS.items():
             evaluation(
                 runs / "ablations" / "eval" / f"{name}-{seed}",
                 seed,
