@@ -154,7 +154,7 @@ def practice(folder: Path, name: str, seed: int, problems: int = 60, m: int = 6)
             "near_copy": 2,
             "tasks": {"hash": "analysed"},
             "before": {"columns": columns(0.3, 0.0), **elsewhere(0.02)},
-            "after": {"columns": columns(0.7, 1.0), **elsewhere(0.1)},
+            "after": {"columns": columns(0.7, 1.0), **elsewhere(0.2)},
         },
     )
     return folder
@@ -275,7 +275,7 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                     m: {"run": f"{m}-{size}-{seed}", "seed": seed, "steps": 40, "problems": size} for m in LEARNING
                 },
             )
-        for name in ("without", "canary-1", "canary-0.3"):
+        for name in ("without", "canary-1", "canary-0.1"):
             evaluation(
                 runs / "safety" / "eval" / f"{name}-{seed}",
                 seed,

@@ -104,7 +104,7 @@ def test_the_ablation_table_compares_with_its_reference(results: Results) -> Non
 
 def test_the_safety_table_says_what_the_adaptation_does_elsewhere(results: Results) -> None:
     lines = [line.strip("| ").split(" | ") for line in filled(results, "{{ safety() }}").splitlines()]
-    assert [line[0] for line in lines] == ["setting", "---", "without", "canary-0.3", "canary-1"]
+    assert [line[0] for line in lines] == ["setting", "---", "without", "canary-0.1", "canary-1"]
     part = results.parts["safety"]
     rows, found = part.evaluations["canary-1"], part.practice["canary-1"]
     hurt = [
@@ -115,8 +115,10 @@ def test_the_safety_table_says_what_the_adaptation_does_elsewhere(results: Resul
     drift = sum(sum(one["after"]["drift"]) / 60 for one in found.values()) / 3
     assert lines[4][5].startswith(f"{drift:.4f} [")
     changes = [np.subtract(one["after"]["others_adapted"], one["after"]["others_unadapted"]) for one in found.values()]
-    assert lines[4][6].startswith(shown(np.mean(changes), "+"))
-    assert lines[4][7] == "3"
+    far = np.mean([np.mean(np.array(one["after"]["drift"]) > 0.1) for one in found.values()])
+    assert lines[4][6].startswith(f"{100 * far:.1f}% [")
+    assert lines[4][7].startswith(shown(np.mean(changes), "+"))
+    assert lines[4][8] == "3"
 
 
 def test_data_efficiency_is_read_off(results: Results) -> None:

@@ -11,13 +11,11 @@ from mass.report.asking import Answers, NotMeasured, Question
 from mass.report.words import MISSING, amount, percent, percent_interval, points, points_interval
 from mass.results import Estimate, StoredRow
 from mass.results.data import Curve, Needed, curves, needed_as_many_as, sizes_of
-from mass.results.practice import AFTER, BEFORE, MEASURES, measured
+from mass.results.practice import AFTER, BEFORE, ELSEWHERE, FAR, MEASURES, measured
 from mass.results.stored import GREEDY
 
 REFERENCE = "solver-sft"
 """The method that the data efficiency of others is measured by, where it was trained."""
-SAFETY = {"drift": "divergence", "elsewhere": "gain"}
-"""Measures of practice that say what an adaptation does elsewhere, and their units."""
 
 
 # --- numbers
@@ -262,12 +260,12 @@ def safety_table(answers: Answers, part: str, reference: str, method: str, at: s
         gain = "" if name == reference else _points(answers.gain_over((method, here), (method, there)))
         helped, hurt = helped_and_hurt(answers, method, f"{method}-unadapted", here)
         practised = answers.part(part).practice.get(name, {})
-        elsewhere = [measure_text(measured(practised, AFTER, m), unit) for m, unit in SAFETY.items()]
+        elsewhere = [measure_text(measured(practised, AFTER, m.name), m.unit) for m in MEASURES if m.name in ELSEWHERE]
         accuracy = _share_cell(answers.accuracy(method, here))
         seeds = str(len(answers.rows(here.of, method)))
         lines.append([name, accuracy, gain, percent(helped), percent(hurt), *elsewhere, seeds])
     head = ["setting", f"{method}, %", f"against {reference}", "helped, %", "hurt, %", "drift, nats per token",
-            "answers to other subjects", "seeds"]  # fmt: skip
+            f"above {FAR:g}", "answers to other subjects", "seeds"]  # fmt: skip
     return markdown_table(head, lines)
 
 

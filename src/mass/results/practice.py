@@ -16,6 +16,10 @@ from mass.bootstrap import Sample, Values, percentiles, two_level
 from mass.results.estimates import Estimate
 
 BEFORE, AFTER = "before", "after"
+FAR = 0.1
+"""Nats per token: a drift above it is a far one."""
+ELSEWHERE = ("drift", "far adrift", "elsewhere")
+"""The measures of what the adaptation does on problems of other subjects."""
 LEAST_RANKED = 3
 """Examples of a problem that a rank correlation needs."""
 
@@ -45,6 +49,7 @@ MEASURES = (
     ),
     Measure("weight and effect", "correlation", "Spearman, among the examples of a problem"),
     Measure("drift", "divergence", "of the adapted model from the unadapted one on problems of other subjects"),
+    Measure("far adrift", "share", f"of the problems, those with a drift above {FAR:g} nats per token"),
     Measure("elsewhere", "gain", "answers to problems of other subjects that are right, adapted minus unadapted"),
 )
 
@@ -71,7 +76,7 @@ def _where_known(values: Values, limit: float) -> Values:
 
 def per_problem(stored: Mapping[str, Any], when: str, measure: str) -> Float[Values, " P"]:
     """[P] values of a measure, NaN where a problem has none."""
-    if measure in ("drift", "elsewhere"):
+    if measure in ELSEWHERE:
         return _elsewhere(stored[when], measure)
     valid = table_of(stored, when, "valid") == 1
     if measure == "valid":
@@ -89,8 +94,9 @@ def _elsewhere(found: Mapping[str, Any], measure: str) -> Float[Values, " P"]:
     """NaN where it was not looked at."""
     if "drift" not in found:
         return np.full(len(found["columns"]["valid"]), np.nan)
-    if measure == "drift":
-        return _numbers(found["drift"])
+    if measure != "elsewhere":
+        drift = _numbers(found["drift"])
+        return drift if measure == "drift" else (drift > FAR).astype(np.float64)
     return (_numbers(found["others_adapted"]) - _numbers(found["others_unadapted"])).mean(1)
 
 
