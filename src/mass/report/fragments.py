@@ -298,9 +298,7 @@ def needs_table(answers: Answers, part: str, reference: str, at: str) -> str:
     lines: list[list[str]] = []
     for size, estimate in zip(goal.problems, goal.estimates, strict=True):
         needs = [needed_as_many_as(curve, goal, size) for curve in others]
-        lines.append(
-            [f"{size:,}", percent(estimate.mean), *(f"{needed_text(n)}: {fewer_text(n, size)}" for n in needs)]
-        )
+        lines.append([f"{size:,}", percent(estimate.mean), *(needed_text(n) for n in needs)])
     return markdown_table([f"problems of {reference}", "its accuracy, %", *(curve.method for curve in others)], lines)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INTERVALS = "lines are 95% intervals over seeds and problems"
 SMALLEST_UPDATE = 1e-5
 """Smaller ones are drawn here."""
+LABEL_RATIO = 1.5
+"""Of neighbouring numbers that are both written at a logarithmic axis, at least."""
 
 
 # --- the table
@@ -121,7 +123,7 @@ def data(answers: Answers, part: str, at: str) -> Plot:
         for index, curve in enumerate(found):
             _draw_curve(axes, curve, SERIES[1 + index % 7], MARKERS[(1 + index) % 8])
         axes.set_xscale("log")
-        sizes = sizes_of(found)
+        sizes = _apart(sizes_of(found))
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel("gold training problems (log scale)")
@@ -132,6 +134,15 @@ def data(answers: Answers, part: str, at: str) -> Plot:
     return Plot(
         title, f"Means over seeds ({seeds} of {found[0].method}), {at}; bands are 95% intervals over both.", svg
     )
+
+
+def _apart(sizes: Sequence[int]) -> list[int]:
+    """Those whose labels do not run into that of the next greater one on a logarithmic axis."""
+    kept: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        if not kept or kept[-1] >= LABEL_RATIO * size:
+            kept.append(size)
+    return kept
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
