@@ -161,7 +161,7 @@ def _examine(
             for key in rows[0]:
                 columns.setdefault(key, []).append([row[key] for row in rows])
         tick(start + len(part))
-    right = {key: [None if value is None else int(value) for value in values] for key, values in answers.items()}
+    right = {key: [_plain(value) for value in values] for key, values in answers.items()}
     return {"columns": columns, **right, **elsewhere}
 
 
@@ -203,7 +203,7 @@ def _elsewhere(
     drift = drifts(subject.lm, answers, theta, adapted.stack, stack).tolist()
     found: dict[str, list[Any]] = {"drift": [round(value, 2 * DIGITS) for value in drift]}
     for name, adapter in (("others_unadapted", theta), ("others_adapted", adapted.stack)):
-        right = [None if correct is None else int(correct) for correct in _right(subject, flat, adapter)]
+        right = [_plain(correct) for correct in _right(subject, flat, adapter)]
         count = len(others[0])
         found[name] = [right[i : i + count] for i in range(0, len(right), count)]
     return found

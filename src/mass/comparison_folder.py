@@ -22,6 +22,8 @@ from mass.runlog import (
     RunFolder,
     cannot_be_written,
     first_difference,
+    is_begun,
+    is_used,
     json_values,
     replace_text,
 )
@@ -39,23 +41,18 @@ class ComparisonFolder:
         Raises RunError when the folder is in use; with `resume`, when no comparison was begun in it, or it is finished.
         """
         if not resume:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if is_used(self.path):
                 raise RunError(
                     f"{self.path} is in use; a comparison needs an empty folder; name another with --out, or go on "
                     "with one that was broken off by --resume"
                 )
-        elif not self._is_begun():
+        elif not is_begun(self.path, "methods"):
             raise RunError(
                 f"{self.path} holds no comparison to go on with; expected its {CONFIG} in it; leave --resume out to "
                 "start one"
             )
         elif (self.path / COMPARISON).is_file():
             raise RunError(f"the comparison in {self.path} is finished; `mass report {self.path}` writes its page")
-
-    def _is_begun(self) -> bool:
-        """A training has a configuration too."""
-        file = self.path / CONFIG
-        return file.is_file() and "methods" in json.loads(file.read_text(encoding="utf-8"))
 
     def begin(self, asked: Mapping[str, Any]) -> None:
         """Raises RunError as `check` does, or when the folder cannot be written."""
@@ -128,7 +125,7 @@ class ComparisonFolder:
 
     def commits(self) -> list[str]:
         """Those of the source that the sittings were at, each once."""
-        return list(dict.fromkeys(str(sitting["commit"]) for sitting in self.sittings() if sitting["commit"]))
+        return RunFolder(self.path).commits()
 
     def finish(self, table: Mapping[str, Any]) -> None:
         replace_text(self.path / COMPARISON, json.dumps(table, indent=2))

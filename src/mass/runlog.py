@@ -51,6 +51,10 @@ class RunFolder:
         file = self.path / PROVENANCE
         return json.loads(file.read_text()) if file.is_file() else []
 
+    def commits(self) -> list[str]:
+        """Of the source, at which it was made, each once, the first first; none where that was not noted."""
+        return list(dict.fromkeys(sitting["commit"] for sitting in self.sittings() if sitting.get("commit")))
+
     def note(self, sitting: dict[str, Any]) -> None:
         """Add a sitting."""
         replace_text(self.path / PROVENANCE, json.dumps([*self.sittings(), sitting], indent=2) + "\n")
@@ -140,24 +144,29 @@ def check_folder(path: Path, config: Any, *, resume: bool) -> None:
     configuration differs, or when the folder cannot be read.
     """
     if resume:
-        if not _is_run(path):
+        if not is_begun(path, "train"):
             raise RunError(
                 f"{path} holds no run to resume; expected its {CONFIG} in it; leave --resume out to start one"
             )
         _same_config(path, to_dict(config), to_dict(type(config)()))
         return
     try:
-        used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        used = is_used(path)
     except OSError as error:
         raise cannot_be_written(path, error) from error
     if used:
         raise RunError(f"{path} is in use; a run needs a folder of its own; add --resume, or name another folder")
 
 
-def _is_run(path: Path) -> bool:
-    """A comparison has a configuration too."""
+def is_used(path: Path) -> bool:
+    """Whether it is there and no empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def is_begun(path: Path, section: str) -> bool:
+    """Whether a folder has a configuration with this section: 'train' of a training, 'methods' of a comparison."""
     file = path / CONFIG
-    return file.is_file() and "train" in json.loads(file.read_text())
+    return file.is_file() and section in json.loads(file.read_text(encoding="utf-8"))
 
 
 @contextmanager

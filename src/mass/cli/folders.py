@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 from mass.errors import RunError
+from mass.runlog import is_used
 
 
 def new_folder(option: str, folder: Path) -> None:
     """Make an output folder. Raises RunError when it is in use or cannot be made."""
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if is_used(folder):
             raise RunError(f"{option} {str(folder)!r} is in use; name a folder that is new or empty")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

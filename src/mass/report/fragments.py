@@ -226,12 +226,8 @@ def helped_and_hurt(answers: Answers, method: str, other: str, question: Questio
 
 def ablation_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
     """Each evaluation of the part: accuracy, against the reference, and what the adaptation itself brings."""
-    names = list(answers.part(part).evaluations)
-    if reference not in names:
-        raise NotMeasured(f"{part}/{reference}")
-    names = [reference, *sorted((name for name in names if name != reference), key=_by_number)]
     lines: list[list[str]] = []
-    for name in names:
+    for name in _settings(answers, part, reference):
         here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
         accuracy = attempt(lambda q=here: _share_cell(answers.accuracy(method, q)))
         if not accuracy:
@@ -251,11 +247,8 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
 def safety_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
     """Each evaluation of the part, beside the analysis of its name: accuracy, the answers that the adaptation helps and
     hurts, and what it does on problems of other subjects."""
-    names = list(answers.part(part).evaluations)
-    if reference not in names:
-        raise NotMeasured(f"{part}/{reference}")
     lines: list[list[str]] = []
-    for name in [reference, *sorted((name for name in names if name != reference), key=_by_number)]:
+    for name in _settings(answers, part, reference):
         here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
         gain = "" if name == reference else _points(answers.gain_over((method, here), (method, there)))
         helped, hurt = helped_and_hurt(answers, method, f"{method}-unadapted", here)
@@ -267,6 +260,14 @@ def safety_table(answers: Answers, part: str, reference: str, method: str, at: s
     head = ["setting", f"{method}, %", f"against {reference}", "helped, %", "hurt, %", "drift, nats per token",
             f"above {FAR:g}", "answers to other subjects", "seeds"]  # fmt: skip
     return markdown_table(head, lines)
+
+
+def _settings(answers: Answers, part: str, reference: str) -> list[str]:
+    """The evaluations of a part, the reference first."""
+    names = list(answers.part(part).evaluations)
+    if reference not in names:
+        raise NotMeasured(f"{part}/{reference}")
+    return [reference, *sorted((name for name in names if name != reference), key=_by_number)]
 
 
 def _by_number(name: str) -> list[str | int]:

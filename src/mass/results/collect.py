@@ -158,14 +158,8 @@ def training_of(folder: Path) -> dict[str, Any] | None:
         "curves": {key: _curve(ordered, key) for key in keys if not key.startswith("seconds/")},
         "tokens": _total(ordered, "tokens"),
         "seconds": _total(ordered, "seconds/"),
-        "commits": _commits(folder),
+        "commits": RunFolder(folder).commits(),
     }
-
-
-def _commits(folder: Path) -> list[str]:
-    """Each of a training's sittings was made at one, the first first; none where that was not noted."""
-    found = (sitting.get("commit") for sitting in RunFolder(folder).sittings())
-    return list(dict.fromkeys(commit for commit in found if commit))
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
