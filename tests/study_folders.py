@@ -219,6 +219,7 @@ ABLATIONS = {
     "sigmoid-weights": 0.2, "no-attribution-reward": 0.3, "frozen-generator": 0.3, "no-solver-term": 0.28,
     "first-order": 0.27, "fixed-rates": 0.3, "one-step": 0.33, "four-steps": 0.26,
 }  # fmt: skip
+RATES = {"0.0003": 0.45, "0.001": 0.55, "0.003": 0.6, "0.01": 0.4}
 TRAINED = ("solver-grpo", "mass", "mass-unadapted")
 
 
@@ -284,6 +285,8 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             )
             practice(runs / "safety" / "analyse" / f"{name}-{seed}", name, seed)
         practice(runs / "table" / "analyse" / f"mass-{seed}", "mass", seed)
+    for rate, best in RATES.items():
+        training(runs / "rates" / "train" / f"solver-sft-{rate}-0", 0, "solver-sft", [0.4, best, best - 0.1])
     room(runs / "room" / "base-1")
     return runs
 

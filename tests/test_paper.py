@@ -89,7 +89,7 @@ def test_tables_hold_a_line_for_each_method_and_mark_what_excludes_zero(results:
 
 def test_what_it_was_made_at_is_told(results: Results) -> None:
     answered = sum(len(seeds) for part in results.parts.values() for seeds in part.evaluations.values())
-    assert filled(results, "{{ commits() }}") == f"0123456 ({answered}), 0123456+ (6)"
+    assert filled(results, "{{ commits() }}") == f"0123456 ({answered}), 0123456+ (10)"
 
 
 def test_the_ablation_table_compares_with_its_reference(results: Results) -> None:
@@ -119,6 +119,15 @@ def test_the_safety_table_says_what_the_adaptation_does_elsewhere(results: Resul
     assert lines[4][6].startswith(f"{100 * far:.1f}% [")
     assert lines[4][7].startswith(shown(np.mean(changes), "+"))
     assert lines[4][8] == "3"
+
+
+def test_the_best_on_validation_problems_stands_at_its_rate(results: Results) -> None:
+    assert filled(results, "{{ validation() }}").splitlines() == [
+        "|  | 0.0003 | 0.001 | 0.003 | 0.01 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| solver-sft | 45.0 | 55.0 | 60.0 | 40.0 |",
+    ]
+    assert fill(results, '{{ validation("table") }}', "t", "p").missing == ["table on validation problems"]
 
 
 def test_data_efficiency_is_read_off(results: Results) -> None:

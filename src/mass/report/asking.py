@@ -18,7 +18,7 @@ from mass.results.stored import GREEDY
 
 T = TypeVar("T")
 DECODING = re.compile(r"greedy|(?:pass |maj )?[0-9]+(?:\.[0-9]+)?")
-PARTS = ("room", "table", "ablations", "data", "safety", "hard", "unseen")
+PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen")
 
 
 class NotMeasured(Exception):

@@ -17,6 +17,9 @@ from mass.results.stored import GREEDY
 REFERENCE = "solver-sft"
 """The method that the data efficiency of others is measured by, where it was trained."""
 
+NUMBERED = re.compile(r"(?P<kind>.+)-(?P<number>[0-9.]+)")
+"""The name of a training that stands for a value of a setting."""
+
 
 # --- numbers
 
@@ -301,6 +304,20 @@ def needs_table(answers: Answers, part: str, reference: str, at: str) -> str:
         needs = [needed_as_many_as(curve, goal, size) for curve in others]
         lines.append([f"{size:,}", percent(estimate.mean), *(needed_text(n) for n in needs)])
     return markdown_table([f"problems of {reference}", "its accuracy, %", *(curve.method for curve in others)], lines)
+
+
+def validation_table(answers: Answers, part: str) -> str:
+    """The best accuracy of each training on validation problems, mean over seeds; settings that a number ends the name
+    of, as in solver-sft-0.003, in a column for each number."""
+    found: dict[str, dict[str, str]] = {}
+    for name, seeds in answers.part(part).trainings.items():
+        best = _mean([run.best for run in seeds.values() if run.best is not None])
+        if best is not None and (numbered := NUMBERED.fullmatch(name)):
+            found.setdefault(numbered["kind"], {})[numbered["number"]] = percent(best)
+    if not found:
+        raise NotMeasured(f"{part} on validation problems")
+    numbers = sorted({number for row in found.values() for number in row}, key=float)
+    return markdown_table(["", *numbers], [[k, *(row.get(n, "") for n in numbers)] for k, row in found.items()])
 
 
 def practice_table(answers: Answers, of: str) -> str:

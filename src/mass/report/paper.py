@@ -271,6 +271,11 @@ class Asked:
         return fragments.safety_table(self.answers, part, reference, method, at)
 
     @told
+    def validation(self, part: str = "rates") -> str:
+        """The best accuracy of each training on validation problems, by the number in its name."""
+        return fragments.validation_table(self.answers, part)
+
+    @told
     def data(self, part: str = "data", at: str = GREEDY) -> str:
         """Accuracy against the number of training problems."""
         return fragments.data_table(self.answers, part, at)

@@ -72,6 +72,11 @@ class Training:
     commits: tuple[str, ...]
     """Of the source that trained, more than one where the run was resumed at another; empty where none was noted."""
 
+    @property
+    def best(self) -> float | None:
+        """The highest accuracy on validation problems, by which its checkpoint is chosen; None where it was not measured."""
+        return max((value for _, value in self.curves.get("eval/accuracy", ())), default=None)
+
 
 @dataclass(frozen=True)
 class Part:
