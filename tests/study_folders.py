@@ -287,6 +287,7 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
         practice(runs / "table" / "analyse" / f"mass-{seed}", "mass", seed)
     for rate, best in RATES.items():
         training(runs / "rates" / "train" / f"solver-sft-{rate}-0", 0, "solver-sft", [0.4, best, best - 0.1])
+    training(runs / "ablations" / "train" / "full-0", 0, "mass", [0.4, 0.8, 0.7])
     room(runs / "room" / "base-1")
     return runs
 

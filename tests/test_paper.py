@@ -89,7 +89,7 @@ def test_tables_hold_a_line_for_each_method_and_mark_what_excludes_zero(results:
 
 def test_what_it_was_made_at_is_told(results: Results) -> None:
     answered = sum(len(seeds) for part in results.parts.values() for seeds in part.evaluations.values())
-    assert filled(results, "{{ commits() }}") == f"0123456 ({answered}), 0123456+ (10)"
+    assert filled(results, "{{ commits() }}") == f"0123456 ({answered}), 0123456+ (11)"
 
 
 def test_the_ablation_table_compares_with_its_reference(results: Results) -> None:
@@ -100,6 +100,8 @@ def test_the_ablation_table_compares_with_its_reference(results: Results) -> Non
     full = lines[2].split(" | ")
     assert full[2] == ""
     assert "[" in full[3]
+    assert full[4] == "80.0"
+    assert lines[3].split(" | ")[4] == "–"
 
 
 def test_the_safety_table_says_what_the_adaptation_does_elsewhere(results: Results) -> None:

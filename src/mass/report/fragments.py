@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mass.report.asking import Answers, NotMeasured, Question
 from mass.report.words import MISSING, amount, percent, percent_interval, points, points_interval
-from mass.results import Estimate, StoredRow
+from mass.results import Estimate, StoredRow, Training
 from mass.results.data import Curve, Needed, curves, needed_as_many_as, sizes_of
 from mass.results.practice import AFTER, BEFORE, ELSEWHERE, FAR, MEASURES, measured
 from mass.results.stored import GREEDY
@@ -228,7 +228,8 @@ def helped_and_hurt(answers: Answers, method: str, other: str, question: Questio
 
 
 def ablation_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
-    """Each evaluation of the part: accuracy, against the reference, and what the adaptation itself brings."""
+    """Each evaluation of the part: accuracy, against the reference, what the adaptation itself brings, and the best of
+    the training of its name on validation problems."""
     lines: list[list[str]] = []
     for name in _settings(answers, part, reference):
         here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
@@ -242,8 +243,9 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
         )
         update = attempt(lambda q=here: _points(answers.gain(method, f"{method}-unadapted", q)))
         rows = answers.rows(here.of, method)
-        lines.append([name, accuracy, against, update, amount(mean_of(rows, "tokens")), str(len(rows))])
-    head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "tokens", "seeds"]
+        best = percent(_best(answers.part(part).trainings.get(name, {})))
+        lines.append([name, accuracy, against, update, best, amount(mean_of(rows, "tokens")), str(len(rows))])
+    head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "validation, %", "tokens", "seeds"]
     return markdown_table(head, lines)
 
 
@@ -311,13 +313,18 @@ def validation_table(answers: Answers, part: str) -> str:
     of, as in solver-sft-0.003, in a column for each number."""
     found: dict[str, dict[str, str]] = {}
     for name, seeds in answers.part(part).trainings.items():
-        best = _mean([run.best for run in seeds.values() if run.best is not None])
+        best = _best(seeds)
         if best is not None and (numbered := NUMBERED.fullmatch(name)):
             found.setdefault(numbered["kind"], {})[numbered["number"]] = percent(best)
     if not found:
         raise NotMeasured(f"{part} on validation problems")
     numbers = sorted({number for row in found.values() for number in row}, key=float)
     return markdown_table(["", *numbers], [[k, *(row.get(n, "") for n in numbers)] for k, row in found.items()])
+
+
+def _best(seeds: Mapping[int, Training]) -> float | None:
+    """On validation problems, mean over seeds."""
+    return _mean([run.best for run in seeds.values() if run.best is not None])
 
 
 def practice_table(answers: Answers, of: str) -> str:
