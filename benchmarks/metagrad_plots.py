@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 
@@ -15,9 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from metagrad_plan import EVERY, SHOWN
 from metagrad_routes import BASELINE
-
-if TYPE_CHECKING:
-    from metagrad_report import Row
+from metagrad_rows import Row
 
 STUDY = {"steps": 8, "examples": 6, "length": 128, "width": 256, "layers": 4}
 TIME = "time (s), median, bars from least to greatest"

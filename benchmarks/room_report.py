@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from room_practice import SOURCES
 
-from mass.report.fragments import room_decodings, room_table
+from mass.report.paper_tables import room_decodings, room_table
 from mass.report.words import amount, percent, percent_interval, points, points_interval
 from mass.results.stored import GREEDY
 from mass.runlog import replace_text

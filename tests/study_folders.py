@@ -249,6 +249,13 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             training=told,
             tasks="hard",
         )
+        for name in ("tuned", "tuned-equal-tokens"):
+            evaluation(
+                runs / "table" / "eval" / f"{name}-{seed}",
+                seed,
+                {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
+                training=told,
+            )
         for group in "abc":
             evaluation(
                 runs / "unseen" / "eval" / f"{group}-{seed}",

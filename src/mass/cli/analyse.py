@@ -58,7 +58,7 @@ def _table(found: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from mass.report.fragments import measure_text
+    from mass.report.sentences import measure_text
     from mass.results.practice import AFTER, BEFORE, MEASURES, measured
 
     table = Table(title=Text(f"practice for {found['tasks']['size']} problems, 95% intervals over problems"), box=None)

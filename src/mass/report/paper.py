@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mass.errors import DataError, RunError
-from mass.report import fragments, pictures
+from mass.report import paper_tables as tables
+from mass.report import pictures, sentences
 from mass.report.asking import Answers, NotMeasured, Question
 from mass.report.figures import Plot
 from mass.report.svg import standalone
@@ -109,28 +110,28 @@ class Asked:
     @told
     def accuracy(self, method: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
         """`62.1% [60.0, 64.2]`. `group`: subject='Algebra' or level=3."""
-        return fragments.accuracy_text(self.answers.accuracy(method, Question(of, at, **group)))
+        return sentences.accuracy_text(self.answers.accuracy(method, Question(of, at, **group)))
 
     @told
     def gain(self, method: str, other: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
         """The paired difference: `+4.2 points [+1.0, +7.5]`."""
-        return fragments.gain_text(self.answers.gain(method, other, Question(of, at, **group)))
+        return sentences.gain_text(self.answers.gain(method, other, Question(of, at, **group)))
 
     @told
     def gain_between(self, method: str, of: str, other: str, other_of: str, at: str = GREEDY) -> str:
         """The paired difference between methods of two places."""
         one, two = (method, Question(of, at)), (other, Question(other_of, at))
-        return fragments.gain_text(self.answers.gain_over(one, two))
+        return sentences.gain_text(self.answers.gain_over(one, two))
 
     @told
     def stands(self, method: str, other: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
         """`better than`, `worse than` or `not distinguishable from`, by the interval of the paired difference."""
-        return fragments.standing_text(self.answers.gain(method, other, Question(of, at, **group)))
+        return sentences.standing_text(self.answers.gain(method, other, Question(of, at, **group)))
 
     @told
     def ratio(self, method: str, other: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
         """`×1.90 [1.50, 2.40]`."""
-        return fragments.ratio_text(self.answers.ratio(method, other, Question(of, at, **group)))
+        return sentences.ratio_text(self.answers.ratio(method, other, Question(of, at, **group)))
 
     @told
     def weakest(self, method: str = "base", of: str = TEST, at: str = GREEDY) -> str:
@@ -144,17 +145,17 @@ class Asked:
     @told
     def tokens(self, method: str, of: str = TEST, at: str = GREEDY) -> str:
         """Generated per answer."""
-        return amount(fragments.mean_of(self.answers.rows(of, method), "tokens", at))
+        return amount(tables.mean_of(self.answers.rows(of, method), "tokens", at))
 
     @told
     def seconds(self, method: str, of: str = TEST, at: str = GREEDY) -> str:
         """Per answer."""
-        return amount(fragments.mean_of(self.answers.rows(of, method), "seconds", at))
+        return amount(tables.mean_of(self.answers.rows(of, method), "seconds", at))
 
     @told
     def label(self, method: str, of: str = TEST) -> str:
         """`maj@9` of maj@n."""
-        return fragments.label_of(self.answers.rows(of, method))
+        return tables.label_of(self.answers.rows(of, method))
 
     @told
     def seeds(self, of: str = TEST) -> str:
@@ -167,12 +168,12 @@ class Asked:
     @told
     def needs(self, method: str, reference: str, problems: int, of: str = "data", at: str = GREEDY) -> str:
         """How many problems a method takes for the accuracy that the reference has with so many."""
-        return fragments.needed_text(self._needed(method, reference, problems, of, at))
+        return sentences.needed_text(self._needed(method, reference, problems, of, at))
 
     @told
     def fewer(self, method: str, reference: str, problems: int, of: str = "data", at: str = GREEDY) -> str:
         """How many fewer those are: `62% fewer [48%, 74%]`."""
-        return fragments.fewer_text(self._needed(method, reference, problems, of, at), problems)
+        return sentences.fewer_text(self._needed(method, reference, problems, of, at), problems)
 
     def _needed(self, method: str, reference: str, problems: int, of: str, at: str):
         found = curves(self.answers.part(of), at)
@@ -194,7 +195,7 @@ class Asked:
         found = measured(self.answers.practice(of), when, measure)
         if found is None:
             raise NotMeasured(f"{of}: {measure}")
-        return fragments.measure_text(found, known[measure].unit)
+        return sentences.measure_text(found, known[measure].unit)
 
     def has(self, of: str) -> bool:
         """Whether a part or a place is stored, for `{% if has("hard") %}`."""
@@ -234,65 +235,65 @@ class Asked:
     @told
     def table(self, of: str = TEST, methods: Sequence[str] | None = None, against: str = "base") -> str:
         """Accuracy of each decoding, paired difference, cost."""
-        return fragments.main_table(self.answers, of, self._methods(of, methods), against)
+        return tables.main_table(self.answers, of, self._methods(of, methods), against)
 
     @told
     def costs(self, of: str = TEST, methods: Sequence[str] | None = None) -> str:
         """What training took, and what an answer takes."""
-        return fragments.cost_table(self.answers, of, self._methods(of, methods))
+        return tables.cost_table(self.answers, of, self._methods(of, methods))
 
     @told
     def chances(self, of: str = TEST, methods: Sequence[str] | None = None) -> str:
         """pass@N and maj@N."""
-        return fragments.chances_table(self.answers, of, self._methods(of, methods))
+        return tables.chances_table(self.answers, of, self._methods(of, methods))
 
     @told
     def by_subject(self, of: str = TEST, methods: Sequence[str] | None = None, at: str = GREEDY) -> str:
-        return fragments.group_table(self.answers, of, self._methods(of, methods), at, "subject")
+        return tables.group_table(self.answers, of, self._methods(of, methods), at, "subject")
 
     @told
     def by_level(self, of: str = TEST, methods: Sequence[str] | None = None, at: str = GREEDY) -> str:
-        return fragments.group_table(self.answers, of, self._methods(of, methods), at, "level")
+        return tables.group_table(self.answers, of, self._methods(of, methods), at, "level")
 
     @told
     def changes(self, method: str, other: str, of: str = TEST, at: str = GREEDY) -> str:
         """Where a method helps over another, and where it hurts."""
-        return fragments.changes_table(self.answers, of, method, other, at)
+        return tables.changes_table(self.answers, of, method, other, at)
 
     @told
     def ablations(
         self, part: str = "ablations", reference: str = "full", method: str = "mass", at: str = GREEDY
     ) -> str:
-        return fragments.ablation_table(self.answers, part, reference, method, at)
+        return tables.ablation_table(self.answers, part, reference, method, at)
 
     @told
     def safety(self, part: str = "safety", reference: str = "without", method: str = "mass", at: str = GREEDY) -> str:
         """What a term against drift does: to accuracy, to answers hurt, and on problems of other subjects."""
-        return fragments.safety_table(self.answers, part, reference, method, at)
+        return tables.safety_table(self.answers, part, reference, method, at)
 
     @told
     def validation(self, part: str = "rates") -> str:
         """The best accuracy of each training on validation problems, by the number in its name."""
-        return fragments.validation_table(self.answers, part)
+        return tables.validation_table(self.answers, part)
 
     @told
     def data(self, part: str = "data", at: str = GREEDY) -> str:
         """Accuracy against the number of training problems."""
-        return fragments.data_table(self.answers, part, at)
+        return tables.data_table(self.answers, part, at)
 
     @told
-    def needed(self, part: str = "data", reference: str = fragments.REFERENCE, at: str = GREEDY) -> str:
+    def needed(self, part: str = "data", reference: str = tables.REFERENCE, at: str = GREEDY) -> str:
         """How many problems each method takes for the accuracy of the reference."""
-        return fragments.needs_table(self.answers, part, reference, at)
+        return tables.needs_table(self.answers, part, reference, at)
 
     @told
     def practice_table(self, of: str = "table/mass") -> str:
-        return fragments.practice_table(self.answers, of)
+        return tables.practice_table(self.answers, of)
 
     @told
     def room(self, of: str) -> str:
         """The best point of each source of practice."""
-        return fragments.room_table(dict(self.answers.room(of)))
+        return tables.room_table(dict(self.answers.room(of)))
 
     # --- pictures
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mass.report import figures
 from mass.report.asking import Answers, NotMeasured, Question
 from mass.report.figures import Plot
-from mass.report.fragments import helped_and_hurt, label_of, mean_of, room_decodings
+from mass.report.paper_tables import helped_and_hurt, label_of, mean_of, room_decodings
 from mass.report.rows import Group, Row
 from mass.report.svg import MARKERS, MUTED, SERIES, drawing
 from mass.report.words import percent

@@ -74,7 +74,7 @@ class Training:
 
     @property
     def best(self) -> float | None:
-        """The highest accuracy on validation problems, by which its checkpoint is chosen; None where it was not measured."""
+        """The highest accuracy on validation problems, by which its checkpoint is chosen; None: not measured."""
         return max((value for _, value in self.curves.get("eval/accuracy", ())), default=None)
 
 

@@ -1,16 +1,16 @@
-"""Answers -> Markdown: a number in a sentence, or a table. No number of a document comes from anywhere else."""
+"""Answers -> the tables of a document, in Markdown. No number of theirs comes from anywhere else."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mass.report.asking import Answers, NotMeasured, Question
-from mass.report.words import MISSING, amount, percent, percent_interval, points, points_interval
+from mass.report.sentences import measure_text, needed_text
+from mass.report.words import amount, percent, percent_interval, points, points_interval
 from mass.results import Estimate, StoredRow, Training
-from mass.results.data import Curve, Needed, curves, needed_as_many_as, sizes_of
+from mass.results.data import Curve, curves, needed_as_many_as, sizes_of
 from mass.results.practice import AFTER, BEFORE, ELSEWHERE, FAR, MEASURES, measured
 from mass.results.stored import GREEDY
 
@@ -19,70 +19,6 @@ REFERENCE = "solver-sft"
 
 NUMBERED = re.compile(r"(?P<kind>.+)-(?P<number>[0-9.]+)")
 """The name of a training that stands for a value of a setting."""
-
-
-# --- numbers
-
-
-def accuracy_text(estimate: Estimate) -> str:
-    return f"{percent(estimate.mean)}% {percent_interval(estimate.interval)}"
-
-
-def gain_text(estimate: Estimate) -> str:
-    return f"{points(estimate.mean)} points {points_interval(estimate.interval)}"
-
-
-def ratio_text(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"×{estimate.mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def standing_text(estimate: Estimate) -> str:
-    return {1: "better than", 0: "not distinguishable from", -1: "worse than"}[estimate.standing]
-
-
-def needed_text(found: Needed) -> str:
-    low, high = (_problems(bound, found) for bound in found.interval)
-    return f"{_problems(found.problems, found)} [{low}, {high}]"
-
-
-def _problems(value: float, found: Needed) -> str:
-    if math.isinf(value):
-        return f"fewer than {found.fewest:,}" if value < 0 else f"more than {found.most:,}"
-    return f"{float(f'{value:.2g}'):,.0f}"
-
-
-def fewer_text(found: Needed, problems: int) -> str:
-    """How many fewer problems than `problems`; bounds where the curve ends."""
-    low, high = (_share(bound, found, problems) for bound in reversed(found.interval))
-    return f"{_share(found.problems, found, problems)} fewer [{low}, {high}]"
-
-
-def _share(value: float, found: Needed, problems: int) -> str:
-    sign = ""
-    if math.isinf(value):
-        sign, value = (">", found.fewest) if value < 0 else ("<", found.most)
-    return f"{sign}{100 * (1 - value / problems):.0f}%".replace("-", "−")
-
-
-def measure_text(estimate: Estimate | None, unit: str) -> str:
-    if estimate is None:
-        return MISSING
-    if unit == "share":
-        return f"{percent(estimate.mean)}% {percent_interval(estimate.interval)}"
-    if unit == "gain":
-        return gain_text(estimate)
-    if unit == "divergence":
-        return f"{estimate.mean:.4f} [{estimate.interval[0]:.4f}, {estimate.interval[1]:.4f}]"
-    low, high = (_signed(value) for value in estimate.interval)
-    return f"{_signed(estimate.mean)} [{low}, {high}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-# --- tables
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -245,8 +181,8 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
         rows = answers.rows(here.of, method)
         best = percent(_best(answers.part(part).trainings.get(name, {})))
         lines.append([name, accuracy, against, update, best, amount(mean_of(rows, "tokens")), str(len(rows))])
-    head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "validation, %", "tokens", "seeds"]
-    return markdown_table(head, lines)
+    head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "validation, %"]
+    return markdown_table([*head, "tokens", "seeds"], lines)
 
 
 def safety_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
