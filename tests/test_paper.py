@@ -275,8 +275,8 @@ def test_collect_says_what_it_stored(tmp_path: Path, capsys: pytest.CaptureFixtu
     runs = whole_study(tmp_path / "runs", problems=6, seeds=1)
     assert main(["collect", str(runs / "table"), "--into", str(tmp_path / "r" / "table")]) == 0
     out = capsys.readouterr()
-    assert len(out.out.splitlines()) == 4
-    assert "4 runs stored in" in out.err
+    assert len(out.out.splitlines()) == 6
+    assert "6 runs stored in" in out.err
     assert main(["collect", str(runs / "table")]) == 2
     assert main(["collect", str(tmp_path / "nowhere"), "--into", "x"]) == 2
 
