@@ -297,7 +297,7 @@ def room(answers: Answers, of: str, at: str) -> Plot:
     if name not in names or not points:
         raise NotMeasured(f"{of} at {at}")
     base = room_decodings(stored["unadapted"]["row"])[name]
-    title = f"Gain from practice, by its source and the size of the update ({name})"
+    title = f"Gain from practice by the size of the update ({name})"
     sources = list(dict.fromkeys(p["source"] for p in points))
     with drawing(f"room-{at.replace('.', '')}", 3.6 + 0.2 * math.ceil(len(sources) / 3), title) as canvas:
         for index, source in enumerate(sources):
