@@ -256,13 +256,13 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                 {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
                 training=told,
             )
-        for group in "abc":
+        for group in ("a", "b", "c", "tuned-a", "tuned-b", "tuned-c"):
             evaluation(
                 runs / "unseen" / "eval" / f"{group}-{seed}",
                 seed,
                 {"solver-sft": outcomes(rng, easy), **{m: outcomes(rng, c) for m, c in of.items()}},
                 training=told,
-                tasks=f"unseen {group}",
+                tasks=f"unseen {group[-1]}",
             )
         for method, best in (("mass", 0.7), ("solver-grpo", 0.6)):
             curve = [0.4 + (best - 0.4) * t / 4 + rng.normal(0, 0.01) for t in range(5)]
