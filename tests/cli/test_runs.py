@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Callable
@@ -284,7 +285,8 @@ def test_demo_solves_and_compares(
     from mass.cli import demo
     from mass.config import EvalConfig, SamplingConfig
 
-    monkeypatch.setattr(demo, "EvalConfig", lambda: EvalConfig(answer=SamplingConfig(max_tokens=4), resamples=50))
+    short = functools.partial(EvalConfig, answer=SamplingConfig(max_tokens=4), resamples=50)
+    monkeypatch.setattr(demo, "EvalConfig", short)
     ran = run("demo", "--model", tiny_base, "--checkpoint", checkpoint, "--size", "4", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert ran.out.count("Problem\n") == 3
