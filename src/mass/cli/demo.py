@@ -15,7 +15,6 @@ from mass.errors import ConfigError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from mass.config import InnerConfig
     from mass.model import Mass
     from mass.types import Task
 
@@ -66,12 +65,13 @@ def run(arguments: Sequence[str]) -> int:
             base, solution = _base_answer(model, task), model.solve(task, seed=given.seed)
         out.print(show.solution(task, solution))
         out.print(show.base_answer(base, verify.check(task, base)), end="\n\n")
+    inner = dataclasses.replace(model.config.inner, learning_rate=RATE, steps=STEPS) if name == TINY_TERMS else None
     out.print(f"Now {', '.join(METHODS)} on {len(tasks)} held-out problems.\n")
     comparison = compare(
         model,
         tasks,
         METHODS,
-        config=EvalConfig(ttt=_untrained(name, model)),
+        config=EvalConfig(ttt=inner),
         source={"source": source, "split": "test", "seed": given.seed},
         folder=folder,
         seed=given.seed,
@@ -79,13 +79,6 @@ def run(arguments: Sequence[str]) -> int:
     )
     print_comparison(comparison, folder)
     return 0
-
-
-def _untrained(name: str, model: Mass) -> InnerConfig | None:
-    """How tt-ss adapts; None: as the checkpoint started."""
-    from mass.lm.source import TINY_TERMS
-
-    return dataclasses.replace(model.config.inner, learning_rate=RATE, steps=STEPS) if name == TINY_TERMS else None
 
 
 def _base_answer(model: Mass, task: Task) -> str:
