@@ -17,6 +17,7 @@ from mass import parallel
 from mass.cli.main import main
 from mass.config import LoraConfig, ModelConfig, RunConfig
 from mass.errors import ConfigError, DataError, MassError, RunError
+from mass.gradients import Gradients
 from mass.lm import LM, load_lm
 from mass.parallel import Ranks
 from mass.problems import read_problems
@@ -125,15 +126,17 @@ def disagreement(base: Path, tasks: Path, out: Path, ranks: Ranks) -> str:
 
 
 def dying(*arguments: str) -> None:
-    """`mass` with these arguments, but the second process is killed in its second step."""
-    right = Trainer.outer_step
+    """`mass` with these arguments, but the second process is killed in its second step, once both have summed: the
+    first has written the first step's checkpoint by then."""
+    right = Trainer.gradients
 
-    def outer_step(self: Trainer) -> dict[str, float]:
+    def gradients(self: Trainer) -> Gradients:
+        sums = right(self)
         if self.ranks.rank == 1 and self.step == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return right(self)
+        return sums
 
-    Trainer.outer_step = outer_step
+    Trainer.gradients = gradients
     sys.exit(main(arguments))
 
 

@@ -28,6 +28,10 @@ class NoVerdict(Exception):
     """The comparison timed out or crashed; says which."""
 
 
+class _NotReceived(NoVerdict):
+    """The worker ended before it had read the request, which is therefore not why."""
+
+
 class _Worker:
     """One process, and a thread that reads its replies so that waiting for one can have a time limit."""
 
@@ -55,10 +59,6 @@ class _Worker:
                 self._replies.put(line)
         self._replies.put(b"")
 
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
     def ask(self, request: Sequence[Any], timeout_s: float, start_s: float) -> dict[str, Any]:
         """The worker's reply. After any exception its state is unknown: kill it."""
         if not self._greeted:
@@ -71,10 +71,11 @@ class _Worker:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise NoVerdict("math-verify crashed") from error
+            raise _NotReceived("math-verify crashed") from error
+        self._receive(timeout_s, _NotReceived)
         return self._receive(timeout_s)
 
-    def _receive(self, timeout_s: float) -> dict[str, Any]:
+    def _receive(self, timeout_s: float, ended: type[NoVerdict] = NoVerdict) -> dict[str, Any]:
         queued_s, granted_s = self._queued_s(), timeout_s
         wait_s = timeout_s
         while True:
@@ -88,7 +89,7 @@ class _Worker:
                 if wait_s < 0.1 * timeout_s:
                     raise NoVerdict(f"math-verify timed out after {timeout_s:g} s") from None
         if not line.endswith(b"\n"):
-            raise NoVerdict("math-verify crashed")
+            raise ended("math-verify crashed")
         return json.loads(line)
 
     def _queued_s(self) -> float:
@@ -131,26 +132,30 @@ class Pool:
     def ask(self, request: Sequence[Any]) -> dict[str, Any]:
         """A worker's reply to one request. Raises NoVerdict on a timeout, a crash or an error of the worker's."""
         with self._slots:
-            worker = self._take()
             try:
-                reply = worker.ask(request, self.timeout_s, self.start_s)
-            except BaseException:
-                self._workers.discard(worker)
-                worker.kill()
-                raise
-            self._idle.append(worker)
+                reply = self._ask(self._take(), request)
+            except _NotReceived:  # it died idle
+                reply = self._ask(self._start(), request)
         if "error" in reply:
             raise NoVerdict(f"math-verify failed with {reply['error']}")
         return reply
 
+    def _ask(self, worker: _Worker, request: Sequence[Any]) -> dict[str, Any]:
+        try:
+            reply = worker.ask(request, self.timeout_s, self.start_s)
+        except BaseException:
+            self._workers.discard(worker)
+            worker.kill()
+            raise
+        self._idle.append(worker)
+        return reply
+
     def _take(self) -> _Worker:
         with contextlib.suppress(IndexError):
-            while True:
-                worker = self._idle.pop()
-                if worker.alive:
-                    return worker
-                self._workers.discard(worker)
-                worker.kill()
+            return self._idle.pop()
+        return self._start()
+
+    def _start(self) -> _Worker:
         worker = _Worker(self.mode, self.timeout_s)
         self._workers.add(worker)
         return worker

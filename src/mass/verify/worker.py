@@ -1,4 +1,4 @@
-"""The program of one worker: a request in, a verdict out, one JSON line each.
+"""The program of one worker: a request in, its receipt and a verdict out, one JSON line each.
 
 `python worker.py LIMIT_S math` compares a gold and an answer with math-verify, `… gym` asks a data set of reasoning-gym
 for the score of an answer. It is run as a file of its own and imports nothing of `mass` (whose values need torch). Once
@@ -69,6 +69,8 @@ def main(limit_s: float, mode: str = "math") -> None:
         faulthandler.cancel_dump_traceback_later()
         for line in sys.stdin:
             faulthandler.dump_traceback_later(limit_s, exit=True, file=silence)
+            # What ends this process from here on may be the request's doing; what did before was not.
+            _reply(channel, {"received": True})
             _reply(channel, _guarded(mode, json.loads(line)))
             faulthandler.cancel_dump_traceback_later()
 
