@@ -243,6 +243,12 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             tokens={"mass": 330.0, "maj@n": 340.0},
         )
         evaluation(
+            runs / "rerun" / "eval" / f"test-{seed}",
+            seed,
+            {m: outcomes(rng, easy) for m in ("base", "solver-sft", "solver-grpo", "mass-gold", "mass")},
+            training=told,
+        )
+        evaluation(
             runs / "hard" / "eval" / f"test-{seed}",
             seed,
             {"solver-sft": outcomes(rng, easy), **{m: outcomes(rng, c - 0.2) for m, c in of.items()}},

@@ -87,9 +87,23 @@ def test_tables_hold_a_line_for_each_method_and_mark_what_excludes_zero(results:
     assert "| mass |" in own[3]
 
 
-def test_what_it_was_made_at_is_told(results: Results) -> None:
-    answered = sum(len(seeds) for part in results.parts.values() for seeds in part.evaluations.values())
-    assert filled(results, "{{ commits() }}") == f"0123456 ({answered}), 0123456+ (11)"
+def test_what_it_was_made_at_is_told(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert filled(results, "{{ commits() }}") == "0123456, 0123456+"
+    assert filled(results, '{{ commits("hard") }}') == "0123456"
+    monkeypatch.setattr("mass.report.paper.NAMED_COMMITS", 1)
+    assert filled(results, "{{ commits() }}") == "2 commits"
+
+
+def test_the_papers_margins_stand_beside_those_measured(results: Results) -> None:
+    lines = filled(results, '{{ margins({"here": "table/test", "elsewhere": "table/equal-tokens"}) }}').splitlines()
+    assert lines[0] == "|  | the paper | here | elsewhere |"
+    over_base = next(line for line in lines if line.startswith("| mass over base, points |")).split(" | ")
+    assert over_base[1] == "+15.4"
+    assert f"{over_base[2].strip('*').split(' ')[0]} points" in filled(results, '{{ gain("mass", "base") }}')
+    weakest = lines[-1].split(" | ")
+    assert weakest[1] == "×1.92"
+    assert weakest[2] == filled(results, '{{ ratio("mass", "base", subject=weakest()) }}')
+    assert all(line.endswith("|  |") for line in lines[2:]), "nothing of the other place is stored"
 
 
 def test_the_ablation_table_compares_with_its_reference(results: Results) -> None:
@@ -227,7 +241,7 @@ def test_what_no_results_could_hold_is_an_error(results: Results, template: str,
 def test_the_template_asks_only_for_what_there_is(results: Results) -> None:
     """Of the whole study all but the rooms at temperature 1 and what the made-up study leaves out is there."""
     document = fill(results, TEMPLATE.read_text(), "results.md.in", "p")
-    allowed = ("mass-maj@n", "in-context", "table/equal-tokens", "at 1")
+    allowed = ("mass-maj@n", "in-context", "table/equal-tokens", "at 1", "test mass-gold", "test solver-sft")
     assert [m for m in document.missing if not any(part in m for part in allowed)] == []
     assert len(document.pictures) >= 12
     used = set(re.findall(r"(\w+)\(", " ".join(re.findall(r"{{(.*?)}}", TEMPLATE.read_text(), re.S))))

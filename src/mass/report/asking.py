@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mass.errors import DataError, nearest
@@ -18,7 +18,7 @@ from mass.results.stored import GREEDY
 
 T = TypeVar("T")
 DECODING = re.compile(r"greedy|(?:pass |maj )?[0-9]+(?:\.[0-9]+)?")
-PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen")
+PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen", "rerun")
 
 
 class NotMeasured(Exception):
@@ -111,6 +111,14 @@ class Answers:
     def ratio(self, method: str, other: str, question: Question) -> Estimate:
         found = ratio(self.series(method, question), self.series(other, question))
         return _there(found, f"{question.of}: {method} over {other}")
+
+    def weakest(self, method: str, question: Question) -> str:
+        """The name of the subject that a method is worst at."""
+        names = {s for e in self.evaluations(question.of).values() for s in e.subjects}
+        if not names:
+            raise NotMeasured(f"{question.of}: subjects")
+        found = {s: self.accuracy(method, replace(question, subject=s)).mean for s in sorted(names)}
+        return min(found, key=lambda s: found[s])
 
     def training(self, of: str, row: StoredRow) -> Training | None:
         """The stored training that a row's checkpoint comes from."""

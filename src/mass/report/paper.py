@@ -7,8 +7,7 @@ the text; what no results could hold, and a name that does not exist, is an erro
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 TEST = "table/test"
 """Where a value is looked up when the template names no place."""
+NAMED_COMMITS = 3
 
 
 @dataclass
@@ -136,11 +136,7 @@ class Asked:
     @told
     def weakest(self, method: str = "base", of: str = TEST, at: str = GREEDY) -> str:
         """The name of the subject that a method is worst at."""
-        names = {s for e in self.answers.evaluations(of).values() for s in e.subjects}
-        if not names:
-            raise NotMeasured(f"{of}: subjects")
-        found = {s: self.answers.accuracy(method, Question(of, at, subject=s)).mean for s in sorted(names)}
-        return min(found, key=lambda s: found[s])
+        return self.answers.weakest(method, Question(of, at))
 
     @told
     def tokens(self, method: str, of: str = TEST, at: str = GREEDY) -> str:
@@ -207,15 +203,18 @@ class Asked:
         return not name or any(name in kind for kind in (stored.evaluations, stored.practice, stored.rooms))
 
     @told
-    def commits(self) -> str:
-        """Those of the source at which what is stored was trained and answered, each with its number of runs."""
-        found: Counter[str] = Counter()
-        for part in self.answers.results.parts.values():
-            found.update(commit for seeds in part.trainings.values() for t in seeds.values() for commit in t.commits)
-            found.update(e.commit for seeds in part.evaluations.values() for e in seeds.values() if e.commit)
+    def commits(self, part: str = "") -> str:
+        """Of the source, at which the runs of a part or all were made: by name, or how many where they are many."""
+        parts = [self.answers.part(part)] if part else list(self.answers.results.parts.values())
+        found: set[str] = set()
+        for one in parts:
+            found.update(commit for seeds in one.trainings.values() for t in seeds.values() for commit in t.commits)
+            found.update(e.commit for seeds in one.evaluations.values() for e in seeds.values() if e.commit)
         if not found:
             raise NotMeasured("the commits of its runs")
-        return ", ".join(f"{commit[:7]}{'+' * commit.endswith('+')} ({n})" for commit, n in found.most_common())
+        if len(found) > NAMED_COMMITS:
+            return f"{len(found)} commits"
+        return ", ".join(sorted(f"{commit[:7]}{'+' * commit.endswith('+')}" for commit in found))
 
     # --- tables
 
@@ -236,6 +235,11 @@ class Asked:
     def table(self, of: str = TEST, methods: Sequence[str] | None = None, against: str = "base") -> str:
         """Accuracy of each decoding, paired difference, cost."""
         return tables.main_table(self.answers, of, self._methods(of, methods), against)
+
+    @told
+    def margins(self, places: Mapping[str, str]) -> str:
+        """The paper's margins, and those of places by their headings."""
+        return tables.margins_table(self.answers, places)
 
     @told
     def costs(self, of: str = TEST, methods: Sequence[str] | None = None) -> str:

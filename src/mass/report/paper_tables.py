@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mass.report.asking import Answers, NotMeasured, Question
-from mass.report.sentences import measure_text, needed_text
+from mass.report.sentences import measure_text, needed_text, ratio_text
 from mass.report.words import amount, percent, percent_interval, points, points_interval
 from mass.results import Estimate, StoredRow, Training
 from mass.results.data import Curve, curves, needed_as_many_as, sizes_of
@@ -61,6 +62,35 @@ def _accuracy_cells(answers: Answers, of: str, at: str, method: str, against: st
     if method == against:
         return accuracy, ""
     return accuracy, attempt(lambda: _points(answers.gain(method, against, question)))
+
+
+PUBLISHED = {
+    "base": 0.436, "base-ttt": 0.412, "tt-ss": 0.466, "solver-grpo": 0.491, "mass-gold": 0.541, "mass": 0.590
+}  # fmt: skip
+"""Accuracy of Llama-3.1-8B-Instruct on MATH-500 (arXiv 2603.03524, its table)."""
+PUBLISHED_WEAKEST = 1.92
+"""By what its MASS multiplies the base's accuracy on the subject that the base is weakest at (there)."""
+MARGINS = (("mass", "base"), ("mass", "tt-ss"), ("mass", "solver-grpo"), ("mass-gold", "base"), ("base-ttt", "base"))
+
+
+def margins_table(answers: Answers, places: Mapping[str, str]) -> str:
+    """The paper's differences between methods, and the paired ones of each place under its heading."""
+    lines: list[list[str]] = []
+    for one, other in MARGINS:
+        found = [attempt(partial(_margin, answers, one, other, of)) for of in places.values()]
+        lines.append([f"{one} over {other}, points", points(PUBLISHED[one] - PUBLISHED[other]), *found])
+    ratios = [attempt(partial(_weakest_ratio, answers, of)) for of in places.values()]
+    lines.append(["mass over base, subject that base is weakest at", f"×{PUBLISHED_WEAKEST:.2f}", *ratios])
+    return markdown_table(["", "the paper", *places], lines)
+
+
+def _margin(answers: Answers, one: str, other: str, of: str) -> str:
+    return _points(answers.gain(one, other, Question(of)))
+
+
+def _weakest_ratio(answers: Answers, of: str) -> str:
+    subject = answers.weakest("base", Question(of))
+    return ratio_text(answers.ratio("mass", "base", Question(of, subject=subject)))
 
 
 def _points(estimate: Estimate) -> str:
