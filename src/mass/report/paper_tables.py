@@ -94,8 +94,9 @@ def _weakest_ratio(answers: Answers, of: str) -> str:
 
 
 def _points(estimate: Estimate) -> str:
+    """Bold where the interval excludes 0; not over one seed, where it says nothing about another training."""
     text = f"{points(estimate.mean)} {points_interval(estimate.interval)}"
-    return f"**{text}**" if estimate.standing else text
+    return f"**{text}**" if estimate.standing and estimate.seeds > 1 else text
 
 
 def attempt(make: Callable[[], str]) -> str:
