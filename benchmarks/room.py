@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from room_practice import SOURCES, Practice, Problems, problems_of
+from room_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_of
 from room_report import write_report
 
 from mass.adapt import Groups
@@ -35,6 +35,7 @@ from mass.errors import ConfigError, MassError
 from mass.model import UNTRAINED, load
 from mass.runlog import json_values, replace_text
 from mass.running import Runner
+from mass.scoring import likelihood_scorer
 from mass.seeds import derive
 from mass.statistics import Record, row_of
 from mass.types import Task
@@ -54,10 +55,13 @@ class Point:
     """sgd; sgd clipped: at rate 1, the gradient's norm clipped to `rate`, so that a step is that long; adamw."""
     rate: float
     steps: int
+    sharpness: float | None = None
+    """Of practice that is weighed by its likelihood."""
 
     @property
     def key(self) -> str:
-        return f"{self.source}, {self.optimizer} {self.rate:g}, K = {self.steps}"
+        source = self.source if self.sharpness is None else f"{self.source} x {self.sharpness:g}"
+        return f"{source}, {self.optimizer} {self.rate:g}, K = {self.steps}"
 
     def inner(self) -> InnerConfig:
         if self.optimizer == "sgd clipped":
@@ -119,10 +123,14 @@ class Room:
         assert state is not None
         adapt = dataclasses.replace(self.contestant.config, inner=point.inner())
         rates = init_state(self.contestant.lm, adapt, 0).log_rates
-        normalise = adapt.scoring.normalise if point.source == "own scored" else "uniform"
+        normalise, eta = "uniform", state.eta
+        if point.source == SCORED:
+            normalise = adapt.scoring.normalise
+        if point.sharpness is not None:
+            normalise, eta = "softmax", likelihood_scorer(self.contestant.lm, point.sharpness)
         return dataclasses.replace(
             self.contestant,
-            state=dataclasses.replace(state, log_rates=rates),
+            state=dataclasses.replace(state, eta=eta, log_rates=rates),
             config=dataclasses.replace(adapt, scoring=dataclasses.replace(adapt.scoring, normalise=normalise)),
         )
 
@@ -157,8 +165,9 @@ def _mean(values: Sequence[float]) -> float | None:
 def grid(args: argparse.Namespace) -> list[Point]:
     rates = [("sgd", args.sgd), ("sgd clipped", args.clipped), ("adamw", args.adamw)]
     return [
-        Point(source, optimizer, rate, steps)
+        Point(source, optimizer, rate, steps, sharpness)
         for source in args.sources
+        for sharpness in (args.sharpness if source == LIKELY else [None])
         for optimizer, some in rates
         for rate in some
         for steps in args.steps
@@ -249,6 +258,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--clipped", type=float, nargs="*", default=[0.02, 0.05], help="lengths of a step")
     made.add_argument("--adamw", type=float, nargs="*", default=[0.001, 0.003], help="learning rates")
     made.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8], help="K")
+    made.add_argument("--sharpness", type=float, nargs="+", default=[3.0, 10.0, 30.0],
+                      help=f"of {LIKELY}: what the mean log-probability of a solution is multiplied by")  # fmt: skip
     made.add_argument("--stack", type=int, default=32, help="problems adapted side by side")
     made.add_argument("--decode-rows", type=int, default=256)
     made.add_argument("--out", type=Path, required=True, help="a folder; a used one goes on where it was")

@@ -5,6 +5,7 @@
 | gold same | gold training problems like the target: of its kind (minimath), else of its subject |
 | gold random | gold training problems drawn at random |
 | own | what the model writes, all weighed alike |
+| own likely | the same, weighed by how likely the model finds a solution, as sharply as `--sharpness` says |
 | own scored | the same, weighed by the checkpoint's scorer: what an adapting method does |
 | own correct | the same, only the examples whose solution is right |
 | copies | the model's own sampled answers to the target itself |
@@ -31,7 +32,8 @@ from mass.tasks import minimath
 from mass.types import Example, Task
 from mass.verify import check_all
 
-SOURCES = ("gold same", "gold random", "own", "own scored", "own correct", "copies", "copies correct")
+LIKELY, SCORED = "own likely", "own scored"
+SOURCES = ("gold same", "gold random", "own", LIKELY, SCORED, "own correct", "copies", "copies correct")
 WRONG = "wrong"
 """Why an oracle rejects an example."""
 
@@ -85,7 +87,8 @@ class Practice:
                 self.contestant.lm, self._pool(), self._synthesis, self._seeds("gold random")
             ),
             "own": lambda: self.own,
-            "own scored": lambda: self.own,
+            LIKELY: lambda: self.own,
+            SCORED: lambda: self.own,
             "own correct": self._own_correct,
             "copies": lambda: self.copies,
             "copies correct": self._copies_correct,

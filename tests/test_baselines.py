@@ -30,6 +30,7 @@ from mass.model import Mass, load
 from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Task
+from small_lms import small_sums
 
 SHORT = SamplingConfig(max_tokens=12, temperature=0.0)
 CONFIG = EvalConfig(answer=SHORT, ttt=InnerConfig(learning_rate=5.0))
@@ -155,6 +156,26 @@ def test_practice_counts_as_generated_only_when_the_model_wrote_it(model: Mass) 
         found, PROBLEMS[:2], SEEDS[:2], CONFIG, training_examples(found.lm, pool, ADAPT.synthesis, SEEDS[:2])
     )
     assert all(a.record is not None and a.tokens == a.record.tokens["answer"] for a in given)
+
+
+def test_practice_weighed_by_likelihood_is_that_of_tt_ss_in_other_weights(taught_base: Path) -> None:
+    practice = SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=32))
+    model, problems = load(str(taught_base), config=AdaptConfig(practice)), [t.problem for t in small_sums()[:5]]
+
+    def weights(method: str, sharpness: float) -> list[list[float]]:
+        found = contestant(model, method, config=replace(CONFIG, sharpness=sharpness))
+        records = [a.record for a in answer_adapted(found, problems, SEEDS, CONFIG)]
+        texts.append([[e.solution for e in record.examples] for record in records if record is not None])
+        return [[e.weight for e in record.examples] for record in records if record is not None]
+
+    texts: list[list[list[str]]] = []
+    alike, flat, sharp = weights("tt-ss", 5.0), weights("tt-ss-likelihood", 0.0), weights("tt-ss-likelihood", 5.0)
+    assert texts[0] == texts[1] == texts[2]
+    valid = [some for some in alike if sum(w > 0 for w in some) > 1]
+    assert valid, "some practice to choose among"
+    assert all(one == pytest.approx(other) for one, other in zip(alike, flat, strict=True))
+    assert any(max(some) > 1.05 * max(even) for some, even in zip(sharp, alike, strict=True))
+    assert all(sum(some) == pytest.approx(sum(even)) for some, even in zip(sharp, alike, strict=True))
 
 
 def test_one_adaptation_serves_the_greedy_answer_and_all_sampled_ones(

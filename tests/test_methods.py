@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mass.errors import ConfigError
-from mass.methods import METHODS, Choice, check_methods, checkpoint_of, choice_of, in_order
+from mass.methods import METHODS, UNTRAINED_METHODS, Choice, check_methods, checkpoint_of, choice_of, in_order
 
 
 def test_unknown_methods_name_the_nearest() -> None:
@@ -35,7 +35,7 @@ def test_what_chooses_says_how_and_among_whose_answers(method: str, choice: Choi
 
 def test_each_method_names_the_checkpoint_it_needs() -> None:
     needs = {method: checkpoint_of(method) for method in METHODS}
-    assert {m for m, name in needs.items() if name is None} == {"base", "base-ttt", "tt-ss", "maj@n"}
+    assert {m for m, name in needs.items() if name is None} == {"base", *UNTRAINED_METHODS, "maj@n"}
     assert {m for m, name in needs.items() if name == "mass"} == {
         "mass", "mass-unadapted", "mass-maj@n", "best-of-n", "base-best-of-n", "in-context",
     }  # fmt: skip

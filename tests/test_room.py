@@ -48,13 +48,13 @@ def practice_of(taught_base: Path, out: Path) -> room_practice.Practice:
 def test_every_source_is_measured_and_shown(taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room_practice, "recogniser", lambda _: lambda _: Stated())
     found = run(taught_base, tmp_path, "--sgd", "0", "5")
+    likely = [f"own likely x {sharpness}" for sharpness in (3, 10, 30)]
+    sources = [s for s in room_practice.SOURCES if s != room_practice.LIKELY] + likely
     assert set(found["points"]) == {
-        f"{source}, {inner}, K = 1"
-        for source in room_practice.SOURCES
-        for inner in ("sgd 0", "sgd 5", "sgd clipped 0.05")
+        f"{source}, {inner}, K = 1" for source in sources for inner in ("sgd 0", "sgd 5", "sgd clipped 0.05")
     }
     assert all("skipped" not in point for point in found["points"].values())
-    for source in room_practice.SOURCES:
+    for source in sources:
         still, far = (found["points"][f"{source}, sgd {rate}, K = 1"] for rate in (0, 5))
         assert (still["row"]["difference"], still["row"]["sampled"][0]["difference"]) == (0.0, 0.0)
         assert still["update_norm"] < 1e-20

@@ -9,7 +9,7 @@ from torch import Tensor
 from mass.config import ScoringConfig
 from mass.errors import ShapeError
 from mass.lm import LM
-from mass.scoring import head, init_scorer, normalise, score
+from mass.scoring import head, init_scorer, likelihood_scorer, normalise, score
 from mass.types import Example
 from small_lms import full_logits, make_lm, random_adapter
 
@@ -142,6 +142,19 @@ def test_features_of_likelihood_are_of_the_solution_s_tokens_alone(lm: LM) -> No
     every = logits.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(written[-n:])[:, None])
     features = torch.cat([states_of(lm, example), every.mean()[None], every.min()[None]])
     torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
+
+
+def test_the_scorer_of_likelihood_is_the_mean_log_probability_times_its_sharpness(lm: LM) -> None:
+    examples, sharpness = candidates(lm), 7.0
+    scores = score(lm, likelihood_scorer(lm, sharpness), ["Q"] * 3, examples)
+    for example, found in zip(examples, scores, strict=True):
+        prompt, written = lm.synthesis_prompt("Q"), list(example.tokens)
+        n = len(lm.target_ids(example.solution))
+        logits = full_logits(lm, lm.batch([(prompt, written)]))[0]
+        every = logits.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(written[-n:])[:, None])
+        torch.testing.assert_close(found, sharpness * every.mean())
+    assert len({round(float(s), 6) for s in scores}) == 3
+    assert not score(lm, likelihood_scorer(lm, 0.0), ["Q"] * 3, examples).any()
 
 
 def test_an_example_without_tokens_is_scored_too(lm: LM) -> None:

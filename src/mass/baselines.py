@@ -29,10 +29,11 @@ from mass.config import (
 from mass.errors import ConfigError, DataError, nearest
 from mass.lm import LM
 from mass.lm.source import shipped_folder
-from mass.methods import TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
+from mass.methods import LIKELIHOOD, TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
 from mass.prompts import with_thinking
 from mass.runlog import training_of
+from mass.scoring import likelihood_scorer
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Task
 
@@ -124,18 +125,21 @@ def contestants(
                 trained[name] = _at_test(_trained(model, name, checkpoints, lms, config, seed), config)
             found[method] = _of_base(trained[name]) if _samples_base(method) else trained[name]
         elif method in UNTRAINED_METHODS:
-            adapt = _untrained_config(model, config)
-            recorded = origin_of(model.lm, None, seed)
-            found[method] = Contestant(model.lm, init_state(model.lm, adapt, seed), adapt, recorded=recorded)
+            adapt = _untrained_config(model, method, config)
+            state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)
+            if method == LIKELIHOOD:
+                state = dataclasses.replace(state, eta=likelihood_scorer(model.lm, config.sharpness))
+            found[method] = Contestant(model.lm, state, adapt, recorded=recorded)
         else:
             found[method] = Contestant(model.lm, None, AdaptConfig(answer=config.answer))
     return found
 
 
-def _untrained_config(model: Mass, config: EvalConfig) -> AdaptConfig:
-    """As much practice as the model's own configuration, in uniform weights."""
+def _untrained_config(model: Mass, method: str, config: EvalConfig) -> AdaptConfig:
+    """As much practice as the model's own configuration, in uniform weights or in those of its likelihood."""
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
-    return _with_counts(AdaptConfig(synthesis, ScoringConfig(normalise="uniform"), inner, config.answer), config)
+    scoring = ScoringConfig(normalise="softmax" if method == LIKELIHOOD else "uniform")
+    return _with_counts(AdaptConfig(synthesis, scoring, inner, config.answer), config)
 
 
 def _at_test(contestant: Contestant, config: EvalConfig) -> Contestant:

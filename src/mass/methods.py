@@ -5,6 +5,7 @@
 | base | none | none |
 | base-ttt | untrained | random training problems with their worked solutions |
 | tt-ss | untrained | written by the model itself, all weighed alike |
+| tt-ss-likelihood | untrained | the same, weighed by how likely the model finds its solutions |
 | solver-grpo, solver-sft, self-sft | trained | none |
 | mass-gold, mass | meta-trained | written and weighed by the model itself |
 | mass-gold-unadapted, mass-unadapted | the same checkpoint | none |
@@ -24,7 +25,8 @@ from typing import Literal
 
 from mass.errors import ConfigError, nearest
 
-UNTRAINED_METHODS = ("base-ttt", "tt-ss")
+LIKELIHOOD = "tt-ss-likelihood"
+UNTRAINED_METHODS = ("base-ttt", "tt-ss", LIKELIHOOD)
 ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
 PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
 """Trained, and answered with the trained weights as they are."""

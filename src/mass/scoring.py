@@ -52,6 +52,18 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
     return {name: tensor.to(lm.device, lm.adapter_dtype) for name, tensor in eta.items()}
 
 
+def likelihood_scorer(lm: LM, sharpness: float) -> Params:
+    """eta of an untrained scorer: `s_i` is `sharpness` times the mean log-probability (nats) of the tokens of a_i.
+
+    Two units of the head have weights of opposite sign, as gelu(x) - gelu(-x) = x.
+    """
+    mean = torch.zeros(2, 2 * lm.width + LIKELIHOOD)
+    mean[:, -LIKELIHOOD] = torch.tensor([1.0, -1.0])
+    out = torch.tensor([sharpness, -sharpness])
+    eta: Params = {"head.w1": mean, "head.b1": torch.zeros(2), "head.w2": out, "head.b2": torch.zeros(())}
+    return {name: tensor.to(lm.device, lm.adapter_dtype) for name, tensor in eta.items()}
+
+
 def score(
     lm: LM, eta: Params, problems: Sequence[str], examples: Sequence[Example], micro_batch: int | None = None
 ) -> Float[Tensor, " N"]:

@@ -399,6 +399,9 @@ class EvalConfig:
     """How every method samples its answer; it replaces that of a checkpoint."""
     ttt: InnerConfig | None = None
     """Inner loop of the untrained methods, base-ttt and tt-ss; None: as the model's own configuration starts it."""
+    sharpness: float = 10.0
+    """Of tt-ss-likelihood, whose weights are softmax(sharpness x the mean log-probability of a solution's tokens, nats)
+    over the examples; 0 weighs them alike."""
     synthesis: SynthesisConfig | None = None
     """Practice of the untrained methods; None: as the model's own configuration has it, so that all have as much."""
     examples: int | None = None
@@ -422,6 +425,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("votes", "stack", "resamples"):
             require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
+        require(self.sharpness >= 0, "eval.sharpness", self.sharpness, "0 or more")
         require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
         require(self.examples is None or self.examples >= 1, "eval.examples", self.examples, "at least 1, or null")
         require(self.steps is None or self.steps >= 0, "eval.steps", self.steps, "0 or more, or null")

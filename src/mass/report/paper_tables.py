@@ -331,6 +331,8 @@ def _stored_share(part: dict[str, Any]) -> str:
 def _stored_gain(point: dict[str, Any], name: str) -> str:
     part = room_decodings(point["row"])[name]
     inner = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
+    if point.get("sharpness") is not None:
+        inner += f", sharpness {point['sharpness']:g}"
     return f"{points(part['difference'])} {points_interval(part['difference_interval'])} ({inner})"
 
 
