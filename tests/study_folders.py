@@ -217,7 +217,7 @@ LEARNING = {"solver-sft": 0.0, "solver-grpo": -0.05, "mass-gold": 0.15, "mass": 
 ABLATIONS = {
     "full": 0.3, "no-scorer": 0.25, "12-examples": 0.31, "2-examples": 0.2, "scorer-without-likelihood": 0.25,
     "sigmoid-weights": 0.2, "no-attribution-reward": 0.3, "frozen-generator": 0.3, "no-solver-term": 0.28,
-    "first-order": 0.27, "fixed-rates": 0.3, "one-step": 0.33, "four-steps": 0.26,
+    "first-order": 0.27, "fixed-rates": 0.3, "one-step": 0.33, "four-steps": 0.26, "fixed-start": 0.25,
 }  # fmt: skip
 RATES = {"0.0003": 0.45, "0.001": 0.55, "0.003": 0.6, "0.01": 0.4}
 TRAINED = ("solver-grpo", "mass", "mass-unadapted")
@@ -262,6 +262,11 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                 {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
                 training=told,
             )
+        evaluation(
+            runs / "table" / "eval" / f"likelihood-{seed}",
+            seed,
+            {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
+        )
         for group in ("a", "b", "c", "tuned-a", "tuned-b", "tuned-c"):
             evaluation(
                 runs / "unseen" / "eval" / f"{group}-{seed}",
@@ -289,7 +294,7 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                     m: {"run": f"{m}-{size}-{seed}", "seed": seed, "steps": 40, "problems": size} for m in LEARNING
                 },
             )
-        for name in ("without", "canary-1", "canary-0.1"):
+        for name in ("without", "canary-1", "canary-0.3", "canary-0.1"):
             evaluation(
                 runs / "safety" / "eval" / f"{name}-{seed}",
                 seed,

@@ -75,7 +75,9 @@ def test_numbers_are_the_estimates(results: Results) -> None:
 
 def test_tables_hold_a_line_for_each_method_and_mark_what_excludes_zero(results: Results) -> None:
     lines = filled(results, "{{ table() }}").splitlines()
-    assert lines[0].startswith("| method | greedy, % | against base | T = 0.6, % | against base | tokens |")
+    assert lines[0].startswith(
+        "| method | greedy, % | over base, points | T = 0.6, % | over base, points | tokens per answer |"
+    )
     methods = [line.split(" | ")[0].strip("| ") for line in lines[2:]]
     assert methods == ["base", "tt-ss", "solver-grpo", "mass", "mass-unadapted", "maj@9"]
     mass = next(line for line in lines if line.startswith("| mass |"))
@@ -104,6 +106,7 @@ def test_the_papers_margins_stand_beside_those_measured(results: Results) -> Non
     assert weakest[1] == "×1.92"
     assert weakest[2] == filled(results, '{{ ratio("mass", "base", subject=weakest()) }}')
     assert all(line.endswith("|  |") for line in lines[2:]), "nothing of the other place is stored"
+    assert next(line for line in lines if line.startswith("| solver-grpo over tt-ss")).split(" | ")[1] == "+2.5"
 
 
 def test_the_ablation_table_compares_with_its_reference(results: Results) -> None:

@@ -41,8 +41,8 @@ def decoding_name(at: str) -> str:
 def main_table(answers: Answers, of: str, methods: Sequence[str], against: str) -> str:
     """Accuracy and paired difference for each decoding, cost, and how many seeds."""
     decodings = decodings_of(answers, of)
-    head = ["method", *(c for at in decodings for c in (f"{decoding_name(at)}, %", f"against {against}"))]
-    head += ["tokens", "seconds", "seeds"]
+    head = ["method", *(c for at in decodings for c in (f"{decoding_name(at)}, %", f"over {against}, points"))]
+    head += ["tokens per answer", "seconds per answer", "seeds"]
     lines: list[list[str]] = []
     for method in methods:
         rows = answers.rows(of, method)
@@ -70,7 +70,10 @@ PUBLISHED = {
 """Accuracy of Llama-3.1-8B-Instruct on MATH-500 (arXiv 2603.03524, its table)."""
 PUBLISHED_WEAKEST = 1.92
 """By what its MASS multiplies the base's accuracy on the subject that the base is weakest at (there)."""
-MARGINS = (("mass", "base"), ("mass", "tt-ss"), ("mass", "solver-grpo"), ("mass-gold", "base"), ("base-ttt", "base"))
+MARGINS = (
+    ("mass", "base"), ("mass", "tt-ss"), ("mass", "solver-grpo"), ("mass", "mass-gold"), ("mass-gold", "base"),
+    ("solver-grpo", "tt-ss"), ("base-ttt", "base"),
+)  # fmt: skip
 
 
 def margins_table(answers: Answers, places: Mapping[str, str]) -> str:
@@ -212,8 +215,8 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
         rows = answers.rows(here.of, method)
         best = percent(_best(answers.part(part).trainings.get(name, {})))
         lines.append([name, accuracy, against, update, best, amount(mean_of(rows, "tokens")), str(len(rows))])
-    head = ["setting", f"{method}, %", f"against {reference}", "adapted − unadapted", "validation, %"]
-    return markdown_table([*head, "tokens", "seeds"], lines)
+    head = ["setting", f"{method}, %", f"over {reference}, points", "adapted − unadapted, points", "validation, %"]
+    return markdown_table([*head, "tokens per answer", "seeds"], lines)
 
 
 def safety_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
@@ -229,7 +232,7 @@ def safety_table(answers: Answers, part: str, reference: str, method: str, at: s
         accuracy = _share_cell(answers.accuracy(method, here))
         seeds = str(len(answers.rows(here.of, method)))
         lines.append([name, accuracy, gain, percent(helped), percent(hurt), *elsewhere, seeds])
-    head = ["setting", f"{method}, %", f"against {reference}", "helped, %", "hurt, %", "drift, nats per token",
+    head = ["setting", f"{method}, %", f"over {reference}, points", "helped, %", "hurt, %", "drift, nats per token",
             f"above {FAR:g}", "answers to other subjects", "seeds"]  # fmt: skip
     return markdown_table(head, lines)
 
@@ -254,7 +257,7 @@ def data_table(answers: Answers, part: str, at: str) -> str:
         raise NotMeasured(part)
     sizes = sizes_of(found)
     lines = [[curve.method, *(_at_size(curve, size) for size in sizes)] for curve in found]
-    return markdown_table(["method", *(f"{size:,}" for size in sizes)], lines)
+    return markdown_table(["right, %, of training problems", *(f"{size:,}" for size in sizes)], lines)
 
 
 def _at_size(curve: Curve, size: int) -> str:
@@ -286,7 +289,10 @@ def validation_table(answers: Answers, part: str) -> str:
     if not found:
         raise NotMeasured(f"{part} on validation problems")
     numbers = sorted({number for row in found.values() for number in row}, key=float)
-    return markdown_table(["", *numbers], [[k, *(row.get(n, "") for n in numbers)] for k, row in found.items()])
+    return markdown_table(
+        ["right, % of validation problems", *numbers],
+        [[k, *(row.get(n, "") for n in numbers)] for k, row in found.items()],
+    )
 
 
 def _best(seeds: Mapping[int, Training]) -> float | None:
@@ -313,11 +319,13 @@ def room_table(room: dict[str, Any]) -> str:
     for point in room["points"]:
         if "skipped" not in point:
             points_of.setdefault(point["source"], []).append(point)
-    lines = [["unadapted", *(_stored_share(p) for p in room_decodings(room["unadapted"]["row"]).values())]]
+    lines = [["unadapted", "", *(_stored_share(p) for p in room_decodings(room["unadapted"]["row"]).values())]]
     for source, some in points_of.items():
         best = [max(some, key=lambda p, n=n: room_decodings(p["row"])[n]["difference"] or -1.0) for n in names]
-        lines.append([source, *(_stored_gain(point, name) for point, name in zip(best, names, strict=True))])
-    return markdown_table(["practice", *names], lines)
+        lines.append(
+            [source, str(len(some)), *(_stored_gain(point, name) for point, name in zip(best, names, strict=True))]
+        )
+    return markdown_table(["practice", "settings", *names], lines)
 
 
 def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -325,7 +333,8 @@ def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _stored_share(part: dict[str, Any]) -> str:
-    return f"{percent(part['accuracy'])}% {percent_interval(part['interval'])}"
+    text = f"{percent(part['accuracy'])}% {percent_interval(part['interval'])}"
+    return text if "pass_at_n" not in part else f"{text}; of all samples one right: {percent(part['pass_at_n'])}%"
 
 
 def _stored_gain(point: dict[str, Any], name: str) -> str:

@@ -131,8 +131,9 @@ def data(answers: Answers, part: str, at: str) -> Plot:
         canvas.legend(columns=3)
         svg = canvas.svg()
     seeds = found[0].estimates[0].seeds
+    over = "seeds and problems" if seeds > 1 else "problems"
     return Plot(
-        title, f"Means over seeds ({seeds} of {found[0].method}), {at}; bands are 95% intervals over both.", svg
+        title, f"Means over seeds ({seeds} of {found[0].method}), {at}; bands are 95% intervals over {over}.", svg
     )
 
 
