@@ -192,6 +192,7 @@ def room(folder: Path) -> Path:
         for source, gain in gains.items()
         for rate in (0.3, 1.0)
     }
+    points["own likely x 10, sgd 1"] = points["own, sgd 1"] | {"source": "own likely", "sharpness": 10.0}
     points["own correct"] = {"source": "own correct", "optimizer": "sgd", "rate": 1.0, "steps": 1, "skipped": "why"}
     write_json(
         folder / "room.json",

@@ -123,26 +123,26 @@ def test_the_ablation_table_compares_with_its_reference(results: Results) -> Non
 
 def test_the_safety_table_says_what_the_adaptation_does_elsewhere(results: Results) -> None:
     lines = [line.strip("| ").split(" | ") for line in filled(results, "{{ safety() }}").splitlines()]
-    assert [line[0] for line in lines] == ["setting", "---", "without", "canary-0.1", "canary-1"]
+    assert [line[0] for line in lines] == ["setting", "---", "without", "canary-0.1", "canary-0.3", "canary-1"]
     part = results.parts["safety"]
     rows, found = part.evaluations["canary-1"], part.practice["canary-1"]
     hurt = [
         ((e.rows["mass"].outcomes["greedy"] == 0) & (e.rows["mass-unadapted"].outcomes["greedy"] == 1)).mean()
         for e in rows.values()
     ]
-    assert lines[4][4] == f"{100 * sum(hurt) / 3:.1f}"
+    assert lines[5][4] == f"{100 * sum(hurt) / 3:.1f}"
     drift = sum(sum(one["after"]["drift"]) / 60 for one in found.values()) / 3
-    assert lines[4][5].startswith(f"{drift:.4f} [")
+    assert lines[5][5].startswith(f"{drift:.4f} [")
     changes = [np.subtract(one["after"]["others_adapted"], one["after"]["others_unadapted"]) for one in found.values()]
     far = np.mean([np.mean(np.array(one["after"]["drift"]) > 0.1) for one in found.values()])
-    assert lines[4][6].startswith(f"{100 * far:.1f}% [")
-    assert lines[4][7].startswith(shown(np.mean(changes), "+"))
-    assert lines[4][8] == "3"
+    assert lines[5][6].startswith(f"{100 * far:.1f}% [")
+    assert lines[5][7].startswith(shown(np.mean(changes), "+"))
+    assert lines[5][8] == "3"
 
 
 def test_the_best_on_validation_problems_stands_at_its_rate(results: Results) -> None:
     assert filled(results, "{{ validation() }}").splitlines() == [
-        "|  | 0.0003 | 0.001 | 0.003 | 0.01 |",
+        "| right, % of validation problems | 0.0003 | 0.001 | 0.003 | 0.01 |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| solver-sft | 45.0 | 55.0 | 60.0 | 40.0 |",
     ]
@@ -155,7 +155,7 @@ def test_data_efficiency_is_read_off(results: Results) -> None:
     assert filled(results, '{{ needs("mass", "solver-sft", 30) }}').startswith("fewer than 30")
     assert "more than 3,000" in filled(results, '{{ needs("solver-sft", "mass", 3000) }}')
     lines = filled(results, "{{ data() }}").splitlines()
-    assert lines[0] == "| method | 30 | 100 | 300 | 1,000 | 3,000 |"
+    assert lines[0] == "| right, %, by training problems | 30 | 100 | 300 | 1,000 | 3,000 |"
     assert len(filled(results, "{{ needed() }}").splitlines()) == 7
 
 
@@ -164,7 +164,9 @@ def test_practice_and_rooms_are_told(results: Results) -> None:
     assert re.match(r"[+−]\d\.\d{3} \[", filled(results, '{{ practice("weight and effect", "after") }}'))
     assert len(filled(results, "{{ practice_table() }}").splitlines()) > 10
     room = filled(results, '{{ room("room/base") }}')
-    assert "| copies correct | +20.0 [+17.0, +23.0] (sgd 1, K = 1) |" in room
+    assert "| copies correct | 2 | +20.0 [+17.0, +23.0] (sgd 1, K = 1) |" in room
+    assert "| own likely | 1 | −2.0 [−5.0, +1.0] (sgd 1, K = 1, sharpness 10) |" in room
+    assert "of all samples one right: 70.0%" in room
     assert "own correct" not in room
     changes = filled(results, '{{ changes("mass", "mass-unadapted") }}').splitlines()
     assert len(changes) == 2 + 1 + 3 + 5
@@ -244,7 +246,7 @@ def test_what_no_results_could_hold_is_an_error(results: Results, template: str,
 def test_the_template_asks_only_for_what_there_is(results: Results) -> None:
     """Of the whole study all but the rooms at temperature 1 and what the made-up study leaves out is there."""
     document = fill(results, TEMPLATE.read_text(), "results.md.in", "p")
-    allowed = ("mass-maj@n", "in-context", "table/equal-tokens", "at 1", "test mass-gold", "test solver-sft")
+    allowed = ("mass-maj@n", "best-of-n", "in-context", "table/equal-tokens", "at 1", "test mass-gold", "test solver-sft")
     assert [m for m in document.missing if not any(part in m for part in allowed)] == []
     assert len(document.pictures) >= 12
     used = set(re.findall(r"(\w+)\(", " ".join(re.findall(r"{{(.*?)}}", TEMPLATE.read_text(), re.S))))
@@ -292,8 +294,8 @@ def test_collect_says_what_it_stored(tmp_path: Path, capsys: pytest.CaptureFixtu
     runs = whole_study(tmp_path / "runs", problems=6, seeds=1)
     assert main(["collect", str(runs / "table"), "--into", str(tmp_path / "r" / "table")]) == 0
     out = capsys.readouterr()
-    assert len(out.out.splitlines()) == 6
-    assert "6 runs stored in" in out.err
+    assert len(out.out.splitlines()) == 7
+    assert "7 runs stored in" in out.err
     assert main(["collect", str(runs / "table")]) == 2
     assert main(["collect", str(tmp_path / "nowhere"), "--into", "x"]) == 2
 

@@ -257,7 +257,7 @@ def data_table(answers: Answers, part: str, at: str) -> str:
         raise NotMeasured(part)
     sizes = sizes_of(found)
     lines = [[curve.method, *(_at_size(curve, size) for size in sizes)] for curve in found]
-    return markdown_table(["right, %, of training problems", *(f"{size:,}" for size in sizes)], lines)
+    return markdown_table(["right, %, by training problems", *(f"{size:,}" for size in sizes)], lines)
 
 
 def _at_size(curve: Curve, size: int) -> str:
