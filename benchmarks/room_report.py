@@ -13,13 +13,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from room_practice import SOURCES
 
-from mass.report.paper_tables import room_decodings, room_table
+from mass.report.paper_tables import room_decodings, room_setting, room_table
 from mass.report.words import amount, percent, percent_interval, points, points_interval
 from mass.results.stored import GREEDY
 from mass.runlog import replace_text
 
 _COLOURS = dict(
-    zip(SOURCES, ("#0072B2", "#56B4E9", "#7F7F7F", "#CC79A7", "#009E73", "#E69F00", "#D55E00"), strict=True)
+    zip(SOURCES, ("#0072B2", "#56B4E9", "#7F7F7F", "#882255", "#CC79A7", "#009E73", "#E69F00", "#D55E00"), strict=True)
 )
 _MARKERS = {"sgd": "o", "sgd clipped": "s", "adamw": "^"}
 LEAST_NORM = 1e-5
@@ -85,15 +85,11 @@ def _unadapted(unadapted: Mapping[str, Any], samples: int) -> str:
 def _line(point: Mapping[str, Any], names: Sequence[str]) -> str:
     found = room_decodings(point["row"])
     losses = f"{amount(point['loss_before'])} → {amount(point['loss_after'])}"
-    cells = [_difference(found[name]) for name in names]
+    cells = " | ".join(_difference(found[name]) for name in names)
     return (
-        f"| {point['source']} | {_inner(point)} | {' | '.join(cells)} | {amount(point['update_norm'])} | {losses} | "
+        f"| {point['source']} | {room_setting(point)} | {cells} | {amount(point['update_norm'])} | {losses} | "
         f"{percent(point['used'])} | {percent(point['without_practice'])} |"
     )
-
-
-def _inner(point: Mapping[str, Any]) -> str:
-    return f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
 
 
 def _accuracy(part: Mapping[str, Any]) -> str:

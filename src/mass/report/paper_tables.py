@@ -332,6 +332,12 @@ def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {GREEDY: row, **{f"T = {part['temperature']:g}": part for part in row["sampled"]}}
 
 
+def room_setting(point: Mapping[str, Any]) -> str:
+    """The inner loop of a point, and how sharply its practice was weighed."""
+    text = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
+    return text if point.get("sharpness") is None else f"{text}, sharpness {point['sharpness']:g}"
+
+
 def _stored_share(part: dict[str, Any]) -> str:
     text = f"{percent(part['accuracy'])}% {percent_interval(part['interval'])}"
     return text if "pass_at_n" not in part else f"{text}; of all samples one right: {percent(part['pass_at_n'])}%"
@@ -339,10 +345,7 @@ def _stored_share(part: dict[str, Any]) -> str:
 
 def _stored_gain(point: dict[str, Any], name: str) -> str:
     part = room_decodings(point["row"])[name]
-    inner = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
-    if point.get("sharpness") is not None:
-        inner += f", sharpness {point['sharpness']:g}"
-    return f"{points(part['difference'])} {points_interval(part['difference_interval'])} ({inner})"
+    return f"{points(part['difference'])} {points_interval(part['difference_interval'])} ({room_setting(point)})"
 
 
 # --- rows
