@@ -265,5 +265,5 @@ def test_stored_practice_and_rooms_are_found(tmp_path: Path) -> None:
     part = read(tmp_path / "s").parts["learned"]
     assert part.practice["mass"][3]["near_copy"] == 2
     stored_room = part.rooms["base"][1]
-    assert len(stored_room["points"]) == 7
+    assert len(stored_room["points"]) == 8
     assert "by_subject" not in json.dumps(stored_room)
