@@ -132,14 +132,19 @@ def states_of(lm: LM, example: Example) -> Tensor:
     return (features - features.mean()) / (features.var(correction=0) + 1e-5).sqrt()
 
 
-def test_features_of_likelihood_are_of_the_solution_s_tokens_alone(lm: LM) -> None:
-    eta = moved(init_scorer(lm, ScoringConfig(hidden=4), 0))
-    example = candidates(lm)[1]
+def solution_logprobs(lm: LM, example: Example) -> Tensor:
+    """Of the tokens of the example's solution, after the synthesis prompt of Q and its problem."""
     prompt, written = lm.synthesis_prompt("Q"), list(example.tokens)
     n = len(lm.target_ids(example.solution))
     assert 0 < n < len(written)
     logits = full_logits(lm, lm.batch([(prompt, written)]))[0]
-    every = logits.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(written[-n:])[:, None])
+    return logits.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(written[-n:])[:, None])
+
+
+def test_features_of_likelihood_are_of_the_solution_s_tokens_alone(lm: LM) -> None:
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4), 0))
+    example = candidates(lm)[1]
+    every = solution_logprobs(lm, example)
     features = torch.cat([states_of(lm, example), every.mean()[None], every.min()[None]])
     torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
 
@@ -148,11 +153,7 @@ def test_the_scorer_of_likelihood_is_the_mean_log_probability_times_its_sharpnes
     examples, sharpness = candidates(lm), 7.0
     scores = score(lm, likelihood_scorer(lm, sharpness), ["Q"] * 3, examples)
     for example, found in zip(examples, scores, strict=True):
-        prompt, written = lm.synthesis_prompt("Q"), list(example.tokens)
-        n = len(lm.target_ids(example.solution))
-        logits = full_logits(lm, lm.batch([(prompt, written)]))[0]
-        every = logits.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(written[-n:])[:, None])
-        torch.testing.assert_close(found, sharpness * every.mean())
+        torch.testing.assert_close(found, sharpness * solution_logprobs(lm, example).mean())
     assert len({round(float(s), 6) for s in scores}) == 3
     assert not score(lm, likelihood_scorer(lm, 0.0), ["Q"] * 3, examples).any()
 

@@ -29,7 +29,7 @@ from mass.config import (
 from mass.errors import ConfigError, DataError, nearest
 from mass.lm import LM
 from mass.lm.source import shipped_folder
-from mass.methods import LIKELIHOOD, TRAINED, UNTRAINED_METHODS, checkpoint_of, choice_of
+from mass.methods import TRAINED, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, checkpoint_of, choice_of
 from mass.model import UNTRAINED, Mass, origin_of
 from mass.prompts import with_thinking
 from mass.runlog import training_of
@@ -127,7 +127,7 @@ def contestants(
         elif method in UNTRAINED_METHODS:
             adapt = _untrained_config(model, method, config)
             state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)
-            if method == LIKELIHOOD:
+            if method == TT_SS_LIKELIHOOD:
                 state = dataclasses.replace(state, eta=likelihood_scorer(model.lm, config.sharpness))
             found[method] = Contestant(model.lm, state, adapt, recorded=recorded)
         else:
@@ -138,7 +138,7 @@ def contestants(
 def _untrained_config(model: Mass, method: str, config: EvalConfig) -> AdaptConfig:
     """As much practice as the model's own configuration, in uniform weights or in those of its likelihood."""
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
-    scoring = ScoringConfig(normalise="softmax" if method == LIKELIHOOD else "uniform")
+    scoring = ScoringConfig(normalise="softmax" if method == TT_SS_LIKELIHOOD else "uniform")
     return _with_counts(AdaptConfig(synthesis, scoring, inner, config.answer), config)
 
 

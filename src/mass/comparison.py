@@ -16,7 +16,7 @@ from mass.checkpoint import fingerprint, state_hash
 from mass.comparison_folder import ComparisonFolder
 from mass.config import EvalConfig, config_hash, to_dict
 from mass.errors import ConfigError, DataError
-from mass.methods import ADAPTING, IN_CONTEXT, LIKELIHOOD, UNTRAINED_METHODS, check_methods, choice_of, in_order
+from mass.methods import ADAPTING, IN_CONTEXT, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
 from mass.prompts import CODE, common_kind, kind_of, to_json
 from mass.runlog import held, json_values
@@ -290,7 +290,9 @@ def _in_context_note(records: Sequence[Record]) -> str:
 
 def _examples(runner: Runner, found: Found) -> list[dict[str, Any]]:
     """The first tasks with their practice and the answers before and after, of the foremost adapting method."""
-    method = next((name for name in ("mass", "mass-gold", "tt-ss", LIKELIHOOD, "base-ttt") if name in found), None)
+    method = next(
+        (name for name in ("mass", "mass-gold", "tt-ss", TT_SS_LIKELIHOOD, "base-ttt") if name in found), None
+    )
     if method is None:
         return []
     same = "base" if method in UNTRAINED_METHODS else f"{method}-unadapted"

@@ -25,8 +25,8 @@ from typing import Literal
 
 from mass.errors import ConfigError, nearest
 
-LIKELIHOOD = "tt-ss-likelihood"
-UNTRAINED_METHODS = ("base-ttt", "tt-ss", LIKELIHOOD)
+TT_SS_LIKELIHOOD = "tt-ss-likelihood"
+UNTRAINED_METHODS = ("base-ttt", "tt-ss", TT_SS_LIKELIHOOD)
 ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
 PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
 """Trained, and answered with the trained weights as they are."""

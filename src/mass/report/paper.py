@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TEST = "table/test"
 """Where a value is looked up when the template names no place."""
 NAMED_COMMITS = 3
+"""More than so many commits are counted, not named."""
 
 
 @dataclass
