@@ -304,8 +304,8 @@ class Asked:
 
     @told
     def picture(self, kind: str, of: str = "", at: str = GREEDY, **more: Any) -> str:
-        """A picture by its kind: accuracy, cost, subjects, levels, changes (method, other), data, learning (names),
-        practice, practice-levels, practice-distances, weights, room."""
+        """A picture by its kind: accuracy, cost, subjects, levels, changes (method, other), data (untrained),
+        learning (names), practice, practice-levels, practice-distances, weights, room."""
         plot = self._plot(kind, of, at, more)
         name = "-".join([kind, *(part for part in (of.replace("/", "-"), "" if at == GREEDY else at) if part)]) + ".svg"
         self.document.pictures[name] = standalone(str(plot.svg), plot.title)
@@ -319,7 +319,7 @@ class Asked:
         if kind == "changes":
             return pictures.changes(answers, of or TEST, at=at, **more)
         if kind == "data":
-            return pictures.data(answers, of or "data", at, **more)
+            return pictures.data(answers, of or "data", at, more.pop("untrained", {}), **more)
         if kind == "learning":
             return pictures.learning(answers, of or "table", more.pop("names", ()), **more)
         if kind == "room":

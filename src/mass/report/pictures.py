@@ -113,15 +113,22 @@ def changes(answers: Answers, of: str, method: str, other: str, at: str) -> Plot
 # --- data efficiency
 
 
-def data(answers: Answers, part: str, at: str) -> Plot:
+def data(answers: Answers, part: str, at: str, untrained: Mapping[str, str]) -> Plot:
+    """Accuracy against training problems. `untrained`: methods that need none, and the evaluations on the same test
+    problems to take them from."""
     found = list(curves(answers.part(part), at).values())
     if not found:
         raise NotMeasured(part)
+    level = {method: answers.accuracy(method, Question(of, at)) for method, of in untrained.items()}
     title = "Accuracy against gold training problems"
-    with drawing("data", 3.2 + 0.2 * math.ceil(len(found) / 3), title) as canvas:
+    with drawing("data", 3.2 + 0.2 * math.ceil((len(found) + len(level)) / 3), title) as canvas:
         axes = canvas.axes
         for index, curve in enumerate(found):
             _draw_curve(axes, curve, SERIES[1 + index % 7], MARKERS[(1 + index) % 8])
+        for index, (method, estimate) in enumerate(level.items(), len(found)):
+            colour, (low, high) = SERIES[1 + index % 7], estimate.interval
+            axes.axhspan(100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
+            axes.axhline(100 * estimate.mean, color=colour, linestyle="--", linewidth=1.2, label=method)
         axes.set_xscale("log")
         sizes = _apart(sizes_of(found))
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -132,8 +139,11 @@ def data(answers: Answers, part: str, at: str) -> Plot:
         svg = canvas.svg()
     seeds = found[0].estimates[0].seeds
     over = "seeds and problems" if seeds > 1 else "problems"
+    dashed = f" Dashed: {' and '.join(level)}, which no training problem goes into." if level else ""
     return Plot(
-        title, f"Means over seeds ({seeds} of {found[0].method}), {at}; bands are 95% intervals over {over}.", svg
+        title,
+        f"Means over seeds ({seeds} of {found[0].method}), {at}; bands are 95% intervals over {over}.{dashed}",
+        svg,
     )
 
 
