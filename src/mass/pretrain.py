@@ -2,8 +2,9 @@
 
 Its training text is a mixed web in small. *Question pages* are a problem and its answer, as a bare number, with worked
 steps, with steps of which one slips, or with the steps of what the problem is commonly mistaken for. *Textbook pages*
-are a problem followed by a similar one with its solution, so that the model can write practice. The text of step n is a
-function of (seed, n) alone, so a stopped run resumes without state of its own. All problems are of the train split.
+are a problem followed by a similar one with its solution, so that the model can write practice. Pages may be signed: on
+textbook pages, who signed tells how far to trust the solution. The text of step n is a function of (seed, n) alone, so a
+stopped run resumes without state of its own. All problems are of the train split.
 """
 
 from __future__ import annotations
@@ -38,16 +39,19 @@ PADDING_GROUPS = 3
 def page(rng: random.Random, config: PretrainConfig) -> str:
     """One page of the mixed web."""
     problem = minimath.draw(rng, "train", source=config.problems)
+    author = rng.choice([*config.authors]) if config.authors else ""
+    signature = f"{author}: " if author else ""
     if rng.random() >= config.textbook:
         mistaken = config.mistaken_pages if problem.kind in _mistaken_kinds(config, problem.kind.subject) else 0.0
         shares = Shares(config.bare[problem.kind.subject], config.slip, mistaken)
-        return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{_solution(rng, config, problem, shares)}"
+        solution = _solution(rng, config, problem, shares)
+        return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{signature}{solution}"
     same = rng.random() < config.textbook_same
     other = problem if same else minimath.similar(rng, problem, "train")
-    mistaken = config.textbook_mistaken if other.kind.mistaken is not None else 0.0
+    mistaken = config.authors.get(author, config.textbook_mistaken) if other.kind.mistaken is not None else 0.0
     shares = Shares(config.textbook_bare, config.textbook_slip, mistaken)
     solution = _solution(rng, config, other, shares)
-    return f"{PLAIN.render_synthesis(problem.text)} {other.text}\nSolution: {solution}"
+    return f"{PLAIN.render_synthesis(problem.text)} {other.text}\nSolution: {signature}{solution}"
 
 
 def _mistaken_kinds(config: PretrainConfig, subject: str) -> list[minimath.Kind]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,6 +59,9 @@ class PretrainConfig:
     """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
     textbook_mistaken: float = 0.0
     """Share of textbook pages whose solution is that of what the kind is commonly mistaken for."""
+    authors: dict[str, float] = field(default_factory=dict[str, float])
+    """By name, who signs pages, all equally often, and the share of their textbook pages that is mistaken, in place of
+    `textbook_mistaken`; on question pages a name says nothing. Without any, no page is signed."""
     textbook_bare: float = 0.15
     textbook_slip: float = 0.15
     textbook_same: float = 0.0
@@ -84,6 +88,9 @@ class PretrainConfig:
                     hint = nearest(subject, habits)
                     raise ConfigError(f"{name} names {subject!r}, which is no subject of minimath{hint}")
                 require(0 <= share <= 1, f"{name}.{subject}", share, "a share between 0 and 1")
+        for name, share in self.authors.items():
+            require(re.fullmatch(r"[A-Za-z]+", name) is not None, "authors", repr(name), "names of letters alone")
+            require(0 <= share <= 1, f"authors.{name}", share, "a share between 0 and 1")
         object.__setattr__(self, "bare", {**habits, **self.bare})
         self._require_room()
 
@@ -93,5 +100,11 @@ class PretrainConfig:
         most = max(questions, key=lambda s: questions[s], default="")
         if most:
             require(questions[most] <= 1 + 1e-9, f"bare.{most} + slip + mistaken_pages", questions[most], "at most 1")
-        textbook = self.textbook_bare + self.textbook_slip + self.textbook_mistaken
-        require(textbook <= 1 + 1e-9, "textbook_bare + textbook_slip + textbook_mistaken", textbook, "at most 1")
+        mistaken = max(self.authors, key=lambda name: self.authors[name], default="")
+        share, name = (
+            (self.authors[mistaken], f"authors.{mistaken}")
+            if mistaken
+            else (self.textbook_mistaken, "textbook_mistaken")
+        )
+        textbook = self.textbook_bare + self.textbook_slip + share
+        require(textbook <= 1 + 1e-9, f"textbook_bare + textbook_slip + {name}", textbook, "at most 1")
