@@ -3,8 +3,8 @@
 Its training text is a mixed web in small. *Question pages* are a problem and its answer, as a bare number, with worked
 steps, with steps of which one slips, or with the steps of what the problem is commonly mistaken for. *Textbook pages*
 are a problem followed by a similar one with its solution, so that the model can write practice. Pages may be signed: on
-textbook pages, who signed tells how far to trust the solution. The text of step n is a function of (seed, n) alone, so a
-stopped run resumes without state of its own. All problems are of the train split.
+textbook pages, who signed tells how far to trust the solution. The text of step n is a function of (seed, n) alone, so
+a stopped run resumes without state of its own. All problems are of the train split.
 """
 
 from __future__ import annotations
