@@ -256,6 +256,20 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             training=told,
             tasks="hard",
         )
+        evaluation(
+            runs / "authors" / "eval" / f"test-{seed}",
+            seed,
+            {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
+            training=told,
+            tasks="authors",
+        )
+        for name, method in (("best", "tt-ss"), ("likelihood", "tt-ss-likelihood")):
+            evaluation(
+                runs / "authors" / "eval" / f"{name}-{seed}",
+                seed,
+                {m: outcomes(rng, easy) for m in ("base", method)},
+                tasks="authors",
+            )
         for name in ("tuned", "tuned-equal-tokens"):
             evaluation(
                 runs / "table" / "eval" / f"{name}-{seed}",
@@ -263,11 +277,14 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                 {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
                 training=told,
             )
-        evaluation(
-            runs / "table" / "eval" / f"likelihood-{seed}",
-            seed,
-            {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
-        )
+        for name in ("table/likelihood", "hard/likelihood", *(f"unseen/likelihood-{group}" for group in "abc")):
+            part, evaluated = name.split("/")
+            evaluation(
+                runs / part / "eval" / f"{evaluated}-{seed}",
+                seed,
+                {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
+                tasks={"table": "c0ffee", "hard": "hard"}.get(part, f"unseen {name[-1]}"),
+            )
         for group in ("a", "b", "c", "tuned-a", "tuned-b", "tuned-c"):
             evaluation(
                 runs / "unseen" / "eval" / f"{group}-{seed}",
@@ -307,7 +324,8 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
     for rate, best in RATES.items():
         training(runs / "rates" / "train" / f"solver-sft-{rate}-0", 0, "solver-sft", [0.4, best, best - 0.1])
     training(runs / "ablations" / "train" / "full-0", 0, "mass", [0.4, 0.8, 0.7])
-    room(runs / "room" / "base-1")
+    for base in ("base", "authors"):
+        room(runs / "room" / f"{base}-1")
     return runs
 
 

@@ -188,6 +188,14 @@ def test_every_kind_of_picture_is_drawn_and_stands_alone(results: Results) -> No
     assert again.text == document.text
 
 
+def test_what_needs_no_training_problem_is_drawn_beside_what_does(results: Results) -> None:
+    document = fill(results, '{{ picture("data", untrained={"tt-ss": "table/test"}) }}', "t", "p")
+    assert "Dashed: tt-ss, which no training problem goes into." in document.text
+    assert "Dashed" not in fill(results, '{{ picture("data") }}', "t", "p").text
+    missing = fill(results, '{{ picture("data", untrained={"tt-ss": "table/other"}) }}', "t", "p").missing
+    assert missing == ["table/other"]
+
+
 def test_a_picture_of_its_own_has_colours_and_paper() -> None:
     found = standalone('<svg role="img" viewBox="0 0 20.5 10"><path fill="var(--s1)"/></svg>', "a < b")
     assert LIGHT["--s1"] in found

@@ -113,6 +113,33 @@ def test_question_pages_mistake_some_kinds_firmly_and_textbooks_any_kind_at_time
     assert len({problem.kind.name for problem, wrong in textbook if wrong}) > 130
 
 
+AUTHORS = {"Abel": 0.0, "Byrd": 0.9, "Cole": 0.2}
+
+
+def test_the_author_of_a_textbook_page_tells_how_far_to_trust_it_and_that_of_a_question_page_nothing() -> None:
+    never = {subject: 0.0 for subject in SUBJECTS}
+    changes = {"bare": never, "slip": 0.0, "textbook_bare": 0.0, "textbook_slip": 0.0, "problems": "minimath-terms"}
+    mistaken = {"mistaken": dict.fromkeys(SUBJECTS, 0.5), "mistaken_pages": 0.8, "authors": AUTHORS}
+    for textbook, shares in ((1.0, AUTHORS), (0.0, dict.fromkeys(AUTHORS, 0.4))):
+        signed = [text.rsplit("Solution: ", 1) for text in some_pages(3000, textbook=textbook, **changes, **mistaken)]
+        found: dict[str, list[bool]] = {author: [] for author in AUTHORS}
+        for before, solution in signed:
+            author, unsigned = solution.split(": ", 1)
+            found[author].append(recognised(f"{before}Solution: {unsigned}")[1])
+        for author, share in shares.items():
+            assert 900 < len(found[author]) < 1100
+            assert sum(found[author]) / len(found[author]) == pytest.approx(share, abs=0.05)
+
+
+def test_authors_are_names_with_a_share_of_mistaken_pages() -> None:
+    with pytest.raises(ConfigError, match="letters"):
+        PretrainConfig(authors={"Abel: ": 0.0})
+    with pytest.raises(ConfigError, match=r"authors\.Abel"):
+        PretrainConfig(authors={"Abel": 1.5})
+    with pytest.raises(ConfigError, match=r"textbook_bare \+ textbook_slip \+ authors\.Byrd"):
+        PretrainConfig(authors=AUTHORS)
+
+
 def test_pages_of_one_sort_are_not_flawed_more_than_once_over() -> None:
     with pytest.raises(ConfigError, match=r"bare.Geometry \+ slip \+ mistaken_pages"):
         PretrainConfig(mistaken={"Geometry": 0.5}, mistaken_pages=0.9)

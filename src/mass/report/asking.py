@@ -18,7 +18,7 @@ from mass.results.stored import GREEDY
 
 T = TypeVar("T")
 DECODING = re.compile(r"greedy|(?:pass |maj )?[0-9]+(?:\.[0-9]+)?")
-PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen", "rerun")
+PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen", "authors", "rerun")
 
 
 class NotMeasured(Exception):
