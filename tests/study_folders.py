@@ -256,20 +256,6 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             training=told,
             tasks="hard",
         )
-        evaluation(
-            runs / "authors" / "eval" / f"test-{seed}",
-            seed,
-            {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
-            training=told,
-            tasks="authors",
-        )
-        for name, method in (("best", "tt-ss"), ("likelihood", "tt-ss-likelihood")):
-            evaluation(
-                runs / "authors" / "eval" / f"{name}-{seed}",
-                seed,
-                {m: outcomes(rng, easy) for m in ("base", method)},
-                tasks="authors",
-            )
         for name in ("tuned", "tuned-equal-tokens"):
             evaluation(
                 runs / "table" / "eval" / f"{name}-{seed}",
@@ -277,14 +263,11 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                 {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
                 training=told,
             )
-        for name in ("table/likelihood", "hard/likelihood", *(f"unseen/likelihood-{group}" for group in "abc")):
-            part, evaluated = name.split("/")
-            evaluation(
-                runs / part / "eval" / f"{evaluated}-{seed}",
-                seed,
-                {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
-                tasks={"table": "c0ffee", "hard": "hard"}.get(part, f"unseen {name[-1]}"),
-            )
+        evaluation(
+            runs / "table" / "eval" / f"likelihood-{seed}",
+            seed,
+            {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
+        )
         for group in ("a", "b", "c", "tuned-a", "tuned-b", "tuned-c"):
             evaluation(
                 runs / "unseen" / "eval" / f"{group}-{seed}",
@@ -320,6 +303,27 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                 right={"mass": outcomes(rng, easy + 0.3), "mass-unadapted": outcomes(rng, easy + 0.2)},
             )
             practice(runs / "safety" / "analyse" / f"{name}-{seed}", name, seed)
+        evaluation(
+            runs / "authors" / "eval" / f"test-{seed}",
+            seed,
+            {"solver-sft": outcomes(rng, easy + 0.3), **{m: outcomes(rng, c) for m, c in of.items()}},
+            training=told,
+            tasks="authors",
+        )
+        for name, method in (("best", "tt-ss"), ("likelihood", "tt-ss-likelihood")):
+            evaluation(
+                runs / "authors" / "eval" / f"{name}-{seed}",
+                seed,
+                {m: outcomes(rng, easy) for m in ("base", method)},
+                tasks="authors",
+            )
+        for part, group in (("hard", ""), ("unseen", "a"), ("unseen", "b"), ("unseen", "c")):
+            evaluation(
+                runs / part / "eval" / f"likelihood{'-' * bool(group)}{group}-{seed}",
+                seed,
+                {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
+                tasks=f"{part} {group}".strip(),
+            )
         practice(runs / "table" / "analyse" / f"mass-{seed}", "mass", seed)
     for rate, best in RATES.items():
         training(runs / "rates" / "train" / f"solver-sft-{rate}-0", 0, "solver-sft", [0.4, best, best - 0.1])
