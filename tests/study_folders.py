@@ -310,13 +310,12 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             training=told,
             tasks="authors",
         )
-        for name, method in (("best", "tt-ss"), ("likelihood", "tt-ss-likelihood")):
-            evaluation(
-                runs / "authors" / "eval" / f"{name}-{seed}",
-                seed,
-                {m: outcomes(rng, easy) for m in ("base", method)},
-                tasks="authors",
-            )
+        evaluation(
+            runs / "authors" / "eval" / f"untrained-{seed}",
+            seed,
+            {m: outcomes(rng, easy) for m in ("base", "tt-ss", "tt-ss-likelihood")},
+            tasks="authors",
+        )
         for part, group in (("hard", ""), ("unseen", "a"), ("unseen", "b"), ("unseen", "c")):
             evaluation(
                 runs / part / "eval" / f"likelihood{'-' * bool(group)}{group}-{seed}",
