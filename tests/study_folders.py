@@ -323,7 +323,8 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
                 {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
                 tasks=f"{part} {group}".strip(),
             )
-        practice(runs / "table" / "analyse" / f"mass-{seed}", "mass", seed)
+        for part in ("table", "authors"):
+            practice(runs / part / "analyse" / f"mass-{seed}", "mass", seed)
     for rate, best in RATES.items():
         training(runs / "rates" / "train" / f"solver-sft-{rate}-0", 0, "solver-sft", [0.4, best, best - 0.1])
     training(runs / "ablations" / "train" / "full-0", 0, "mass", [0.4, 0.8, 0.7])
