@@ -100,11 +100,8 @@ class PretrainConfig:
         most = max(questions, key=lambda s: questions[s], default="")
         if most:
             require(questions[most] <= 1 + 1e-9, f"bare.{most} + slip + mistaken_pages", questions[most], "at most 1")
-        mistaken = max(self.authors, key=lambda name: self.authors[name], default="")
-        share, name = (
-            (self.authors[mistaken], f"authors.{mistaken}")
-            if mistaken
-            else (self.textbook_mistaken, "textbook_mistaken")
-        )
-        textbook = self.textbook_bare + self.textbook_slip + share
-        require(textbook <= 1 + 1e-9, f"textbook_bare + textbook_slip + {name}", textbook, "at most 1")
+        mistaken = {f"authors.{name}": share for name, share in self.authors.items()}
+        mistaken = mistaken or {"textbook_mistaken": self.textbook_mistaken}
+        most = max(mistaken, key=lambda name: mistaken[name])
+        textbook = self.textbook_bare + self.textbook_slip + mistaken[most]
+        require(textbook <= 1 + 1e-9, f"textbook_bare + textbook_slip + {most}", textbook, "at most 1")
