@@ -316,12 +316,12 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
             {m: outcomes(rng, easy) for m in ("base", "tt-ss", "tt-ss-likelihood")},
             tasks="authors",
         )
-        for part, group in (("hard", ""), ("unseen", "a"), ("unseen", "b"), ("unseen", "c")):
+        for part, name in (("hard", "likelihood"), *(("unseen", f"likelihood-{group}") for group in "abc")):
             evaluation(
-                runs / part / "eval" / f"likelihood{'-' * bool(group)}{group}-{seed}",
+                runs / part / "eval" / f"{name}-{seed}",
                 seed,
                 {m: outcomes(rng, easy) for m in ("base", "tt-ss-likelihood")},
-                tasks=f"{part} {group}".strip(),
+                tasks="hard" if part == "hard" else f"unseen {name[-1]}",
             )
         for part in ("table", "authors"):
             practice(runs / part / "analyse" / f"mass-{seed}", "mass", seed)

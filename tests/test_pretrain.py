@@ -98,17 +98,25 @@ def holds(solution: str) -> bool:
     return all(eval(left.replace("/", "//")) == int(right) for left, right in steps)
 
 
+UNSLIPPED = {
+    "bare": dict.fromkeys(SUBJECTS, 0.0),
+    "slip": 0.0,
+    "textbook_bare": 0.0,
+    "textbook_slip": 0.0,
+    "problems": "minimath-terms",
+}
+"""Pages on terms whose only flaw is to mistake them."""
+
+
 def test_question_pages_mistake_some_kinds_firmly_and_textbooks_any_kind_at_times() -> None:
-    never = {subject: 0.0 for subject in SUBJECTS}
-    changes = {"bare": never, "slip": 0.0, "textbook_bare": 0.0, "textbook_slip": 0.0, "problems": "minimath-terms"}
     mistaken = {"mistaken": {"Geometry": 0.5, "Algebra": 0.0}, "mistaken_pages": 1.0, "textbook_mistaken": 0.3}
-    questions = [recognised(text) for text in some_pages(2500, textbook=0.0, **changes, **mistaken)]
+    questions = [recognised(text) for text in some_pages(2500, textbook=0.0, **UNSLIPPED, **mistaken)]
     by_term: dict[tuple[str, str], set[bool]] = {}
     for problem, wrong in questions:
         by_term.setdefault((problem.kind.subject, problem.kind.name), set()).add(wrong)
     firmly = [term for term, found in by_term.items() if True in found]
     assert Counter(subject for subject, _ in firmly) == {"Geometry": 10}
-    textbook = [recognised(text) for text in some_pages(2500, textbook=1.0, **changes, **mistaken)]
+    textbook = [recognised(text) for text in some_pages(2500, textbook=1.0, **UNSLIPPED, **mistaken)]
     assert 0.25 < sum(wrong for _, wrong in textbook) / len(textbook) < 0.33
     assert len({problem.kind.name for problem, wrong in textbook if wrong}) > 130
 
@@ -117,11 +125,9 @@ AUTHORS = {"Abel": 0.0, "Byrd": 0.9, "Cole": 0.2}
 
 
 def test_the_author_of_a_textbook_page_tells_how_far_to_trust_it_and_that_of_a_question_page_nothing() -> None:
-    never = {subject: 0.0 for subject in SUBJECTS}
-    changes = {"bare": never, "slip": 0.0, "textbook_bare": 0.0, "textbook_slip": 0.0, "problems": "minimath-terms"}
     mistaken = {"mistaken": dict.fromkeys(SUBJECTS, 0.5), "mistaken_pages": 0.8, "authors": AUTHORS}
     for textbook, shares in ((1.0, AUTHORS), (0.0, dict.fromkeys(AUTHORS, 0.4))):
-        signed = [text.rsplit("Solution: ", 1) for text in some_pages(3000, textbook=textbook, **changes, **mistaken)]
+        signed = [text.rsplit("Solution: ", 1) for text in some_pages(3000, textbook=textbook, **UNSLIPPED, **mistaken)]
         found: dict[str, list[bool]] = {author: [] for author in AUTHORS}
         for before, solution in signed:
             author, unsigned = solution.split(": ", 1)

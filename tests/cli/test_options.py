@@ -17,7 +17,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def recipe_verb(path: Path) -> str:
-    if path.stem in ("base", "authors-base"):
+    if path.stem.endswith("base"):
         return "pretrain"
     return "study" if is_study(path) else "train"
 

@@ -89,12 +89,7 @@ def test_every_command_of_a_checked_in_study_is_one(
     assert listed.code == 0, listed.err
     commands = [shlex.split(line.split("mass ", 1)[1]) for line in listed.out.splitlines()]
     assert {"train"} <= {command[0] for command in commands} <= {"train", "eval", "analyse"}
-    parsed: set[str] = set()
     for command in commands:
-        words = {word for word in command if str(tmp_path) not in word}  # without the names of runs
-        if words <= parsed:  # every word of it was in a command that is one
-            continue
-        parsed |= words
         ran = run(*command, "--print_config")
         assert ran.code == 0, (command, ran.err)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,7 +88,7 @@ class PretrainConfig:
                     raise ConfigError(f"{name} names {subject!r}, which is no subject of minimath{hint}")
                 require(0 <= share <= 1, f"{name}.{subject}", share, "a share between 0 and 1")
         for name, share in self.authors.items():
-            require(re.fullmatch(r"[A-Za-z]+", name) is not None, "authors", repr(name), "names of letters alone")
+            require(name.isascii() and name.isalpha(), "authors", repr(name), "names of letters alone")
             require(0 <= share <= 1, f"authors.{name}", share, "a share between 0 and 1")
         object.__setattr__(self, "bare", {**habits, **self.bare})
         self._require_room()
