@@ -35,7 +35,6 @@ from mass.errors import ConfigError, MassError
 from mass.model import UNTRAINED, load
 from mass.runlog import json_values, replace_text
 from mass.running import Runner
-from mass.scoring import likelihood_scorer
 from mass.seeds import derive
 from mass.statistics import Record, row_of
 from mass.types import Task
@@ -121,18 +120,16 @@ class Room:
         """The contestant with the point's inner loop and one rate for all tensors."""
         state = self.contestant.state
         assert state is not None
-        adapt = dataclasses.replace(self.contestant.config, inner=point.inner())
-        rates = init_state(self.contestant.lm, adapt, 0).log_rates
-        normalise, eta = "uniform", state.eta
+        scoring = ScoringConfig(normalise="uniform")
         if point.source == SCORED:
-            normalise = adapt.scoring.normalise
+            scoring = self.contestant.config.scoring
         if point.sharpness is not None:
-            normalise, eta = "softmax", likelihood_scorer(self.contestant.lm, point.sharpness)
-        return dataclasses.replace(
-            self.contestant,
-            state=dataclasses.replace(state, eta=eta, log_rates=rates),
-            config=dataclasses.replace(adapt, scoring=dataclasses.replace(adapt.scoring, normalise=normalise)),
-        )
+            scoring = ScoringConfig(hidden=2, sharpness=point.sharpness)
+        adapt = dataclasses.replace(self.contestant.config, inner=point.inner(), scoring=scoring)
+        start = init_state(self.contestant.lm, adapt, 0)
+        eta = state.eta if point.sharpness is None else start.eta
+        state = dataclasses.replace(state, eta=eta, log_rates=start.log_rates)
+        return dataclasses.replace(self.contestant, state=state, config=adapt)
 
     def _parts(self) -> Iterator[slice]:
         size = self.config.stack

@@ -73,6 +73,20 @@ def test_a_task_brings_a_verdict_and_its_gold_stays_out(model: mass.Mass) -> Non
     assert model.solve(PROBLEM, seed=2).adaptation.verdict is None
 
 
+def test_untrained_practice_can_be_weighed_by_likelihood(taught_base: Path) -> None:
+    """The likelier a solution, the heavier; and the record says all that it takes to do it again."""
+    config = dataclasses.replace(CONFIG, scoring=ScoringConfig(sharpness=20.0))
+    found = mass.load(str(taught_base), config=config, lora=LORA)
+    solved = found.solve(PROBLEM)
+    weighed = sorted((e.score, e.weight) for e in solved.adaptation.examples if e.valid)
+    assert len(weighed) > 1, "something to choose among"
+    assert weighed[0][1] < weighed[-1][1]
+    assert all(score < 0 for score, _ in weighed), "a log-probability"
+    assert [weight for _, weight in weighed] == sorted(weight for _, weight in weighed)
+    again = mass.load(str(taught_base), lora=LORA).replay(through_json(solved.adaptation))
+    assert (again.text, again.adaptation.adapter_hash) == (solved.text, solved.adaptation.adapter_hash)
+
+
 # ------------------------------------------------------------------------------- replay
 
 

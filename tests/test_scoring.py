@@ -9,7 +9,7 @@ from torch import Tensor
 from mass.config import ScoringConfig
 from mass.errors import ShapeError
 from mass.lm import LM
-from mass.scoring import head, init_scorer, likelihood_scorer, normalise, score
+from mass.scoring import head, init_scorer, normalise, score
 from mass.types import Example
 from small_lms import full_logits, make_lm, random_adapter
 
@@ -149,13 +149,22 @@ def test_features_of_likelihood_are_of_the_solution_s_tokens_alone(lm: LM) -> No
     torch.testing.assert_close(score(lm, eta, ["Q"], [example])[0], head(eta, features[None])[0])
 
 
-def test_the_scorer_of_likelihood_is_the_mean_log_probability_times_its_sharpness(lm: LM) -> None:
+@pytest.mark.parametrize("hidden", [2, 5])
+def test_a_scorer_with_sharpness_starts_at_the_mean_log_probability_times_it(lm: LM, hidden: int) -> None:
     examples, sharpness = candidates(lm), 7.0
-    scores = score(lm, likelihood_scorer(lm, sharpness), ["Q"] * 3, examples)
+    scores = score(lm, init_scorer(lm, ScoringConfig(hidden=hidden, sharpness=sharpness), 0), ["Q"] * 3, examples)
     for example, found in zip(examples, scores, strict=True):
         torch.testing.assert_close(found, sharpness * solution_logprobs(lm, example).mean())
     assert len({round(float(s), 6) for s in scores}) == 3
-    assert not score(lm, likelihood_scorer(lm, 0.0), ["Q"] * 3, examples).any()
+
+
+def test_sharpness_changes_two_units_of_the_start_alone(lm: LM) -> None:
+    flat = init_scorer(lm, ScoringConfig(hidden=5, lora_rank=1), 0)
+    sharp = init_scorer(lm, ScoringConfig(hidden=5, lora_rank=1, sharpness=7.0), 0)
+    assert sharp.keys() == flat.keys()
+    assert all(torch.equal(sharp[name], flat[name]) for name in flat if not name.startswith("head.w"))
+    assert all(torch.equal(sharp[name][2:], flat[name][2:]) for name in ("head.w1", "head.w2"))
+    assert not sharp["head.w1"][:2, : 2 * lm.width].any()
 
 
 def test_an_example_without_tokens_is_scored_too(lm: LM) -> None:

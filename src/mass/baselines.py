@@ -33,7 +33,6 @@ from mass.methods import TRAINED, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, checkpoin
 from mass.model import UNTRAINED, Mass, origin_of
 from mass.prompts import with_thinking
 from mass.runlog import training_of
-from mass.scoring import likelihood_scorer
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Task
 
@@ -127,8 +126,6 @@ def contestants(
         elif method in UNTRAINED_METHODS:
             adapt = _untrained_config(model, method, config)
             state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)
-            if method == TT_SS_LIKELIHOOD:
-                state = dataclasses.replace(state, eta=likelihood_scorer(model.lm, config.sharpness))
             found[method] = Contestant(model.lm, state, adapt, recorded=recorded)
         else:
             found[method] = Contestant(model.lm, None, AdaptConfig(answer=config.answer))
@@ -138,7 +135,8 @@ def contestants(
 def _untrained_config(model: Mass, method: str, config: EvalConfig) -> AdaptConfig:
     """As much practice as the model's own configuration, in uniform weights or in those of its likelihood."""
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
-    scoring = ScoringConfig(normalise="softmax" if method == TT_SS_LIKELIHOOD else "uniform")
+    likely = method == TT_SS_LIKELIHOOD
+    scoring = ScoringConfig(hidden=2, sharpness=config.sharpness) if likely else ScoringConfig(normalise="uniform")
     return _with_counts(AdaptConfig(synthesis, scoring, inner, config.answer), config)
 
 

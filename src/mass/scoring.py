@@ -3,7 +3,8 @@
 The scorer is a head on the frozen base's last hidden states of "synthesis prompt of T, then y_i": their value at the
 last token and their mean over y_i. With `lora_rank` > 0 the base reads through a LoRA of the scorer's own. With
 `likelihood` the head also sees how likely the frozen base finds the tokens of a_i there: their mean log-probability
-and the least of them. The head's last layer starts at zero, so an untrained scorer weighs all examples alike.
+and the least of them. The head's last layer starts at zero, so an untrained scorer weighs all examples alike; with
+`sharpness` the head starts at s_i = sharpness x that mean log-probability, and training goes on from there.
 
 Legend: N examples in a row, B tasks, m examples of a task, d hidden width, F features.
 """
@@ -34,7 +35,10 @@ MOST_LOGITS = 1 << 26
 
 
 def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
-    """eta: the head's four tensors, and with `lora_rank` > 0 the scorer's LoRA under names that start with `lora.`."""
+    """eta: the head's four tensors, and with `lora_rank` > 0 the scorer's LoRA under names that start with `lora.`.
+
+    It scores all examples alike or, with `sharpness` > 0, by their likelihood.
+    """
     generator = torch.Generator().manual_seed(seed)
     features = 2 * lm.width
     hidden = torch.randn(config.hidden, features, generator=generator) / features**0.5
@@ -47,21 +51,21 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
         "head.w2": torch.zeros(config.hidden),
         "head.b2": torch.zeros(()),
     }
+    if config.sharpness:
+        _start_at_likelihood(eta, config.sharpness)
     if config.lora_rank:
         eta |= {f"{_LORA}{n}": t for n, t in lm.adapters.init(seed + 1, rank=config.lora_rank).items()}
     return {name: tensor.to(lm.device, lm.adapter_dtype) for name, tensor in eta.items()}
 
 
-def likelihood_scorer(lm: LM, sharpness: float) -> Params:
-    """eta of an untrained scorer: `s_i` is `sharpness` times the mean log-probability (nats) of the tokens of a_i.
-
-    Two units of the head have weights of opposite sign, as gelu(x) - gelu(-x) = x.
-    """
-    mean = torch.zeros(2, 2 * lm.width + LIKELIHOOD)
-    mean[:, -LIKELIHOOD] = torch.tensor([1.0, -1.0])
-    out = torch.tensor([sharpness, -sharpness])
-    eta: Params = {"head.w1": mean, "head.b1": torch.zeros(2), "head.w2": out, "head.b2": torch.zeros(())}
-    return {name: tensor.to(lm.device, lm.adapter_dtype) for name, tensor in eta.items()}
+def _start_at_likelihood(eta: Params, sharpness: float) -> None:
+    """Two units of the head, of weights of opposite sign, make the score `sharpness` times the mean log-probability:
+    gelu(x) - gelu(-x) = x. The sharpness is in the first layer, so that a step of either layer changes a score as much
+    as one of any other unit."""
+    w1, w2 = eta["head.w1"], eta["head.w2"]
+    w1[:2] = 0.0
+    w1[:2, -LIKELIHOOD] = torch.tensor([sharpness, -sharpness])
+    w2[:2] = torch.tensor([1.0, -1.0])
 
 
 def score(

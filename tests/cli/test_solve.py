@@ -183,11 +183,12 @@ def test_defaults_then_checkpoint_then_file_then_option(
     assert inner["optimizer"] == "sgd"
 
 
+@pytest.mark.parametrize(("option", "value"), [("inner.learning_rate", "0.5"), ("scoring.sharpness", "3")])
 def test_what_a_checkpoint_decides_cannot_be_overridden_in_silence(
-    fails: Callable, tiny_base: Path, checkpoint: Path
+    fails: Callable, tiny_base: Path, checkpoint: Path, option: str, value: str
 ) -> None:
-    said = fails("solve", "x", "--model", tiny_base, "--checkpoint", checkpoint, "--adapt.inner.learning_rate", "0.5")
-    assert "adapt.inner.learning_rate is given, but checkpoint" in said
+    said = fails("solve", "x", "--model", tiny_base, "--checkpoint", checkpoint, f"--adapt.{option}", value)
+    assert f"adapt.{option} is given, but checkpoint" in said
 
 
 # --- bad input

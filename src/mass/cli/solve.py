@@ -27,8 +27,14 @@ EXAMPLES = (
     'mass solve "..." --model Qwen/Qwen3-8B --dtype bfloat16 --prompts mine.txt',
     'mass solve "..." --json > record.json; mass solve --json --replay record.json',
 )
-FIXED_BY_CHECKPOINT = ("inner.learning_rate", "scoring.hidden", "scoring.lora_rank")
-"""A checkpoint holds what these decide: learned rates, a scorer of a certain shape."""
+FIXED_BY_CHECKPOINT = (
+    "inner.learning_rate",
+    "scoring.hidden",
+    "scoring.lora_rank",
+    "scoring.likelihood",
+    "scoring.sharpness",
+)
+"""A checkpoint holds what these decide: learned rates, a scorer of a certain shape that started somewhere."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -126,11 +126,17 @@ class ScoringConfig:
     likelihood: bool = True
     """Whether the head also sees how likely the frozen model finds the solution that is scored; costs a second forward
     pass over it."""
+    sharpness: float = 0.0
+    """Where the scorer starts: untrained, it scores an example sharpness x the mean log-probability (nats) of its
+    solution's tokens; 0: all alike."""
 
     def __post_init__(self) -> None:
         require_known(self, "scoring.")
         require(self.hidden >= 1, "scoring.hidden", self.hidden, "at least 1")
         require(self.lora_rank >= 0, "scoring.lora_rank", self.lora_rank, "0 or more")
+        require_numbers(self, "scoring.", ("sharpness",), least=0)
+        usable = not self.sharpness or (self.likelihood and self.hidden >= 2)
+        require(usable, "scoring.sharpness", self.sharpness, "0, or likelihood true and hidden 2 or more")
 
 
 STEP_PATTERN = r"0?\.0*[1-9]\d*|[1-9](?:\.\d*)?[eE]-\d+"
