@@ -219,6 +219,7 @@ ABLATIONS = {
     "full": 0.3, "no-scorer": 0.25, "12-examples": 0.31, "2-examples": 0.2, "scorer-without-likelihood": 0.25,
     "sigmoid-weights": 0.2, "no-attribution-reward": 0.3, "frozen-generator": 0.3, "no-solver-term": 0.28,
     "first-order": 0.27, "fixed-rates": 0.3, "one-step": 0.33, "four-steps": 0.26, "fixed-start": 0.25,
+    "from-likelihood": 0.32,
 }  # fmt: skip
 RATES = {"0.0003": 0.45, "0.001": 0.55, "0.003": 0.6, "0.01": 0.4}
 TRAINED = ("solver-grpo", "mass", "mass-unadapted")
