@@ -120,14 +120,15 @@ class Room:
         """The contestant with the point's inner loop and one rate for all tensors."""
         state = self.contestant.state
         assert state is not None
-        scoring = ScoringConfig(normalise="uniform")
         if point.source == SCORED:
             scoring = self.contestant.config.scoring
-        if point.sharpness is not None:
-            scoring = ScoringConfig(hidden=2, sharpness=point.sharpness)
+        elif point.sharpness is not None:
+            scoring = ScoringConfig(sharpness=point.sharpness)
+        else:
+            scoring = ScoringConfig(normalise="uniform")
         adapt = dataclasses.replace(self.contestant.config, inner=point.inner(), scoring=scoring)
         start = init_state(self.contestant.lm, adapt, 0)
-        eta = state.eta if point.sharpness is None else start.eta
+        eta = state.eta if point.source == SCORED else start.eta
         state = dataclasses.replace(state, eta=eta, log_rates=start.log_rates)
         return dataclasses.replace(self.contestant, state=state, config=adapt)
 

@@ -14,6 +14,7 @@ from mass.checkpoint import adapt_config
 from mass.config import (
     AdaptConfig,
     AtTestConfig,
+    EvalConfig,
     InnerConfig,
     LoraConfig,
     ModelConfig,
@@ -62,6 +63,8 @@ def test_defaults_are_frozen_and_serialise(kind: type) -> None:
         (lambda: ScoringConfig(sharpness=float("inf")), "scoring.sharpness is inf"),
         (lambda: ScoringConfig(hidden=1, sharpness=3.0), "scoring.sharpness is 3.0"),
         (lambda: ScoringConfig(likelihood=False, sharpness=3.0), "scoring.sharpness is 3.0; expected 0, or likelihood"),
+        (lambda: EvalConfig(sharpness=-1.0), "eval.sharpness is -1.0; expected a finite number, 0 or more"),
+        (lambda: EvalConfig(sharpness=float("inf")), "eval.sharpness is inf"),
         (lambda: InnerConfig(steps=-1), "inner.steps is -1"),
         (lambda: InnerConfig(learning_rate=-1.0), "inner.learning_rate is -1.0"),
         (lambda: InnerConfig(learning_rate=float("nan")), "inner.learning_rate is nan"),

@@ -136,7 +136,7 @@ def _untrained_config(model: Mass, method: str, config: EvalConfig) -> AdaptConf
     """As much practice as the model's own configuration, in uniform weights or in those of its likelihood."""
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
     likely = method == TT_SS_LIKELIHOOD
-    scoring = ScoringConfig(hidden=2, sharpness=config.sharpness) if likely else ScoringConfig(normalise="uniform")
+    scoring = ScoringConfig(sharpness=config.sharpness) if likely else ScoringConfig(normalise="uniform")
     return _with_counts(AdaptConfig(synthesis, scoring, inner, config.answer), config)
 
 

@@ -431,7 +431,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("votes", "stack", "resamples"):
             require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
-        require(self.sharpness >= 0, "eval.sharpness", self.sharpness, "0 or more")
+        require_numbers(self, "eval.", ("sharpness",), least=0)
         require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
         require(self.examples is None or self.examples >= 1, "eval.examples", self.examples, "at least 1, or null")
         require(self.steps is None or self.steps >= 0, "eval.steps", self.steps, "0 or more, or null")
