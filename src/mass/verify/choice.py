@@ -28,7 +28,7 @@ def check(task: Task, text: str) -> Verdict:
 
 def _letter(text: str) -> tuple[str | None, str]:
     """The letter of the marked answer; without one, the last letter in brackets or alone at the start of a line."""
-    marked = find(text, numbers=False)
+    marked = find(text)
     if marked and (letter := _leading(marked.text[:200])):
         return letter, ""
     last = None
