@@ -18,7 +18,7 @@ from mass.verify import check
         ("(B)", "B"),
         ("B.", "B"),
         ("B. 12 m/s", "B"),
-        ("b", None),
+        ("b", "B"),
         ("Answer: B", "B"),
         ("Answer: b", "B"),
         ("**Answer: B**", "B"),

@@ -39,14 +39,14 @@ _NOUNS = (
     *("odpověď", "ответ", "cevap", "yanıt", "jawaban", "đáp án", "答案", "答え", "正解", "回答", "정답", "답", "उत्तर"),
     *("الجواب", "الإجابة"),
 )
-_SIGN = r"[:=→⇒]|[-=]>|[—–-](?=\s)|是|为|為|は|은|는|\s?\n"
+_SIGN = r"[:=→⇒]|[-=]>|[—–-](?=\s)|应该?是|應該是|是|应?为|為|は|은|는|\s?\n"
 _VERB = (
     r"(?:(?:is|are|was)(?![^\W\d_])|(?:(?:w|sh|c)ould|must|will|may|might|has to|have to|(?:seems?|appears?|turns? out) to) be"
     r"|comes? (?:out )?(?:to be|to|as)|equals?|becomes|es|est|ist|è|é|jest|adalah|là)(?![^\W\d_])"
 )
 _BETWEEN = r"[\s*_`\"')\]]{0,8}(?:\([^()\n]{0,40}\)[\s*_]{0,4})?"
 _MARK = re.compile(
-    rf"(?<![A-Za-z])(?:{'|'.join(_NOUNS)})s?(?![A-Za-z])"
+    rf"<answer>|(?<![A-Za-z/])(?:{'|'.join(_NOUNS)})s?(?![A-Za-z])"
     rf"(?:{_BETWEEN}(?:{_SIGN})|(?!\s(?:choice|option|key)s?\b)[^\n.:;!?$=]{{0,60}}?(?<![^\W\d_]){_VERB})",
     re.I,
 )
