@@ -41,8 +41,8 @@ _STANDING = re.compile(r"\(([A-Z])\)|^[\s*_(]{0,8}([A-Z])(?:[.):*_]{1,4}(?=\s|$)
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+(\S.*)$", re.M)
 
 _DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|never|neither|nor|if|whether|unless|suppose|assum(?:e|ing)|except|instead of|rather than|than|rule out"
-    rf"|eliminate)|n['’]t)(?:\s(?:be|that|the|is|it))*{_OPEN}{_NAMED}\Z",
+    r"(?:\b(?:not|never|neither|nor|if|whether|unless|suppose|assum(?:e|ing)|except|instead of|rather than|than"
+    rf"|rule out|eliminate)|n['’]t)(?:\s(?:be|that|the|is|it))*{_OPEN}{_NAMED}\Z",
     re.I,
 )
 _DENIED_AFTER = re.compile(
@@ -60,7 +60,8 @@ _CHOSEN_BEFORE = re.compile(
     r"(?:\b(?:correct|right|best|true|final|appropriate|accurate|likely|suitable|my|our|chosen)"
     r"\s(?:option|choice|statement|letter|one|alternative|selection|pick|guess)(?:\s(?:here|is|would|must|should|be))*"
     r"|\bthe (?:option|choice|letter) (?:is|would be|must be)"
-    r"|\b(?:pick|picking|choose|choosing|select|selecting|(?:go|going|stick) with|(?:go|vote|opt) for|settle on|say|guess)"
+    r"|\b(?:pick|picking|choose|choosing|select|selecting|(?:go|going|stick) with|(?:go|vote|opt) for"
+    r"|settle on|say|guess)"
     r"|\b(?:therefore|thus|hence|so|then|consequently|accordingly|in conclusion|finally|leaves|leaving)[,:]?"
     r"(?: it is| it must be| it['’]s| we (?:get|have)| us with| only)?"
     r"|\bit(?:['’]s| is| must be| has to be| should be)|选择?|[选是]项?|故)"

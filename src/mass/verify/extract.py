@@ -41,7 +41,8 @@ _NOUNS = (
 )
 _SIGN = r"[:=→⇒]|[-=]>|[—–-](?=\s)|应该?是|應該是|是|应?为|為|は|은|는|\s?\n"
 _VERB = (
-    r"(?:(?:is|are|was)(?![^\W\d_])|(?:(?:w|sh|c)ould|must|will|may|might|has to|have to|(?:seems?|appears?|turns? out) to) be"
+    r"(?:(?:is|are|was)(?![^\W\d_])|(?:(?:w|sh|c)ould|must|will|may|might|has to|have to"
+    r"|(?:seems?|appears?|turns? out) to) be"
     r"|comes? (?:out )?(?:to be|to|as)|equals?|becomes|es|est|ist|è|é|jest|adalah|là)(?![^\W\d_])"
 )
 _BETWEEN = r"[\s*_`\"')\]]{0,8}(?:\([^()\n]{0,40}\)[\s*_]{0,4})?"
@@ -51,7 +52,8 @@ _MARK = re.compile(
     re.I,
 )
 _IS_THE_ANSWER = re.compile(
-    r"\b(?:is|are|must be|will be|would be)\s(?:therefore\s|thus\s|then\s)?(?:the|our|my|your)\s(?:[a-z]+\s){0,2}answer\b",
+    r"\b(?:is|are|must be|will be|would be)\s(?:therefore\s|thus\s|then\s)?(?:the|our|my|your)"
+    r"\s(?:[a-z]+\s){0,2}answer\b",
     re.I,
 )
 _OPENING = re.compile(
@@ -82,7 +84,10 @@ _MEANT = re.compile(
     r"\\|[=<>^]|\b(?:and|or|than|times|by|minus|plus|over|to|per|divided|squared|cubed|factorial|of|base|mod|mol|power|root)\b"
 )
 """Words after a number that may make another value of it."""
-_LABEL = re.compile(r"[\s*]*(?:[A-Za-z][\w ']{0,40}[:=]|(?:USD|EUR|GBP|INR|CAD|AUD|US|Rs\.?|only|it['’]s|that['’]s|there['’]s)(?=[\s$]))")
+_LABEL = re.compile(
+    r"[\s*]*(?:[A-Za-z][\w ']{0,40}[:=]"
+    r"|(?:USD|EUR|GBP|INR|CAD|AUD|US|Rs\.?|only|it['’]s|that['’]s|there['’]s)(?=[\s$]))"
+)
 _ALPHANUMERIC = re.compile(r"[^\W_]|\\[A-Za-z{]")
 _UNREAD = re.compile(r"####|box|answer", re.I)
 """Marks without an answer that could be read."""
@@ -131,7 +136,7 @@ def find(text: str) -> Found | None:
 
 
 def settled(text: str) -> str:
-    """What follows the model's thinking, where it is marked as such; full-width letters and digits in their usual form."""
+    """What follows the model's thinking, where that is marked; full-width letters and digits in their usual form."""
     text = text.rpartition("</think>")[2] or text
     return text.translate(_FULL_WIDTH) if not text.isascii() and _FULL.search(text) else text
 
@@ -158,7 +163,10 @@ def after_marks(text: str) -> Iterator[str]:
         after = text[mark.end() : mark.end() + MAX_ANSWER_CHARS].lstrip()
         after = _affirmed(_OPENING.sub("", after, count=1))
         formula = FORMULA.match(after)
-        line = after[: formula.end() if formula else 0] + after[formula.end() if formula else 0 :].partition("\n")[0]
+        line = (
+            after[: formula.end() if formula else 0]
+            + after[formula.end() if formula else 0 :].partition("\n")[0].partition("</")[0]
+        )
         if not _NO_ANSWER.match(line):
             yield line
 

@@ -11,6 +11,7 @@ Every pass reads at most `MAX_CHARS`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ _MEASURE = re.compile(
 )
 _SCALE = re.compile(
     r"\s?(?P<word>(?:(?:hundred|thousand|million|billion|trillion|dozens?|percent|halves|thirds|quarters|fourths|fifths"
-    r"|tenths|hundredths)\b|and an? (?:half|quarter|third)\b|(?:k|K|M|bn)(?![\w/^])|(?:[ap]\.m\.?|[AP]\.M\.?|[ap]m|[AP]M)(?!\w))(?: (?:thousand|million|billion))?)"
+    r"|tenths|hundredths)\b|and an? (?:half|quarter|third)\b|(?:k|K|M|bn)(?![\w/^])"
+    r"|(?:[ap]\.m\.?|[AP]\.M\.?|[ap]m|[AP]M)(?!\w))(?: (?:thousand|million|billion))?)"
 )
 _BOUND = re.compile(
     r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|longer|shorter)\sthan(?:\sor\sequal\sto)?"
@@ -110,11 +112,9 @@ def values(sentence: str) -> list[Value]:
         side = any(a <= value.start and value.end <= b and (a + 1, b - 1) != _span(value, plain) for a, b in remarks)
         before = plain[max(0, value.start - 80, found[-1].end if found else 0) : value.start]
         side = side or _is_side(before, plain[value.start : value.end])
-        value = _bounded(Value(value.text, value.start, value.end, value.number, side), before)
-        if found and (joined := _joined(found[-1], value, plain)):
-            found[-1] = joined
-        else:
-            found.append(value)
+        bounded = _bounded(dataclasses.replace(value, side=side), before)
+        joined = _joined(found[-1], bounded, plain) if found else None
+        found = [*found[:-1], joined] if joined else [*found, bounded]
     return found
 
 
