@@ -56,8 +56,10 @@ _IS_THE_ANSWER = re.compile(
     r"\s(?:[a-z]+\s){0,2}answer\b",
     re.I,
 )
+_PAUSE = re.compile(r"[.!?;:,]\s")
+_PRONOUN = re.compile(r"\b(?:that|this|it|which|what|here|there)\b", re.I)
 _OPENING = re.compile(
-    r"\A(?:[\s*_`:]|=(?!=)|(?:therefore|thus|hence|so|then|now|indeed|simply|just|exactly|precisely|clearly|again|also|still"
+    r"\A(?:[\s*_`:}]|=(?!=)|(?:therefore|thus|hence|so|then|now|indeed|simply|just|exactly|precisely|clearly|again|also|still"
     r"|definitely|approximately|approx\.?|about|around|roughly|nearly|probably|likely|equal to|that)\b[,:]?(?=\s)"
     r"|[~≈](?=\s?[0-9$]))*",
     re.I,
@@ -99,9 +101,10 @@ _EMPHASIS = re.compile(r"(\*{1,3}|__|`)(?=\S)(.*\S)\1", re.S)
 _STRAY = re.compile(r"\*\*(?![\w(])|(?<![\w)])\*\*|`")
 _VALUE_ENDS = (*"0123456789π∞√½⅓⅔¼¾$", r"\)", r"\]", r"\end{")
 _DISPLAY = re.compile(r"\$\$|\\\[|\\begin")
+_AFTER = ".,;:。 ✅✔☑\ufe0f"
 _ITEM = re.compile(r"\A([\s>#*]{0,8})(?:[-•+*]|[0-9]{1,3}[.)])\s+(?=\S)")
 _ASIDE = re.compile(r"[\s*_(]*(?:note|check|to (?:check|verify)|verification|this is (?:because|since)|i hope)\b", re.I)
-_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z*$\\])")
+_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z*$]|\\[(\[])|(?<=[.!?]\$)\s+(?=[A-Z])|(?<=\\\))\s*(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ def after_marks(text: str) -> Iterator[str]:
     for mark in sorted(marks, key=lambda match: match.start(), reverse=True)[:MAX_MARKS]:
         if mark.re is _IS_THE_ANSWER:
             before = text[max(0, mark.start() - MAX_BARE_CHARS) : mark.start()].rpartition("\n")[2]
-            yield _OPENING.sub("", _SENTENCES.split(before)[-1], count=1)
+            before = _PAUSE.split(before)[-1]
+            if not _PRONOUN.search(before):
+                yield _OPENING.sub("", before, count=1)
             continue
         after = text[mark.end() : mark.end() + MAX_ANSWER_CHARS].lstrip()
         after = _affirmed(_OPENING.sub("", after, count=1))
@@ -244,7 +249,7 @@ def _last(text: str) -> Found | None:
     end = max(text.rfind(sign) for sign in _VALUE_ENDS) + 2
     window = text[max(0, end - prose.MAX_CHARS) : end + MAX_BARE_CHARS]
     if _DISPLAY.search(window):
-        window = FORMULA.sub(lambda formula: formula[0].replace("\n", " "), window)
+        window = FORMULA.sub(lambda formula: rf"\({content(formula)}\)".replace("\n", " "), window)
     value = next(filter(None, map(_in_line, _latest(window.split("\n")))), None)
     if value is None:
         return None
@@ -271,7 +276,8 @@ def _in_line(line: str) -> prose.Value | None:
 
 def _tidy(value: str) -> str:
     """Without emphasis, dollars around it and punctuation after it ("!" stays: it may be a factorial)."""
-    return _without_dollars(value.strip().strip("*_` ").rstrip(".,;: ").strip("*_` "))
+    value = value.rstrip().removesuffix("$") if value.count("$") == 1 else value
+    return _without_dollars(value.strip().strip("*_` ").rstrip(_AFTER).strip("*_` "))
 
 
 def _without_dollars(value: str) -> str:

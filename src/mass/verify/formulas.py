@@ -20,13 +20,16 @@ FORMULA = re.compile(
 _FRAME = re.compile(
     rf"\\(?:begin|end)\{{{_ENVIRONMENT}\}}(?:\{{[0-9]*\}})?|\\(?:label|tag)\{{[^{{}}]*\}}|\\(?:nonumber|notag)\b"
 )
+_ARROW = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow)(?![A-Za-z])|[⇒⟹]")
 _JOINT = re.compile(
     r"(?P<open>\\begin|[{(\[])|(?P<close>\\end|[})\]])"
-    r"|(?P<row>\\\\(?:\[[^\]\n]{0,20}\])?)|(?P<arrow>\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![A-Za-z])|[⇒⟹])"
-    r"|(?P<about>\\approx(?![A-Za-z])|≈)|\\[A-Za-z]+|\\.|(?<![<>!:])(?P<equals>=)",
+    rf"|(?P<row>\\\\(?:\[[^\]\n]{{0,20}}\])?)|(?P<arrow>{_ARROW.pattern})"
+    r"|(?P<about>\\approx(?![A-Za-z])|≈)|\\[A-Za-z]+|\\.|(?<![<>:])(?<![A-Za-z ]!)(?P<equals>=)",
     re.S,
 )
+_NAME = re.compile(r"[\s&]*[A-Za-z](?:_\{?\w\}?)?[\s.,;]*")
 _EXACT = re.compile(r"\\(?:d?frac|sqrt|pi)|[√π]")
+_SENTENCE_SIGNS = re.compile(r"(?<![.])[.,;]\Z")
 _END = re.compile(r"(?:\s|\\\\|[,.;])+\Z")
 
 
@@ -34,10 +37,10 @@ def content(match: re.Match[str]) -> str:
     """What the formula of a match of `FORMULA` says, without its marks; of several rows what they come to."""
     inner = next(group for group in match.groups() if group is not None)
     framed = _FRAME.sub(" ", inner)
-    if framed == inner:
-        return inner.strip()
-    framed = _END.sub("", framed)
-    return right_side(framed) if "\\\\" in framed else _without_columns(framed)
+    if framed != inner:
+        framed = _END.sub("", framed)
+        return right_side(framed) if "\\\\" in framed else _without_columns(framed)
+    return _SENTENCE_SIGNS.sub("", _ARROW.split(inner)[-1].strip())
 
 
 def right_side(formula: str) -> str:
@@ -46,7 +49,7 @@ def right_side(formula: str) -> str:
     A rounded value after an exact one does not count: `\frac{1}{3} \approx 0.33` comes to `\frac{1}{3}`.
     """
     formula = _END.sub("", formula) if "\\\\" in formula else formula
-    depth, start = 0, 0
+    depth, before, start, end = 0, 0, 0, len(formula)
     for joint in _JOINT.finditer(formula):
         if joint["open"]:
             depth += 1
@@ -55,7 +58,10 @@ def right_side(formula: str) -> str:
         elif depth == 0 and (joint["row"] or joint["arrow"] or joint["equals"] or joint["about"]):
             if joint["about"] and _EXACT.search(formula[start : joint.start()]):
                 return _without_columns(formula[start : joint.start()])
-            start = joint.end() if formula[joint.end() :].strip() else start
+            if formula[joint.end() :].strip():
+                before, start, end = start, joint.end(), joint.start()
+    if _NAME.fullmatch(formula, start):  # 20 = x
+        start, formula = before, formula[:end]
     return _without_columns(formula[start:])
 
 

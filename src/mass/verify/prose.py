@@ -3,7 +3,8 @@ r"""A sentence -> the value that it states: "She has 5 apples left (out of 12)."
 
 A model that was asked for no form closes with a sentence. Of the values in it, what is emphasised goes before what is
 not, and a side remark comes last: what is in brackets, and what a condition, a reason or a comparison names ("out of
-12", "since 3 + 2 = 5", "more than 7"). Among equals the last one is stated. Units stay, and so do the words that make
+12", "since 3 + 2 = 5", "more than 7"). What is computed ("120 / 24 = 5 hours for 120 pages") goes before what is only named. Among equals the
+last one is stated. Units stay, and so do the words that make
 another value of a number ("million", "at least"); any other noun is dropped.
 
 Every pass reads at most `MAX_CHARS`.
@@ -27,7 +28,7 @@ _FACTOR = (
     rf"(?:{_NUMBER}|(?:sqrt|cbrt|sin|cos|tan|log|ln|exp|pi|infinity)(?![a-z])|[A-Za-z](?![^\W\d_])|[πτ∞√½⅓⅔¼¾⅕⅙⅛])"
 )
 _TERM = rf"(?:[(\[{{]\s?){{0,4}}{_FACTOR}(?:{_FACTOR}|[()\[\]{{}}!²³⁰-⁹']|\s?[%°]){{0,40}}"
-_SIGN = r"\s?(?:\*\*|<=|>=|[-+*/^=×·÷−–≤≥≠≈<>±∪∩:])\s?"
+_SIGN = r"\s?(?:\*\*|<=|>=|[-+*/^=×·÷−–≤≥≠≈<>±∪∩]|(?<=[0-9]):(?=[0-9]))\s?"
 _EXPRESSION = re.compile(rf"(?<![\w.^$])[-+−–±]?{_TERM}(?:{_SIGN}[-+−–]?{_TERM}){{0,40}}")
 _LIST = re.compile(r"[(\[{](?:[^\W\d_](?![^\W\d_])|pi|inf|sqrt|[^\w()\[\]{}]|[0-9_]){1,80}[)\]}]")
 _UNIT = (
@@ -49,14 +50,22 @@ _SCALE = re.compile(
 )
 _BOUND = re.compile(
     r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|longer|shorter)\sthan(?:\sor\sequal\sto)?"
-    r"|at\s(?:least|most)|over|under|below|above|between|not|never|except)|n['’]t)\s(?:the\s|be\s)?$",
+    r"|over|under|below|above|between|not|never|except)|n['’]t|\A\s*at\s(?:least|most))\s(?:the\s|be\s)?$",
     re.I,
 )
 _SIDE = re.compile(
-    r"(?:\b(?:because|since|if|when|where|given\sthat|assuming|after|before|out\sof|than|instead\sof)\b[^,.;:]{0,60}"
+    r"(?:\b(?:because|since|given that|assuming|such that|for (?:which|all|every|any|each)|satisfying|provided)\b"
+    r"[^,.;:]{0,60}"
+    r"|\b(?:if|when|where|after|before)\b(?:(?!\b(?:is|are|was|were|equals|leaves|gives|makes|has|have)\b)[^,.;:]){0,60}"
+    r"|\b(?:out of|than|instead of)\b(?:\s\S+){0,2}\s"
     r"|\b(?:step|question|problem|part|case|example|figure|equation|section|note|page|grade)\s[#(]?"
-    r"|\b(?:in|of|since|by|from)\s(?:the\syear\s)?(?=(?:1[89]|20)[0-9]{2}$))$",
+    r"|\bdivided by\s|\bof (?:the|these|those|all)\s)$",
     re.I,
+)
+_YEAR = re.compile(r"(?:1[89]|20)[0-9]{2}")
+_DATED = re.compile(r"\b(?:in|of|since|by|from|year)\s$", re.I)
+_RESTATED = re.compile(
+    r"\bwhich (?:is|equals|makes|gives|means|comes to|rounds (?:up |down )?to)\s(?:about\s|approximately\s)?\Z", re.I
 )
 _EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3}|__)(?=[^\s*_])([^*\n]{1,200}?)(?<=\S)\1(?![\w(*])")
 _REMARK = re.compile(r"\([^()\n]{0,300}\)")
@@ -67,6 +76,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _VALUED = re.compile(r"[0-9π∞√½⅓⅔¼¾⅕⅙⅛]|(?<![a-z])pi(?![a-z])")
 _ADJECTIVE = re.compile(r"-?[^\W\d_]{2}|-?[^\W\d_]-|[_@#]")
 _COMPARED = re.compile(r"(?:,\s)?\bwhich is (?:[^,;.]|\.(?=[0-9])){0,60}\bthan\b(?:[^,;.]|\.(?=[0-9])){0,80}", re.I)
+_NAME = re.compile(r"\\?[A-Za-z]{1,2}(?:_\{?\w\}?)?")
 _RELATION = re.compile(r"([^=<>≤≥≠≈$,]{0,60})(?:[=<>≤≥≠≈]|\\(?:le|ge|lt|gt|ne))")
 
 
@@ -90,10 +100,19 @@ def stated(sentence: str) -> Value | None:
     found = values(sentence)
     emphasised = [match.span(2) for match in _EMPHASIS.finditer(sentence)]
 
-    def trust(value: Value) -> tuple[bool, bool, int]:
-        return not value.side, any(a <= value.start and value.end <= b for a, b in emphasised), value.start
+    def trust(value: Value) -> tuple[bool, bool, bool, int]:
+        strong = any(a <= value.start and value.end <= b for a, b in emphasised)
+        return not value.side, strong, _is_computed(value, sentence), value.start
 
     return max(found, key=trust, default=None)
+
+
+def _is_computed(value: Value, sentence: str) -> bool:
+    """Whether it is the right side of arithmetic in plain text, or what that is restated as."""
+    if _RESTATED.search(sentence, 0, value.start):
+        return True
+    plain = sentence[value.start] not in "$\\" or value.text.startswith("$")
+    return plain and "=" in sentence[max(0, value.start - 2) : value.end]
 
 
 def leading(text: str) -> Value | None:
@@ -112,7 +131,7 @@ def values(sentence: str) -> list[Value]:
         side = any(a <= value.start and value.end <= b and (a + 1, b - 1) != _span(value, plain) for a, b in remarks)
         before = plain[max(0, value.start - 80, found[-1].end if found else 0) : value.start]
         side = side or _is_side(before, plain[value.start : value.end])
-        bounded = _bounded(dataclasses.replace(value, side=side), before)
+        bounded = _bounded(dataclasses.replace(value, side=side), before, "=" in plain[value.start : value.end])
         joined = _joined(found[-1], bounded, plain) if found else None
         found = [*found[:-1], joined] if joined else [*found, bounded]
     return found
@@ -129,7 +148,7 @@ def _span(value: Value, text: str) -> tuple[int, int]:
 
 
 def _is_side(before: str, value: str) -> bool:
-    return bool(_SIDE.search(before + value if re.fullmatch("(?:1[89]|20)[0-9]{2}", value) else before))
+    return bool(_SIDE.search(before) or (_YEAR.fullmatch(value) and _DATED.search(before)))
 
 
 def _each(text: str) -> Iterator[Value]:
@@ -209,10 +228,10 @@ def _power(written: str) -> str:
     return "" if digit is None else "^2" if digit[0] in ("2", "²", "squared") else "^3"
 
 
-def _bounded(value: Value, before: str) -> Value:
+def _bounded(value: Value, before: str, computed: bool) -> Value:
     """With the words before it that make another value of it: `\\text{at least }5`."""
     bound = _BOUND.search(before)
-    if bound is None:
+    if bound is None or computed:
         return value
     return Value(rf"\text{{{bound[0].strip()} }}{value.text}", value.start - len(bound[0]), value.end, side=value.side)
 
@@ -226,6 +245,6 @@ def _joined(one: Value, other: Value, text: str) -> Value | None:
     listed = _AND_WORD.search(between) or (between.strip() and _AND_LATER.match(text, other.end))
     # Of equations only those of one name are a list: x = 2 or x = 3.
     names = {_AND_WORD.split(match[1])[-1].strip() for match in _RELATION.finditer(text, one.start, other.end)}
-    if not (measured or (listed and len(names) <= 1)):
+    if not (measured or (listed and len(names) <= 1 and all(map(_NAME.fullmatch, names)))):
         return None
     return Value(f"{one.text}{between or ' '}{other.text}", one.start, other.end)
