@@ -22,7 +22,7 @@ _FRAME = re.compile(
 )
 _ARROW = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow)(?![A-Za-z])|[⇒⟹]")
 _JOINT = re.compile(
-    r"(?P<open>\\begin|[{(\[])|(?P<close>\\end|[})\]])"
+    r"(?P<open>\\begin|\\?[{(\[])|(?P<close>\\end|\\?[})\]])"
     rf"|(?P<row>\\\\(?:\[[^\]\n]{{0,20}}\])?)|(?P<arrow>{_ARROW.pattern})"
     r"|(?P<about>\\approx(?![A-Za-z])|≈)|\\[A-Za-z]+|\\.|(?<![<>:])(?<![A-Za-z ]!)(?P<equals>=)",
     re.S,
@@ -56,13 +56,18 @@ def right_side(formula: str) -> str:
         elif joint["close"]:
             depth = max(0, depth - 1)
         elif depth == 0 and (joint["row"] or joint["arrow"] or joint["equals"] or joint["about"]):
-            if joint["about"] and _EXACT.search(formula[start : joint.start()]):
+            if joint["about"] and _is_exact(formula[start : joint.start()]):
                 return _without_columns(formula[start : joint.start()])
             if formula[joint.end() :].strip():
                 before, start, end = start, joint.end(), joint.start()
     if _NAME.fullmatch(formula, start):  # 20 = x
         start, formula = before, formula[:end]
     return _without_columns(formula[start:])
+
+
+def _is_exact(value: str) -> bool:
+    """Whether it is a number that a decimal can only round."""
+    return bool(_EXACT.search(value)) and not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value))
 
 
 def _without_columns(formula: str) -> str:

@@ -2,10 +2,10 @@ r"""A sentence -> the value that it states: "She has 5 apples left (out of 12)."
 `9\text{ cm}^2`.
 
 A model that was asked for no form closes with a sentence. Of the values in it, what is emphasised goes before what is
-not, and a side remark comes last: what is in brackets, and what a condition, a reason or a comparison names ("out of
-12", "since 3 + 2 = 5", "more than 7"). What is computed ("120 / 24 = 5 hours for 120 pages") goes before what is only named. Among equals the
-last one is stated. Units stay, and so do the words that make
-another value of a number ("million", "at least"); any other noun is dropped.
+not, and what is computed ("120 / 24 = 5 hours for 120 pages") before what is only named. A side remark comes last: what
+is in brackets, and what a condition, a reason or a comparison names ("out of 12", "since 3 + 2 = 5", "more than 7").
+Among equals the last one is stated. Units stay, and so do the words that make another value of a number ("million",
+"at least"); any other noun is dropped.
 
 Every pass reads at most `MAX_CHARS`.
 """
@@ -57,7 +57,7 @@ _SIDE = re.compile(
     r"(?:\b(?:because|since|given that|assuming|such that|for (?:which|all|every|any|each)|satisfying|provided)\b"
     r"[^,.;:]{0,60}"
     r"|\b(?:if|when|where|after|before)\b(?:(?!\b(?:is|are|was|were|equals|leaves|gives|makes|has|have)\b)[^,.;:]){0,60}"
-    r"|\b(?:out of|than|instead of)\b(?:\s\S+){0,2}\s"
+    r"|\b(?:out of|than|instead of)\b(?:\s[^\s,.;]+){0,2}\s"
     r"|\b(?:step|question|problem|part|case|example|figure|equation|section|note|page|grade)\s[#(]?"
     r"|\bdivided by\s|\bof (?:the|these|those|all)\s)$",
     re.I,
