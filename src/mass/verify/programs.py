@@ -93,7 +93,7 @@ def continued(text: str, prompt: str, entry: str) -> list[str]:
     found = [_code(block) for block in found]
     defining = [block for block in found if defines(block, [entry])]
     if defining:
-        block = defining[-1]
+        block = _with_help(defining[-1], found)
         return _distinct([f"{prompt}\n\n{block}", block, *(f"{prompt}\n\n{joined}" for joined in _joined(found))])
     if defines(before, [entry]) or (not found and defines(_without_prose(before), [entry])):
         code = _without_prose(before)
