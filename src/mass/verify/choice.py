@@ -9,7 +9,8 @@ nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from mass.types import Task, Verdict
 from mass.verify.boxes import boxed
@@ -85,14 +86,15 @@ def check(task: Task, text: str) -> Verdict:
     return Verdict(letter == gold, f"{letter} is {'' if letter == gold else 'not '}{gold}{note}", letter)
 
 
-def _options(problem: str) -> dict[str, str]:
+@lru_cache(maxsize=1024)
+def _options(problem: str) -> Mapping[str, str]:
     """The options that `problem` lists, letter -> text; empty where they are not A, B and so on."""
     options = {match[1]: match[2] for match in _OPTION.finditer(problem)}
     expected = [chr(ord("A") + place) for place in range(len(options))]
     return options if sorted(options) == expected and len(options) > 1 else {}
 
 
-def _letter(text: str, options: dict[str, str]) -> tuple[str, str]:
+def _letter(text: str, options: Mapping[str, str]) -> tuple[str, str]:
     """The letter that the text settles on, empty where there is none, and a note on where it was found."""
     for phrase in _phrases(text):
         if (letter := _read(phrase, options)) is not None:
@@ -115,7 +117,7 @@ def _phrases(text: str) -> Iterator[str]:
         yield line
 
 
-def _read(phrase: str, options: dict[str, str]) -> str | None:
+def _read(phrase: str, options: Mapping[str, str]) -> str | None:
     """The letter that `phrase` begins with or names in brackets or words; empty for two, None where there is none."""
     phrase = phrase[:MAX_PHRASE_CHARS]
     match = _LEADING.match(phrase)

@@ -39,6 +39,7 @@ _NOUNS = (
     *("odpověď", "ответ", "cevap", "yanıt", "jawaban", "đáp án", "答案", "答え", "正解", "回答", "정답", "답", "उत्तर"),
     *("الجواب", "الإجابة"),
 )
+_ASCII_NOUNS = tuple(noun for noun in _NOUNS if noun.isascii())
 _SIGN = r"[:=→⇒]|[-=]>|[—–-](?=\s)|应该?是|應該是|是|应?为|為|は|은|는|\s?\n"
 _VERB = (
     r"(?:(?:is|are|was)(?![^\W\d_])|(?:(?:w|sh|c)ould|must|will|may|might|has to|have to"
@@ -155,9 +156,15 @@ def after_marks(text: str) -> Iterator[str]:
     """What stands after each "Answer:" or "the answer is", and before "is the answer", from the last one back: to the
     end of its line, or its formula whole."""
     lowered = text.lower()
-    if not any(noun in lowered for noun in _NOUNS):  # Ten times as fast as to look for the mark itself.
+    nouns = _ASCII_NOUNS if text.isascii() else _NOUNS
+    places = [place for noun in nouns if (place := lowered.find(noun)) >= 0]
+    if not places:
         return
-    marks = [*_MARK.finditer(text), *_IS_THE_ANSWER.finditer(text)]
+    # To find the first noun first is many times as fast as to look for marks from the beginning on.
+    first = max(0, min(places) - 1) if len(lowered) == len(text) else 0
+    marks = [*_MARK.finditer(text, first)]
+    if lowered.count("answer") > len(marks):
+        marks += _IS_THE_ANSWER.finditer(text, max(0, first - 60))
     for mark in sorted(marks, key=lambda match: match.start(), reverse=True)[:MAX_MARKS]:
         if mark.re is _IS_THE_ANSWER:
             before = text[max(0, mark.start() - MAX_BARE_CHARS) : mark.start()].rpartition("\n")[2]
