@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from mass import encoding
 from mass.config import EngineConfig, to_dict
 from mass.errors import ConfigError, nearest
 
@@ -198,11 +199,12 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
 def _check_keys(path: Path, parser: ArgumentParser) -> None:
     """Raises ConfigError for a file that cannot be read, is no YAML mapping, or has a key that is no option."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"--config {str(path)!r} cannot be read ({reason}); expected a YAML file") from error
-    except yaml.YAMLError as error:
+        text = encoding.read(path)
+    except OSError as error:
+        raise ConfigError(f"--config {str(path)!r} cannot be read ({error.strerror}); expected a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error

@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from mass import encoding
 from mass.errors import ConfigError, nearest
 from mass.prompts import KINDS, Prompts, PromptSet, defaults
 
@@ -45,10 +46,10 @@ HEAD = """\
 def read(path: str | Path) -> Sections:
     """The sections of a file, checked. Raises ConfigError with file and line for one that cannot be used."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"prompts file {str(path)!r} cannot be read ({reason}); `mass prompts` prints one") from error
+        text = encoding.read(path)
+    except OSError as error:
+        why = error.strerror
+        raise ConfigError(f"prompts file {str(path)!r} cannot be read ({why}); `mass prompts` prints one") from error
     return parse(text, str(path))
 
 
