@@ -54,7 +54,7 @@ def final_answer(text: str) -> str | None:
 
 def find(text: str, *, numbers: bool = True) -> Found | None:
     """The final answer and where it was found; `numbers` allows the last resort."""
-    for how, search in (("boxed", _boxed), ("####", _hashes), ("answer is", _marked)):
+    for how, search in (("boxed", boxed), ("####", _hashes), ("answer is", _marked)):
         if answer := search(text):
             return Found(answer, how)
     if not numbers:
@@ -64,8 +64,9 @@ def find(text: str, *, numbers: bool = True) -> Found | None:
     return _last_number(text)
 
 
-def _boxed(text: str) -> str:
-    """Content of the last closed box; of nested ones the innermost. Escaped braces do not count."""
+def boxed(text: str) -> str:
+    """Content of the last closed box, empty where there is none; of nested ones the innermost. Escaped braces do not
+    count."""
     if "box" not in text:
         return ""
     open_braces: list[tuple[int, bool]] = []
