@@ -60,6 +60,27 @@ def test_gold(gold: str, expected: bool | None) -> None:
     assert check(Task("p", answer=gold, verifier="choice"), "Answer: B").correct is expected
 
 
+MANY = "Which?\nOptions:\n" + "\n".join(f"({letter}) option {letter}" for letter in "ABCDEFGHIJKLMNOPQR")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("(R)", "R"),
+        ("Answer: K", "K"),
+        (r"\boxed{(Q)}", "Q"),
+        ("The answer is M, as seen.", "M"),
+        ("(B)", "B"),
+        ("(S)", None),
+    ],
+)
+def test_letters_go_as_far_as_the_problem_lists(text: str, letter: str | None) -> None:
+    assert check(Task(MANY, answer=letter or "L", verifier="choice"), text).extracted == letter
+    assert check(Task(MANY, answer=letter or "L", verifier="choice"), text).correct is (letter is not None)
+    assert check(Task(MANY, answer="A", verifier="choice"), text).correct is False
+    assert check(Task(MANY, answer="S", verifier="choice"), text).correct is None
+
+
 @given(st.text())
 def test_any_text_has_a_verdict(text: str) -> None:
     verdict = check(Task("p", answer="B", verifier="choice"), text)
