@@ -18,6 +18,7 @@ from mass.config import EvalConfig, config_hash, to_dict
 from mass.errors import ConfigError, DataError
 from mass.methods import ADAPTING, IN_CONTEXT, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
+from mass.problems import note_of_golds
 from mass.prompts import CODE, common_kind, kind_of, to_json
 from mass.runlog import held, json_values
 from mass.running import Found, Progress, Runner
@@ -81,13 +82,15 @@ def evaluate(
         resume: go on with the comparison in `out` that was broken off, which must have been asked the same.
 
     Raises:
-        ConfigError: an unknown method, or one whose checkpoint is missing. DataError: no tasks, or a problem too long
-        for the model. RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
+        ConfigError: an unknown method, or one whose checkpoint is missing. DataError: no tasks, none with an
+        answer to judge by, or a problem too long for the model. RunError: `out` is in use or cannot be written; there
+        is nothing in it to go on with.
     """
     names, tasks = check_methods(methods), list(tasks)
     if not tasks:
         raise DataError("there are no tasks to answer; give at least one")
     _check_votes(names, tasks)
+    note_of_golds(tasks)
     model = model.asking(common_kind(tasks))
     config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
     trained_from = _built_in(source)
@@ -256,6 +259,7 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
         notes.append(
             f"The tasks are of several kinds ({', '.join(sorted(kinds))}); all were asked as '{model.lm.kind}'."
         )
+    notes += filter(None, [note_of_golds(runner.tasks)])
     if any(record.verdict.correct is None for records in found.values() for record in records):
         notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
     notes.append(

@@ -200,6 +200,24 @@ def test_eval_samples_and_says_so(run: Callable, tiny_base: Path, tmp_path: Path
     assert all(len(record["sampled"][0]["correct"]) == 2 for record in records)
 
 
+def test_eval_of_tasks_without_golds(run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    def ask(*answers: str | None) -> list[str | Path]:
+        rows = [{"problem": f"What is {i}?", "answer": answer} for i, answer in enumerate(answers)]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = ["eval", "--methods=base", "--model", tiny_base, "--tasks", tmp_path / "t.jsonl"]
+        return [*given, "--answer.max_tokens=6", "--out", tmp_path / f"of {len(answers)}"]
+
+    assert "none of the 2 tasks has an answer to judge by, as 't-1'; add it" in fails(*ask(None, " "))
+    assert not (tmp_path / "of 2").exists()
+    ran = run(*ask("0", None, "2", None, "4"))
+    assert ran.code == 0, ran.err
+    said = "2 of 5 tasks have no answer to judge by, the first 't-2': no verdict."
+    assert ran.err.startswith(f"note: {said}\n")
+    assert said in json.loads((tmp_path / "of 5" / "comparison.json").read_text())["notes"]
+    whole = run(*ask("0", "1", "2", "3"))
+    assert "no answer" not in whole.err + (tmp_path / "of 4" / "comparison.json").read_text()
+
+
 def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     ran = run("eval", "--model", tiny_base, "--methods", "base", "--size", "2", "--out", tmp_path / "out",
               "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
