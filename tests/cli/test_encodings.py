@@ -78,13 +78,13 @@ def test_an_argument_that_is_not_utf8_is_named(fails: Callable, arguments: list[
 
 
 def test_a_process_of_its_own_says_the_same() -> None:
-    ran = subprocess.run([sys.executable, "-m", "mass", "prompts", b"\xe9t\xe9"], capture_output=True)
+    ran = subprocess.run([sys.executable, "-m", "mass", "prompts", b"\xe9t\xe9"], capture_output=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr.splitlines() == [b"error: the argument '?t?' is not UTF-8 (byte 0xe9 at 0); give it as UTF-8"]
 
 
 def test_a_text_outside_ascii_is_an_argument_like_any_other(fails: Callable) -> None:
-    assert "'é 😀 ½' is one argument too many" in fails("prompts", "é 😀 ½")
+    assert "'é😀½' is one argument too many" in fails("prompts", "é😀½")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_text_outside_ascii_is_an_argument_like_any_other(fails: Callable) -> 
         (["solve", "x", "--prompts"], "p.txt"),
         (["solve", "--replay"], "r.json"),
         (["solve", "--tasks"], "t.jsonl"),
-        (["eval", "--methods", "base", "--tasks"], "t.jsonl"),
+        (["eval", "--methods=base", "--tasks"], "t.jsonl"),
         (["eval", "--methods", "base-ttt", "--train-tasks"], "t.jsonl"),
     ],
 )

@@ -30,7 +30,9 @@ def read(path: Path) -> Adaptation:
     try:
         text = encoding.read(path)
     except OSError as error:
-        raise DataError(f"--replay {str(path)!r} cannot be read ({error.strerror}); give a record of mass solve") from error
+        raise DataError(
+            f"--replay {str(path)!r} cannot be read ({error.strerror}); give a record of mass solve"
+        ) from error
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

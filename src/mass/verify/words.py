@@ -3,8 +3,8 @@ r"""(Task, answer text) -> Verdict, where the answer is words, or brackets: yes,
 Two answers are equal when they have the same words in the same order: capitals, emphasis and punctuation do not count,
 nor does "and" in a list. Of brackets alone, the brackets count and nothing else may stand among them.
 
-The answer is what stands in the last box, after the last `####` or after the last "answer is"; without such a mark it is
-all of the text, its last paragraph or line, or what follows its last colon. Of yes and no, true and false, valid and
+The answer is what stands in the last box, after the last `####` or after the last "answer is"; without such a mark it
+is all of the text, its last paragraph or line, or what follows its last colon. Of yes and no, true and false, valid and
 invalid, an answer may be a sentence: the one that it begins with, else the last one in it.
 """
 
@@ -88,7 +88,7 @@ def _same(tokens: list[str], gold: list[str]) -> bool:
 
 
 def _settled(found: Found, pair: tuple[str, str], gold: str) -> Verdict:
-    """Which of the two an answer settles on: the one that it begins with, else the last in it, turned round by "not"."""
+    """Which of the two an answer settles on: the one that it begins with, else the last in it, which "not" reverses."""
     text = " ".join(unicodedata.normalize("NFKC", found.text).casefold().replace("\u2019", "'").split())
     one, other = pair
     first = re.match(rf"(?:[^\w\\]|\\text\w*|\\math\w+)*({one}|{other})(?=\W*$|\s*[^\w\s])", text)
