@@ -236,7 +236,8 @@ def test_altered_programs_of_mbpp_are_rejected(name: str) -> None:
 
 def altered(program: str) -> str:
     """Every result of every function wrapped in a tuple."""
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of escapes that are none
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that are none
         tree = ast.parse(program)
     for node in ast.walk(tree):
         if isinstance(node, ast.Return) and node.value is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TASKS_HELP = (
     "minimath; minimath-search; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
-    "humaneval, mbpp, mmlu or any owner/name of the hub; reasoning_gym:NAME."
+    "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
@@ -147,7 +147,8 @@ def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
         "--verifier",
         type=str | None,
         default=None,
-        help="Judges all answers: math, exact, choice, code, module:function, command:PROGRAM; as the fields suggest.",
+        help="Judges all answers: math, exact, words, choice, code, module:function, command:PROGRAM; as the fields "
+        "suggest.",
     )
     parser.add_argument(
         "--levels", type=list[int] | None, default=None, help="Only problems of these levels, as in [4,5]."

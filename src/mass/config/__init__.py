@@ -227,7 +227,7 @@ class OuterConfig:
 class TasksConfig:
     source: str = "minimath"
     """'minimath'; 'minimath-search'; 'minimath-terms'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
-    'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu' or any owner/name of the hub (extra data);
+    'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu', 'bbh' or any owner/name of the hub (extra data);
     'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
     """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
@@ -240,8 +240,8 @@ class TasksConfig:
     fields: dict[str, str] = field(default_factory=dict[str, str])
     """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
     verifier: str | None = None
-    """Judges all tasks: math, exact, choice, code, ... or your own, 'module:function' or 'command:PROGRAM'; None: as
-    the fields suggest."""
+    """Judges all tasks: math, exact, words, choice, code, ... or one of your own, 'module:function' or
+    'command:PROGRAM'; None: as the fields suggest."""
     part: tuple[float, float] | None = None
     """Of a file or data set, the tasks whose share by the hash of their problem lies between two numbers: [0, 0.9] to
     train on and [0.9, 1] to validate with have none in common. None: all."""
