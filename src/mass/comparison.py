@@ -82,9 +82,9 @@ def evaluate(
         resume: go on with the comparison in `out` that was broken off, which must have been asked the same.
 
     Raises:
-        ConfigError: an unknown method, or one whose checkpoint is missing. DataError: no tasks, none with an
-        answer to judge by, or a problem too long for the model. RunError: `out` is in use or cannot be written; there
-        is nothing in it to go on with.
+        ConfigError: an unknown method, or one whose checkpoint is missing.
+        DataError: no tasks, none with an answer to judge by, or a problem too long for the model.
+        RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
     """
     names, tasks = check_methods(methods), list(tasks)
     if not tasks:

@@ -6,6 +6,7 @@ import pytest
 
 from mass.types import Task
 from mass.verify import check
+from mass.verify.words import ballot
 
 SORTED = "aisle bead won't"
 ACCEPTED = [
@@ -82,6 +83,13 @@ def test_other_words_are_rejected(gold: str, text: str) -> None:
     verdict = check(Task("p", answer=gold, verifier="words"), text)
     assert verdict.correct is False, verdict
     assert "\n" not in verdict.reason
+
+
+@pytest.mark.parametrize("gold", sorted({gold for gold, _ in ACCEPTED}))
+def test_accepted_texts_are_one_ballot_and_rejected_ones_another(gold: str) -> None:
+    mine = {ballot(text) for other, text in ACCEPTED if other == gold}
+    assert mine == {ballot(f"Answer: {gold}")}
+    assert mine.isdisjoint({ballot(text) for other, text in REJECTED if other == gold})
 
 
 def test_a_gold_without_words_or_brackets_gives_no_verdict() -> None:

@@ -88,16 +88,40 @@ def _same(tokens: list[str], gold: list[str]) -> bool:
 
 
 def _settled(found: Found, pair: tuple[str, str], gold: str) -> Verdict:
-    """Which of the two an answer settles on: the one that it begins with, else the last in it, which "not" reverses."""
-    text = " ".join(unicodedata.normalize("NFKC", found.text).casefold().replace("\u2019", "'").split())
+    side = _side(found.text, pair)
+    if side is None:
+        return Verdict(False, f"neither {pair[0]} nor {pair[1]} found in the answer", found.text[:200])
+    return verdict(side == gold, Found(side, found.how), gold)
+
+
+def _side(text: str, pair: tuple[str, str]) -> str | None:
+    """Which of the two a text settles on: the one that it begins with, else the last in it, which "not" reverses."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'").split())
     one, other = pair
     first = re.match(rf"(?:[^\w\\]|\\text\w*|\\math\w+)*({one}|{other})(?=\W*$|\s*[^\w\s])", text)
+    if first:
+        return first[1]
     # "no" counts only before a stop: it begins many phrases.
     stop = r"\b(?=\W*$|\s*[^\w\s])" if "no" in pair else r"\b"
     last = re.findall(rf"({_BEFORE_NOT})?\b({one}|{other}){stop}", text)
-    if not (first or last):
-        return Verdict(False, f"neither {one} nor {other} found in the answer", found.text[:200])
-    word = first[1] if first else last[-1][1]
-    if not first and last[-1][0]:
-        word = one if word == other else other
-    return verdict(word == gold, Found(word, found.how), gold)
+    if not last:
+        return None
+    denied, word = last[-1]
+    return word if not denied else one if word == other else other
+
+
+def ballot(text: str) -> str | None:
+    """The final answer for a vote, which knows no gold: texts with equal ballots give the same answer. None where there
+    is none."""
+    found = [one for one in _readings(text, signs=True) if _SOMETHING.search(one.text)]
+    if not found:
+        return None
+    answer = found[0].text
+    if found[0].how == "whole text":
+        last = answer.rpartition("\n\n")[2].strip(" :*")
+        answer = last.rpartition(":")[2]
+    elif len(found) > 1:  # a list, one to a line, or the sentence
+        answer = found[-1 if _ITEM.match(answer) else 1].text
+    sides = [side for pair in _OPPOSITES if (side := _side(answer, pair))]
+    words = [word for word in _tokens(answer, signs=False) if word != "and"]
+    return sides[0] if len(sides) == 1 else " ".join(words or _tokens(answer, signs=True))
