@@ -43,7 +43,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     ("level", "expected"), [(5, 5), ("Level 5", 5), ("5", 5), (5.0, 5), ("Level ?", None), (None, None)]
 )
 def test_math(tmp_path: Path, level: object, expected: int | None) -> None:
-    row = {"problem": "p", "solution": r"so \boxed{1} and \boxed{\frac{1}{2}}", "type": "Algebra", "level": level}
+    row = {"problem": "p", "solution": r"so \boxed{1}, at last \boxed{\frac{1}{2}}", "type": "Algebra", "level": level}
     task = one(tmp_path, row)
     assert (task.answer, task.subject, task.level, task.verifier) == (r"\frac{1}{2}", "Algebra", expected, "math")
     assert one(tmp_path, row | {"answer": "7", "subject": "Geometry"}).answer == "7"
