@@ -14,7 +14,7 @@ from mass.verify.extract import Found, find
 MAX_NUMBER_CHARS = 400
 """Longer digits are compared as text: arithmetic on them would cost more than any answer is worth."""
 
-_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
+_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _RATIONAL = re.compile(
     rf"(?P<sign>[+-]?) *(?:(?P<whole>[0-9]+) +(?P<of>[0-9]+) */ *(?P<by>[0-9]+)"
     rf"|(?P<top>{_DECIMAL})(?: */ *(?P<bottom>-?(?:{_DECIMAL})))?)"

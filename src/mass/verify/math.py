@@ -81,7 +81,7 @@ def _by_algebra(found: _Algebra) -> bool:
 
 def squeeze(text: str) -> str:
     """`text` without the spaces that mean nothing; words in small letters; a lone letter without its brackets."""
-    text = _SPACE.sub("", text).rstrip(".") if not text.endswith("..") else _SPACE.sub("", text)
+    text = _SPACE.sub("", text)
     if re.fullmatch(r"\([A-Za-z]\)", text):
         text = text[1:-1]
     return text.casefold() if len(text) > 2 and text.isalpha() else text
@@ -262,9 +262,13 @@ def _algebra(one: Quantity, other: Quantity, ratio: Fraction) -> _Algebra:
     if _percent(one) != _percent(other):
         hundredth = r"\frac{%s}{100}"
         pairs.append((hundredth % left, right) if _percent(one) else (left, hundredth % right))
-    if one.name and other.name:
-        pairs = [(f"{one.name}={a}", f"{other.name}={b}") for a, b in pairs]
+    if (one.name and other.name) or "=" in one.value + other.value:
+        pairs = [(_renamed(one.name, a), _renamed(other.name, b)) for a, b in pairs]
     return _Algebra(tuple(pairs))
+
+
+def _renamed(name: str, value: str) -> str:
+    return f"{name}={value}" if name else value
 
 
 def _rounds(exact: Fraction, decimal: Fraction, text: str) -> bool:

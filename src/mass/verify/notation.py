@@ -42,7 +42,7 @@ _EN_DASH = re.compile(r"(?<![0-9A-Za-z)])–(?=\s?[0-9A-Za-z(.\\√∞])|(?<=\s)
 """A minus sign; between two numbers it would be a range."""
 
 _SPACING = re.compile(
-    r"\\[!,;:> ]|~|\\(?:q?quad|left|right|middle|[bB]igg?[lrm]?|displaystyle|(?:script|text)style|limits|nonumber|strut"
+    r"(?<!\\)\\[!,;:> ]|~|\\(?:q?quad|left|right|middle|[bB]igg?[lrm]?|displaystyle|(?:script|text)style|limits|nonumber|strut"
     r"|(?:foot|normal)size|tiny|small|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|cal|therefore)(?![A-Za-z])"
     r"|\\(?:[hv]space\*?|[hv]?phantom|tag\*?|label|color)\s?\{[^{}]*\}|(?<!\\)\\[()\[\]]"
     r"|<<[^<>]*>>|<\|[^|<>]*\|>"
@@ -91,7 +91,8 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = _from_unicode(text)
     text = _undressed(text)
-    return _braced_fractions(" ".join(_from_plain(text).split()))
+    text = _braced_fractions(" ".join(_from_plain(text).split()))
+    return text if text.endswith("..") else text.rstrip(" .,;:")
 
 
 def _from_unicode(text: str) -> str:

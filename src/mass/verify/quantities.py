@@ -51,7 +51,7 @@ _DEGREES = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ)(?:\s*([CF])(?![A-Za-z])
 _UNIT_LETTER = re.compile(r"(?<=[0-9}]) ([mgshL])(?=$|\s?/|\^\{[23]\})")
 _LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
 _ORDINAL = re.compile(r"(?<=[0-9])\s?(?:\^\s?\{?)?\s?(?:st|nd|rd|th)\s?\}?$")
-_POWERS = r"(?:\^\{?[1-9]\}?)?"
+_POWERS = r"(?:\s?\^\{?[1-9]\}?)?"
 _UNIT = re.compile(
     rf"(?:(?<=[0-9}})!])|(?<=\\pi )|(?<=\\pi))(?:\s*\\?(?P<percent>%)"
     rf"|\s?(?P<unit>/?\s?[A-Za-z][A-Za-z-]+\.?{_POWERS}(?:\s*/?\s*[A-Za-z-]+\.?{_POWERS}){{0,7}}))$"
@@ -252,7 +252,7 @@ def _unit(words: str) -> Unit:
 def _power(word: str) -> tuple[int, tuple[Dimension, Fraction] | None]:
     """The power that `square`, `cubic` or `^2` gives to a unit, and the unit; None where it is not known."""
     match = re.fullmatch(
-        r"(?:(square|sq)|(cubic|cu))?\.?\s*([a-z]+)\.?\s*(?:\^\{?([1-9])\}?|(squared)|(cubed))?", word
+        r"(?:(square|sq)|(cubic|cu))?\.?\s*([a-z]+)\.?\s*(?:\^\s?\{?([1-9])\}?|(squared)|(cubed))?", word
     )
     if match is None:
         return 1, None

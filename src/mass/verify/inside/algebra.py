@@ -33,13 +33,14 @@ _OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])")
 
 def equal(gold: str, answer: str) -> bool:
     """Whether `answer` is the same as `gold`; raises what the comparison raises."""
-    grader: Any = importlib.import_module("math_verify.grader")
+    grader = _grader()
     try:
         one, other = parsed(gold), parsed(answer)
     except Exception:  # whatever the parser raises: it is no mathematics that it knows
         return False
     leaf = functools.partial(_same_value, tolerance=_tolerance(gold) + _tolerance(answer))
     grader.sympy_numeric_eq = lambda a, b, *_: leaf(a, b)
+    grader.sympy_compare_symbols = leaf
     grader.sympy_symbolic_eq = lambda *_: False
     if _is_set(one) != _is_set(other):
         one, other = _as_set(one, gold), _as_set(other, answer)
@@ -47,22 +48,35 @@ def equal(gold: str, answer: str) -> bool:
     return bool(grader.verify(one, other, **options))
 
 
+@functools.cache
+def _grader() -> Any:
+    """math-verify's, which takes equations without real solutions for equal."""
+    sympy: Any = importlib.import_module("sympy")
+    grader: Any = importlib.import_module("math_verify.grader")
+    by_solutions = grader.sympy_solve_and_compare
+    grader.sympy_solve_and_compare = lambda gold, *rest: (
+        bool(sympy.solve(gold, gold.free_symbols)) and by_solutions(gold, *rest)
+    )
+    return grader
+
+
 @functools.lru_cache(maxsize=256)
 def parsed(text: str) -> Any:
     """`text` as an object of SymPy, unevaluated. Capital and small letters are different variables."""
     library: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
     config = library.NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
-    grader: Any = importlib.import_module("math_verify.grader")
     text = _MIXED.sub(_improper, text)
     for pattern, written in _PRODUCT:
         text = pattern.sub(written, text)
     text = _PRIMES.sub(lambda match: "_{" + "prime" * len(match[0]) + "}", text)
-    return library.latex2sympy(
+    found = library.latex2sympy(
         library.normalize_latex(text, config),
-        is_real=not grader.should_treat_as_complex(text),
+        is_real=not _grader().should_treat_as_complex(text),
         normalization_config=None,
         conversion_config=library.ConversionConfig(lowercase_symbols=False),
     )
+    sympy: Any = importlib.import_module("sympy")
+    return found.xreplace({symbol: sympy.I for symbol in found.free_symbols if symbol.name == "i"})
 
 
 def _improper(match: re.Match[str]) -> str:
@@ -76,10 +90,14 @@ def _improper(match: re.Match[str]) -> str:
 def _is_set(found: Any) -> bool:
     sympy: Any = importlib.import_module("sympy")
     if isinstance(found, sympy.FiniteSet):
-        return not any(isinstance(element, sympy.core.relational.Relational) for element in found.args)
+        return not any(_is_inequality(sympy, element) for element in found.args)
     if isinstance(found, sympy.Eq):
         return isinstance(found.rhs, sympy.Set)
     return isinstance(found, sympy.Set)
+
+
+def _is_inequality(sympy: Any, found: Any) -> bool:
+    return isinstance(found, sympy.core.relational.Relational) and not isinstance(found, sympy.Eq)
 
 
 def _as_set(found: Any, text: str) -> Any:
@@ -92,7 +110,7 @@ def _as_set(found: Any, text: str) -> Any:
         return (sympy.Union if union else sympy.Intersection)(*(_as_set(each, "") for each in found.args))
     if isinstance(found, sympy.And):
         return sympy.Intersection(*(_as_set(each, "") for each in found.args))
-    if isinstance(found, sympy.core.relational.Relational) and not isinstance(found, sympy.Eq):
+    if _is_inequality(sympy, found):
         return _solved(sympy, found)
     return found
 
@@ -145,12 +163,11 @@ def _same_matrix(one: Any, other: Any, tolerance: float) -> bool:
 
 
 def _exact(found: Any) -> Any:
-    """Decimals as the fractions that they write, `i` as the imaginary unit, integrals and sums done."""
+    """Decimals as the fractions that they write, integrals and sums done."""
     sympy: Any = importlib.import_module("sympy")
     if not isinstance(found, sympy.Basic):
         return found
-    units = {symbol: sympy.I for symbol in found.free_symbols if symbol.name == "i"}
-    found = found.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in found.atoms(sympy.Float)} | units)
+    found = found.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in found.atoms(sympy.Float)})
     done = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative, sympy.UnevaluatedExpr)
     return found.doit() if found.has(*done) else found
 
