@@ -32,7 +32,7 @@ _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=(?!=)\s*")
 _SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _CLOSED = {"(": ")", "[": "]", r"\{": r"\}"}
 _RATIO = re.compile(r"[^:]+(?::[^:=]+)+")
-_DECIMAL = re.compile(r"[+-]?[0-9]*\.([0-9]+)")
+_ROUNDED = re.compile(r"[+-]?([0-9]*)\.([0-9]+)(?:\s*\\(?:times|cdot)\s*10\^.*)?")
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _lists(one: str, other: str) -> bool | None:
         return True
     told = all(q.number is not None or _is_word(q.value) for q in every)
     compound = any(q.unit and q.unit.word == "compound" for q in every)
-    return None if not told or compound or any(_DECIMAL.search(q.value) for q in every) else False
+    return None if not told or compound or any("." in q.value for q in every) else False
 
 
 def _key(quantity: Quantity, worded: bool) -> tuple[str, str]:
@@ -272,8 +272,9 @@ def _renamed(name: str, value: str) -> str:
 
 
 def _rounds(exact: Fraction, decimal: Fraction, text: str) -> bool:
-    """Whether `text` writes the decimal that `exact` rounds to, with digits enough to stand for it."""
-    match = _DECIMAL.fullmatch(text.strip())
-    if match is None or len(match[1]) < ROUNDED_DIGITS:
+    """Whether `text` writes `decimal`, to which `exact` rounds, with digits enough to stand for it."""
+    match = _ROUNDED.fullmatch(text.strip())
+    digits = (match[1] + match[2]).lstrip("0") if match else ""
+    if match is None or min(len(match[2]), len(digits)) < ROUNDED_DIGITS:
         return False
-    return len(text.strip().lstrip("+-0.").replace(".", "")) >= ROUNDED_DIGITS and round(exact, len(match[1])) == decimal
+    return 2 * int(digits) * abs(exact - decimal) <= abs(decimal)

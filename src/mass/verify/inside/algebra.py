@@ -38,12 +38,16 @@ def equal(gold: str, answer: str) -> bool:
         one, other = parsed(gold), parsed(answer)
     except Exception:  # whatever the parser raises: it is no mathematics that it knows
         return False
+    sympy: Any = importlib.import_module("sympy")
+    if any(side.has(sympy.nan, sympy.zoo) for side in (one, other) if isinstance(side, sympy.Basic)):
+        return False
     leaf = functools.partial(_same_value, tolerance=_tolerance(gold) + _tolerance(answer))
     grader.sympy_numeric_eq = lambda a, b, *_: leaf(a, b)
     grader.sympy_compare_symbols = leaf
     grader.sympy_symbolic_eq = lambda *_: False
     if _is_set(one) != _is_set(other):
-        one, other = _as_set(one, gold), _as_set(other, answer)
+        constants = (one if _is_set(one) else other).free_symbols
+        one, other = _as_set(one, gold, constants), _as_set(other, answer, constants)
     options = {"timeout_seconds": None, "raise_on_error": True, "allow_set_relation_comp": True}
     return bool(grader.verify(one, other, **options))
 
@@ -100,31 +104,34 @@ def _is_inequality(sympy: Any, found: Any) -> bool:
     return isinstance(found, sympy.core.relational.Relational) and not isinstance(found, sympy.Eq)
 
 
-def _as_set(found: Any, text: str) -> Any:
-    """The values of one variable that inequalities leave; of several, in a list, any may hold (`and`: all of them)."""
+def _as_set(found: Any, text: str, constants: set[Any]) -> Any:
+    """The values of one variable, which is no constant, that inequalities leave.
+
+    Of several in a list any may hold; with `and` between them, all of them.
+    """
     sympy: Any = importlib.import_module("sympy")
     if isinstance(found, sympy.Eq) and isinstance(found.rhs, sympy.Set):
         return found.rhs
     if isinstance(found, sympy.FiniteSet) and not _is_set(found):
         union = _OR.search(text) or not re.search(r"(?<![A-Za-z\\])and(?![A-Za-z])", text)
-        return (sympy.Union if union else sympy.Intersection)(*(_as_set(each, "") for each in found.args))
+        return (sympy.Union if union else sympy.Intersection)(*(_as_set(each, "", constants) for each in found.args))
     if isinstance(found, sympy.And):
-        return sympy.Intersection(*(_as_set(each, "") for each in found.args))
+        return sympy.Intersection(*(_as_set(each, "", constants) for each in found.args))
     if _is_inequality(sympy, found):
-        return _solved(sympy, found)
+        return _solved(sympy, found, constants)
     return found
 
 
-def _solved(sympy: Any, relation: Any) -> Any:
+def _solved(sympy: Any, relation: Any, constants: set[Any]) -> Any:
     low, high = relation.lhs, relation.rhs
     if isinstance(relation, sympy.Ne):
         return sympy.Complement(sympy.Reals, sympy.FiniteSet(high)) if low.is_Symbol else relation
     strict = isinstance(relation, (sympy.StrictLessThan, sympy.StrictGreaterThan))
     if isinstance(relation, (sympy.StrictGreaterThan, sympy.GreaterThan)):
         low, high = high, low
-    if low.is_Symbol:
+    if low.is_Symbol and low not in constants:
         return sympy.Interval(-sympy.oo, high, True, strict)
-    if high.is_Symbol:
+    if high.is_Symbol and high not in constants:
         return sympy.Interval(low, sympy.oo, strict, True)
     return relation.func(relation.lhs.doit(), relation.rhs.doit()).as_set()
 
