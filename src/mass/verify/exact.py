@@ -33,6 +33,8 @@ def number(text: str) -> Fraction | None:
     `0.\overline{3}`."""
     if len(text) > MAX_NUMBER_CHARS:
         return None
+    if text.isascii() and text.isdigit():
+        return Fraction(int(text))
     plain = _MONEY.sub("", _THOUSANDS.sub(",", text)).replace("\u2212", "-").strip()
     if repeating := _REPEATING.fullmatch(plain):
         return _repeating(repeating)

@@ -27,6 +27,9 @@ POOL = Pool(size=min(4, os.cpu_count() or 1))
 ROUNDED_DIGITS = 6
 """A decimal with at least so many places and significant digits stands for the value that rounds to it."""
 
+CACHED = 1024
+"""Answers whose parts are remembered: a gold is compared with many answers, an answer with many ballots."""
+
 _BREAK = re.compile(r",(?!\s?\\?,)|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=(?!=)\s*")
 _SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
@@ -36,10 +39,14 @@ _ROUNDED = re.compile(r"[+-]?([0-9]*)\.([0-9]+)(?:\s*\\(?:times|cdot)\s*10\^.*)?
 
 
 @dataclass(frozen=True)
-class _Algebra:
+class Algebra:
     """What only algebra can tell: the answers are equal where one of these pairs is."""
 
     pairs: tuple[tuple[str, str], ...]
+
+    def equal(self) -> bool:
+        """Asks a worker. Raises NoVerdict on a timeout or a crash."""
+        return any(POOL.equal(*pair) for pair in self.pairs)
 
 
 def check(task: Task, text: str) -> Verdict:
@@ -53,15 +60,15 @@ def check(task: Task, text: str) -> Verdict:
     if len(found.text) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
         return Verdict(False, f"the answer has {len(found.text)} characters, too many for {gold[:60]!r}", found.text)
     cheap = compare(gold, found.text)
-    if isinstance(cheap, bool):
-        return verdict(cheap, found, gold)
     try:
-        return verdict(_by_algebra(cheap), found, gold, "by math-verify")
+        if isinstance(cheap, Algebra):
+            return verdict(cheap.equal(), found, gold, "by math-verify")
+        return verdict(cheap, found, gold)
     except NoVerdict as error:
         return Verdict(None, str(error), found.text)
 
 
-def compare(gold: str, answer: str) -> bool | _Algebra:
+def compare(gold: str, answer: str) -> bool | Algebra:
     """Equality as far as numbers, units and texts can tell; else what algebra has to tell."""
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
@@ -75,10 +82,13 @@ def compare(gold: str, answer: str) -> bool | _Algebra:
     return _quantities(quantities.read(one), quantities.read(other))
 
 
-def _by_algebra(found: _Algebra) -> bool:
-    return any(POOL.equal(*pair) for pair in found.pairs)
+def same(gold: str, answer: str) -> bool:
+    """Whether two final answers are equal, by algebra where it takes that. Raises NoVerdict as the pool does."""
+    found = compare(gold, answer)
+    return found.equal() if isinstance(found, Algebra) else found
 
 
+@functools.lru_cache(maxsize=CACHED)
 def squeeze(text: str) -> str:
     """`text` without the spaces that mean nothing; words in small letters; a lone letter without its brackets."""
     text = _SPACE.sub("", text)
@@ -87,6 +97,7 @@ def squeeze(text: str) -> str:
     return text.casefold() if len(text) > 2 and text.isalpha() else text
 
 
+@functools.lru_cache(maxsize=CACHED)
 def _single(text: str) -> str:
     r"""`[5]` and `\{5\}` as `5`: the only element of a set is the answer."""
     for opening, closing in (("[", "]"), (r"\{", r"\}")):
@@ -105,6 +116,7 @@ def _closed_otherwise(one: str, other: str) -> bool | None:
     return False if None not in ends and ends[0] != ends[1] else None
 
 
+@functools.lru_cache(maxsize=CACHED)
 def _ends(text: str) -> tuple[str, str] | None:
     opening = text[:2] if text.startswith("\\") else text[:1]
     if opening not in _CLOSED or len(_pieces(text)) > 1:
@@ -144,7 +156,7 @@ def _ratios(one: str, other: str) -> bool | None:
     return all(a * y == b * x for x, y in pairs) and (a == 0) == (b == 0)
 
 
-def _same_names(one: str, other: str) -> bool | _Algebra | None:
+def _same_names(one: str, other: str) -> bool | Algebra | None:
     first, second = _named(one), _named(other)
     if not first or not second:
         return None
@@ -156,6 +168,7 @@ def _same_names(one: str, other: str) -> bool | _Algebra | None:
     return True if all(found is True for found in each) else None
 
 
+@functools.lru_cache(maxsize=CACHED)
 def _named(text: str) -> dict[str, str]:
     """`a=2, b=3` by name; empty for anything else, also for one name alone."""
     pieces = _pieces(text)
@@ -191,6 +204,7 @@ def _key(quantity: Quantity, worded: bool) -> tuple[str, str]:
     return value, quantity.unit.word if quantity.unit and worded else ""
 
 
+@functools.lru_cache(maxsize=CACHED)
 def _items(text: str) -> list[Quantity]:
     whole = quantities.read(text)
     if whole.number is not None:
@@ -198,7 +212,7 @@ def _items(text: str) -> list[Quantity]:
     return [quantities.read(piece) for piece in _pieces(text)]
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=CACHED)
 def _pieces(text: str) -> tuple[str, ...]:
     """`text` cut at its commas, `and`, `or` outside of all brackets."""
     pieces: list[str] = []
@@ -217,7 +231,7 @@ def _pieces(text: str) -> tuple[str, ...]:
 # --- one quantity against another
 
 
-def _quantities(one: Quantity, other: Quantity) -> bool | _Algebra:
+def _quantities(one: Quantity, other: Quantity) -> bool | Algebra:
     if one.name and other.name and one.name != other.name:
         return False
     ratio = _conversion(one, other)
@@ -254,7 +268,7 @@ def _percent(quantity: Quantity) -> bool:
     return quantity.unit is not None and quantity.unit.word == "%"
 
 
-def _algebra(one: Quantity, other: Quantity, ratio: Fraction) -> _Algebra:
+def _algebra(one: Quantity, other: Quantity, ratio: Fraction) -> Algebra:
     left, right = one.value, other.value
     if ratio != 1:
         left = rf"({left})\cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
@@ -264,7 +278,7 @@ def _algebra(one: Quantity, other: Quantity, ratio: Fraction) -> _Algebra:
         pairs.append((hundredth % left, right) if _percent(one) else (left, hundredth % right))
     if (one.name and other.name) or "=" in one.value + other.value:
         pairs = [(_renamed(one.name, a), _renamed(other.name, b)) for a, b in pairs]
-    return _Algebra(tuple(pairs))
+    return Algebra(tuple(pairs))
 
 
 def _renamed(name: str, value: str) -> str:

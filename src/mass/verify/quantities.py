@@ -6,6 +6,7 @@ Words that make another number of it count (`6 million`, `5 and a half`); units 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -103,6 +104,7 @@ class Quantity:
     unit: Unit | None
 
 
+@functools.lru_cache(maxsize=1024)
 def read(text: str) -> Quantity:
     """The parts of one answer (not a list) in the notation of `mass.verify.notation`."""
     name = _NAME.match(text)
@@ -124,6 +126,7 @@ def rational(text: str) -> Fraction | None:
     return -value if match["sign"] else value
 
 
+@functools.lru_cache(maxsize=1024)
 def clock(text: str) -> tuple[int, int, int, str] | None:
     """(hour, minute, second, 'a', 'p' or '') of a time of day such as `7:05 p.m.`; None for anything else."""
     match = _CLOCK.fullmatch(text)
@@ -146,6 +149,7 @@ def _seconds(time: tuple[int, int, int, str], other_half: str) -> int:
     return 3600 * (hour % 24) + 60 * minute + second
 
 
+@functools.lru_cache(maxsize=1024)
 def based(text: str) -> tuple[str, str] | None:
     """(digits, base) of a numeral such as `1011_2` or `(4A3)_{12}`."""
     match = _BASED.fullmatch(text)
