@@ -92,9 +92,7 @@ def vote(ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
     """The majority answer of n samples of each problem."""
     drawn = ballots.first(n, tick)
     verifiers = ballots.verifiers or ["math"] * len(drawn)
-    return [
-        elect(samples, verifier, ballots.seconds(n)) for samples, verifier in zip(drawn, verifiers, strict=True)
-    ]
+    return [elect(samples, verifier, ballots.seconds(n)) for samples, verifier in zip(drawn, verifiers, strict=True)]
 
 
 def elect(samples: Sequence[Sample], verifier: str = "math", seconds: float = 0.0) -> Attempt:

@@ -46,7 +46,6 @@ OTHERS = [
     ("exact", ["Answer: 50%", "Answer: 0.5"], [0, 1]),
     ("choice", ["(A)", "(B)", "no idea"], [0, 1, None]),
     ("module:function", ["Answer: 2,1", "Answer: 1,2", "Answer: 2,1"], [0, 1, 0]),
-    ("code", ["def f(): pass", "def f(): pass"], [0, 0]),
 ]
 
 
@@ -65,8 +64,7 @@ def test_answers_that_the_verifier_finds_equal_are_one_ballot(verifier: str, tex
 
 @pytest.mark.parametrize(("verifier", "texts", "expected"), OTHERS)
 def test_others_are_not(verifier: str, texts: list[str], expected: list[int | None]) -> None:
-    found = places(texts, verifier)
-    assert (found if verifier != "code" else [0 if f is not None else 0 for f in found]) == expected
+    assert places(texts, verifier) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,7 @@ def test_the_cost_is_near_linear_and_algebra_is_bounded(monkeypatch: pytest.Monk
 
 def test_a_thousand_different_answers_take_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(math.POOL, "equal", lambda one, other: asked.append(one) or False)
+    monkeypatch.setattr(math.POOL, "equal", lambda *pair: bool(asked.append(pair[0])))
     texts = [rf"\boxed{{\sqrt{{{n}}}+{n}}}" for n in range(500)] + [rf"\boxed{{{n}}}" for n in range(500)]
     start = time.process_time()
     assert len(set(ballots(texts))) == 1000

@@ -42,8 +42,8 @@ _EN_DASH = re.compile(r"(?<![0-9A-Za-z)])–(?=\s?[0-9A-Za-z(.\\√∞])|(?<=\s)
 """A minus sign; between two numbers it would be a range."""
 
 _SPACING = re.compile(
-    r"(?<!\\)\\[!,;:> ]|~|\\(?:q?quad|left|right|middle|[bB]igg?[lrm]?|displaystyle|(?:script|text)style|limits|nonumber|strut"
-    r"|(?:foot|normal)size|tiny|small|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|cal|therefore)(?![A-Za-z])"
+    r"(?<!\\)\\[!,;:> ]|~|\\(?:q?quad|left|right|middle|[bB]igg?[lrm]?|displaystyle|(?:script|text)style|limits"
+    r"|nonumber|strut|(?:foot|normal)size|tiny|small|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|cal|therefore)(?![A-Za-z])"
     r"|\\(?:[hv]space\*?|[hv]?phantom|tag\*?|label|color)\s?\{[^{}]*\}|(?<!\\)\\[()\[\]]"
     r"|<<[^<>]*>>|<\|[^|<>]*\|>"
 )

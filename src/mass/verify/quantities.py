@@ -57,15 +57,17 @@ _UNIT = re.compile(
     rf"(?:(?<=[0-9}})!])|(?<=\\pi )|(?<=\\pi))(?:\s*\\?(?P<percent>%)"
     rf"|\s?(?P<unit>/?\s?[A-Za-z][A-Za-z-]+\.?{_POWERS}(?:\s*/?\s*[A-Za-z-]+\.?{_POWERS}){{0,7}}))$"
 )
-_COMPOUND = re.compile(rf"(?:[0-9.,]+\s?(?:[A-Za-z]{{2,}}\.?|'{{1,2}})(?:\s*,\s*|\s*\band\b\s*|\s*)){{2,4}}")
+_COMPOUND = re.compile(r"(?:[0-9.,]+\s?(?:[A-Za-z]{2,}\.?|'{1,2})(?:\s*,\s*|\s*\band\b\s*|\s*)){2,4}")
 _EACH = re.compile(r"([0-9.,]*[0-9])\s?([A-Za-z]{2,}|'{1,2})")
 _MINUTES = re.compile(r"(?<=[0-9])\s?('{1,2})(?![A-Za-z'])")
 _BASED = re.compile(
     r"\(?\s?([0-9][0-9A-Za-z]*)\s?\)?\s?(?:_\s?\{?\s?\(?([0-9]{1,2}|[a-z]{2,8})\)?\s?\}?|base ([0-9]{1,2}|[a-z]{2,8}))"
 )
-_BASES = dict(zip("two three four five six seven eight nine ten".split(), map(str, range(2, 11)), strict=True))
+_BASES: dict[str, str] = {"two": "2", "three": "3", "four": "4", "five": "5", "eight": "8", "ten": "10", "twelve": "12"}
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\s*(?:([ap])\s?\.?\s?m\b\.?)?", re.I)
-_POWER_OF_TEN = re.compile(r"(?:(?P<head>.+?)\s*(?:\\times|\\cdot|\*)\s*)?(?P<sign>-?)10\s?\^\{(?P<power>[+-]?[0-9]{1,3})\}")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?P<head>.+?)\s*(?:\\times|\\cdot|\*)\s*)?(?P<sign>-?)10\s?\^\{(?P<power>[+-]?[0-9]{1,3})\}"
+)
 
 
 def _units() -> dict[str, tuple[Dimension, Fraction]]:
@@ -80,6 +82,8 @@ def _units() -> dict[str, tuple[Dimension, Fraction]]:
 
 
 _UNITS = _units()
+_SPEEDS: dict[str, str] = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "kmph": "km/hour"}
+_FEET: dict[str, str] = {"'": "feet", "''": "inches"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def clock(text: str) -> tuple[int, int, int, str] | None:
 
 def same_time(one: tuple[int, int, int, str], other: tuple[int, int, int, str]) -> bool:
     """Where only one says which half of the day it is, the other is taken to mean the same."""
-    if one[3] and other[3] or max(one[0], other[0]) > 12:
+    if (one[3] and other[3]) or max(one[0], other[0]) > 12:
         return _seconds(one, other[3]) == _seconds(other, one[3])
     return one[:3] == other[:3]
 
@@ -184,16 +188,17 @@ def _measured(value: str) -> tuple[str, Unit | None]:
     if match["percent"]:
         return before, Unit("%")
     scaled, words = _scaled(before, match["unit"].casefold().strip())
-    if not words:
-        return scaled, None
-    if words in ("percent", "percentage", "pct"):
-        return scaled, Unit("%")
     spaced = match["unit"] != value[match.start() :]
+    if not words or words in ("percent", "percentage", "pct"):
+        return scaled, Unit("%") if words else None
     unit = _unit(words)
+    is_unit = not _makes_another_number(words) and (spaced or unit.dimension or scaled != before)
+    return (scaled, unit) if is_unit and not _spelled(scaled) else (value, None)
+
+
+def _makes_another_number(words: str) -> bool:
     said = words.replace("/", " ").split()
-    if _NO_UNIT.intersection(said) or said[:1] in (["squared"], ["cubed"]) or not (spaced or unit.dimension or scaled != before):
-        return value, None
-    return (scaled, unit) if not _spelled(scaled) else (value, None)
+    return bool(_NO_UNIT.intersection(said)) or said[0] in ("squared", "cubed")
 
 
 def _spelled(value: str) -> bool:
@@ -223,7 +228,7 @@ def _compound(value: str) -> tuple[str, Unit] | None:
     """`5 hours and 30 minutes` in the base unit of time; None where the units are not known or of several kinds."""
     total, dimensions = Fraction(0), set[Dimension]()
     for digits, word in _EACH.findall(value):
-        amount, unit = number(digits), _unit({"'": "feet", "''": "inches"}.get(word, word.casefold()))
+        amount, unit = number(digits), _unit(_FEET.get(word) or str(word).casefold())
         if amount is None or unit.dimension is None:
             return None
         total += amount * unit.factor
@@ -237,7 +242,7 @@ def _compound(value: str) -> tuple[str, Unit] | None:
 def _unit(words: str) -> Unit:
     """`square miles per hour` by dimension and factor; a word that is not known has none."""
     words = re.sub(r"\bper\b", "/", words.strip(" ."))
-    words = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour", "kmph": "km/hour"}.get(words, words)
+    words = _SPEEDS.get(words, words)
     exponents: dict[str, int] = {}
     factor = Fraction(1)
     for place, part in enumerate(words.split("/")):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mass.types import Task
-from mass.verify import choice, exact, harness, math
+from mass.verify import choice, harness, math
 from mass.verify.exact import number
 from mass.verify.extract import final_answer
 from mass.verify.notation import plain

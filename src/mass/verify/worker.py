@@ -22,7 +22,7 @@ import faulthandler
 import importlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TextIO
 
 MAX_MEMORY_BYTES = 4 << 30
@@ -91,7 +91,7 @@ def _give_up_powers() -> None:
 
 
 @contextlib.contextmanager
-def _beside() -> Iterator[None]:
+def _beside() -> Generator[None]:
     """The folder of this file among those that are imported from."""
     here = os.path.dirname(os.path.realpath(__file__))
     sys.path.append(here)

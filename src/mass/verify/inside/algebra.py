@@ -41,10 +41,12 @@ def equal(gold: str, answer: str) -> bool:
     sympy: Any = importlib.import_module("sympy")
     if any(side.has(sympy.nan, sympy.zoo) for side in (one, other) if isinstance(side, sympy.Basic)):
         return False
-    leaf = functools.partial(_same_value, tolerance=_tolerance(gold) + _tolerance(answer))
-    grader.sympy_numeric_eq = lambda a, b, *_: leaf(a, b)
-    grader.sympy_compare_symbols = leaf
-    grader.sympy_symbolic_eq = lambda *_: False
+    tolerance = _tolerance(gold) + _tolerance(answer)
+
+    def same_value(a: Any, b: Any, *_places: int) -> bool:
+        return _same_value(a, b, tolerance)
+
+    grader.sympy_numeric_eq = grader.sympy_symbolic_eq = grader.sympy_compare_symbols = same_value
     if _is_set(one) != _is_set(other):
         constants = (one if _is_set(one) else other).free_symbols
         one, other = _as_set(one, gold, constants), _as_set(other, answer, constants)
@@ -58,9 +60,11 @@ def _grader() -> Any:
     sympy: Any = importlib.import_module("sympy")
     grader: Any = importlib.import_module("math_verify.grader")
     by_solutions = grader.sympy_solve_and_compare
-    grader.sympy_solve_and_compare = lambda gold, *rest: (
-        bool(sympy.solve(gold, gold.free_symbols)) and by_solutions(gold, *rest)
-    )
+
+    def solve_and_compare(gold: Any, answer: Any, *places: int) -> bool:
+        return bool(sympy.solve(gold, gold.free_symbols)) and by_solutions(gold, answer, *places)
+
+    grader.sympy_solve_and_compare = solve_and_compare
     return grader
 
 
