@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mass.types import Task
@@ -347,11 +345,9 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
 }
 
 
-def pairs(kinds: dict[str, list[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
-    for listed in kinds.values():
-        for one, other in listed:
-            yield one, other
-            yield other, one
+def pairs(kinds: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    listed = [pair for pairs in kinds.values() for pair in pairs]
+    return [*listed, *((other, one) for one, other in listed)]
 
 
 def judge(gold: str, answer: str) -> bool | None:

@@ -158,6 +158,9 @@ def _ratios(one: str, other: str) -> bool | None:
 
 def _same_names(one: str, other: str) -> bool | Algebra | None:
     first, second = _named(one), _named(other)
+    for names, text in ((first, other), (second, one)):
+        if names and text.startswith("(") and text.endswith(")") and len(_pieces(text[1:-1])) == len(names):
+            return compare(f"({', '.join(names.values())})", text)
     if not first or not second:
         return None
     if first.keys() != second.keys():
@@ -232,11 +235,11 @@ def _pieces(text: str) -> tuple[str, ...]:
 
 
 def _quantities(one: Quantity, other: Quantity) -> bool | Algebra:
-    if one.name and other.name and one.name != other.name:
-        return False
     ratio = _conversion(one, other)
     if ratio is None:
         return False
+    if one.name and other.name and one.name != other.name:
+        return _algebra(one, other, ratio) if max(len(one.name), len(other.name)) > 1 else False
     left, right = one.number, other.number
     if left is None or right is None:
         if ratio == 1 and squeeze(one.value) == squeeze(other.value):

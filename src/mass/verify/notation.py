@@ -42,17 +42,18 @@ _EN_DASH = re.compile(r"(?<![0-9A-Za-z)])–(?=\s?[0-9A-Za-z(.\\√∞])|(?<=\s)
 """A minus sign; between two numbers it would be a range."""
 
 _SPACING = re.compile(
-    r"(?<!\\)\\[!,;:> ]|~|\\(?:q?quad|left|right|middle|[bB]igg?[lrm]?|displaystyle|(?:script|text)style|limits"
+    r"(?<!\\)\\[!,;:> ]|~|\\\\$|\\(?:left|right)\s?\.|\\(?:math(?:rm|bf|it|sf|tt)|bm|boldsymbol)(?=\s+[0-9A-Za-z\\])"
+    r"|\\(?:q?quad|left|right|middle|[bB]igg?[lrm]?|displaystyle|(?:script|text)style|limits"
     r"|nonumber|strut|(?:foot|normal)size|tiny|small|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|cal|therefore)(?![A-Za-z])"
     r"|\\(?:[hv]space\*?|[hv]?phantom|tag\*?|label|color)\s?\{[^{}]*\}|(?<!\\)\\[()\[\]]"
     r"|<<[^<>]*>>|<\|[^|<>]*\|>"
 )
 _DRESS = re.compile(
-    r"\\(?:(?:textcolor|colorbox|mathcolor)\s?\{[^{}]*\}|text(?:bf|it|rm|sf|tt|sc|sl|up|md|normal)?|[mf]box|boxed"
+    r"\\(?:(?:textcolor|colorbox|mathcolor|fcolorbox\s?\{[^{}]*\})\s?\{[^{}]*\}|text(?:bf|it|rm|sf|tt|sc|sl|up|md|normal)?|[mf]box|boxed"
     r"|math(?:rm|bf|it|sf|tt|cal|normal|ord|op|rel)|boldsymbol|bm|bold|pmb|emph|underline|uline|operatorname\*?"
     r"|ensuremath)\s?\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
-_MARKDOWN = re.compile(r"(\*\*|__|`{1,3}|[\"])(.+)\1", re.S)
+_MARKDOWN = re.compile(r"(\*{1,2}|__|`{1,3}|[\"])(.+)\1", re.S)
 _THOUSANDS = re.compile(r",\s*\\!\s*|\{,\}")
 _APOSTROPHES = re.compile(r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))")
 _PRIMES = re.compile(r"\^\s?\{?\s?((?:\\prime\s?)+)\}?")
@@ -79,6 +80,7 @@ _FUNCTIONS = re.compile(
     _WORD + r"(?:a|arc)?((?:sin|cos|tan|sec|csc|cot)h?|ln|log|exp)(?=\s*(?:[({\\^_0-9]|[A-Za-z](?![A-Za-z])))"
 )
 _SQRT = re.compile(_WORD + r"(?:sqrt|(cbrt))(?=\s*[({0-9A-Za-z\\])|\\sqrt(?=\s?[^\s{\[])")
+_ABS = re.compile(_WORD + r"abs\(([^()]*)\)")
 _ROOT_INDEX = re.compile(rf"(?<![\w)}}])\^\{{([0-9]+)\}}{_ROOT}")
 _ROOT_OF = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z]|\\[A-Za-z]+)")
 _FRACTION = re.compile(r"\\[dtc]?frac(?![A-Za-z])\s?")
@@ -154,6 +156,7 @@ def _from_plain(text: str) -> str:
     text = _CONSTANTS.sub(lambda match: f"\\{match[1].lower()} " if match[1] else r"\infty ", text)
     text = _FUNCTIONS.sub(_function, text)
     text = _SQRT.sub(lambda match: f"{_ROOT}[3]" if match[1] else _ROOT, text)
+    text = _ABS.sub(r"|\1|", text)
     text = _BARE_POWER.sub(r"^{\1}", text)
     text = _braced(text, "^", "^") if "^(" in text else text
     return _braced(text, _ROOT, r"\sqrt") if _ROOT in text else text

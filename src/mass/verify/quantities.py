@@ -42,14 +42,17 @@ _NO_UNIT = frozenset(
     )
 )
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?|\\[a-z]+)\s*=(?!=)\s*")
+_ASKED = re.compile(r"([^=<>,;{}0-9]*[A-Za-z][^=<>,;{}]{0,60})=(?!=)\s*")
+"""What a number is said to be: `AB`, `\\angle ABC`, `f(2)`, `a + b`."""
 _LEAD = re.compile(
-    r"(?:(?:the )?(?:final )?answer is|(?:approximately|approx|about|around|roughly|exactly|only|just|a total of)\b\.?"
+    r"(?:(?:the )?(?:final )?answer is|(?:approximately|approx|about|around|roughly|exactly|only|just|a total of)\b\.?|\\approx|\\sim"
     r"|(?:Rs\.?|USD|EUR|GBP|INR|US)(?=\s?[0-9]))\s*",
     re.I,
 )
 _ASIDE = re.compile(r"(?<=[0-9}])\s*\([A-Za-z][A-Za-z ]+\)$")
 _DEGREES = re.compile(r"\^\s?(?:\{\s?\\circ\s?\}|\\circ)(?:\s*([CF])(?![A-Za-z]))?|\\degrees?\b")
-_UNIT_LETTER = re.compile(r"(?<=[0-9}]) ([mgshL])(?=$|\s?/|\^\{[23]\})")
+_UNIT_LETTER = re.compile(r"(?<=[0-9}]) ([mgshL])(?=$|\s?/|\s?\^\{?[23]\}?)")
+_SQUARE = re.compile(r"(?<=[0-9] )([mck]?m|in|ft)([23])$")
 _LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
 _ORDINAL = re.compile(r"(?<=[0-9])\s?(?:\^\s?\{?)?\s?(?:st|nd|rd|th)\s?\}?$")
 _POWERS = r"(?:\s?\^\{?[1-9]\}?)?"
@@ -113,9 +116,17 @@ def read(text: str) -> Quantity:
     """The parts of one answer (not a list) in the notation of `mass.verify.notation`."""
     name = _NAME.match(text)
     value = text[name.end() :] if name else text
+    found = _read(name[1] if name else "", value)
+    if found.number is None and (asked := _ASKED.match(text)):
+        of_number = _read(asked[1].replace(" ", ""), text[asked.end() :])
+        return found if of_number.number is None else of_number
+    return found
+
+
+def _read(name: str, value: str) -> Quantity:
     value = _ASIDE.sub("", _LEAD.sub("", value, count=1) if _LEAD.match(value) else value)
     value, unit = _measured(_with_angles(value))
-    return Quantity(name[1] if name else "", value, rational(value), unit)
+    return Quantity(name, value, rational(value), unit)
 
 
 def rational(text: str) -> Fraction | None:
@@ -180,7 +191,7 @@ def _measured(value: str) -> tuple[str, Unit | None]:
         return whole
     if (letter := _UNIT_LETTER.search(value)) and number(value[: letter.start()]) is not None:
         value = f"{value[: letter.start()]} {_LETTERS[letter[1]]}{value[letter.end() :]}"
-    value = _ORDINAL.sub("", value)
+    value = _SQUARE.sub(r"\1^{\2}", _ORDINAL.sub("", value))
     match = _UNIT.search(value)
     if match is None:
         return value, None

@@ -51,7 +51,11 @@ def equal(gold: str, answer: str) -> bool:
         constants = (one if _is_set(one) else other).free_symbols
         one, other = _as_set(one, gold, constants), _as_set(other, answer, constants)
     options = {"timeout_seconds": None, "raise_on_error": True, "allow_set_relation_comp": True}
-    return bool(grader.verify(one, other, **options))
+    if grader.verify(one, other, **options):
+        return True
+    if one.has(*_inequalities()) and other.has(*_inequalities()):
+        return bool(grader.verify(_as_set(one, gold, set()), _as_set(other, answer, set()), **options))
+    return False
 
 
 @functools.cache
@@ -59,6 +63,7 @@ def _grader() -> Any:
     """math-verify's, which takes equations without real solutions for equal."""
     sympy: Any = importlib.import_module("sympy")
     grader: Any = importlib.import_module("math_verify.grader")
+    grader.INVERSE_RELATIONS[sympy.Ne] = sympy.Ne
     by_solutions = grader.sympy_solve_and_compare
 
     def solve_and_compare(gold: Any, answer: Any, *places: int) -> bool:
@@ -98,14 +103,16 @@ def _improper(match: re.Match[str]) -> str:
 def _is_set(found: Any) -> bool:
     sympy: Any = importlib.import_module("sympy")
     if isinstance(found, sympy.FiniteSet):
-        return not any(_is_inequality(sympy, element) for element in found.args)
+        return not any(isinstance(element, _inequalities()) for element in found.args)
     if isinstance(found, sympy.Eq):
         return isinstance(found.rhs, sympy.Set)
     return isinstance(found, sympy.Set)
 
 
-def _is_inequality(sympy: Any, found: Any) -> bool:
-    return isinstance(found, sympy.core.relational.Relational) and not isinstance(found, sympy.Eq)
+@functools.cache
+def _inequalities() -> tuple[Any, ...]:
+    sympy: Any = importlib.import_module("sympy")
+    return sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.Ne
 
 
 def _as_set(found: Any, text: str, constants: set[Any]) -> Any:
@@ -121,7 +128,7 @@ def _as_set(found: Any, text: str, constants: set[Any]) -> Any:
         return (sympy.Union if union else sympy.Intersection)(*(_as_set(each, "", constants) for each in found.args))
     if isinstance(found, sympy.And):
         return sympy.Intersection(*(_as_set(each, "", constants) for each in found.args))
-    if _is_inequality(sympy, found):
+    if isinstance(found, _inequalities()):
         return _solved(sympy, found, constants)
     return found
 
@@ -160,10 +167,15 @@ def _same_value(one: Any, other: Any, tolerance: float) -> bool:
     one, other = _exact(one), _exact(other)
     if one == other:
         return True
-    if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)) or one.has(sympy.oo, -sympy.oo, sympy.zoo):
+    if any(_has_bare_derivative(sympy, side) for side in (one, other)) or not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)) or one.has(sympy.oo, -sympy.oo, sympy.zoo):
         return False
     told = _by_samples(one, other, tolerance)
     return _proved(one, other) if told is None else told
+
+
+def _has_bare_derivative(sympy: Any, found: Any) -> bool:
+    """Such as dy/dx, which is nothing to compute with: evaluated, it would be zero."""
+    return any(not derivative.expr.has(*derivative.variables) for derivative in found.atoms(sympy.Derivative))
 
 
 def _same_matrix(one: Any, other: Any, tolerance: float) -> bool:
@@ -180,7 +192,7 @@ def _exact(found: Any) -> Any:
         return found
     found = found.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in found.atoms(sympy.Float)})
     done = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative, sympy.UnevaluatedExpr)
-    return found.doit() if found.has(*done) else found
+    return found.doit() if found.has(*done) and not _has_bare_derivative(sympy, found) else found
 
 
 def _by_samples(one: Any, other: Any, tolerance: float) -> bool | None:
