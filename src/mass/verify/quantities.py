@@ -45,8 +45,8 @@ _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?|\\[a-z]+)\s*=(?!=)\s*")
 _ASKED = re.compile(r"([^=<>,;{}0-9]*[A-Za-z][^=<>,;{}]{0,60})=(?!=)\s*")
 """What a number is said to be: `AB`, `\\angle ABC`, `f(2)`, `a + b`."""
 _LEAD = re.compile(
-    r"(?:(?:the )?(?:final )?answer is|(?:approximately|approx|about|around|roughly|exactly|only|just|a total of)\b\.?|\\approx|\\sim"
-    r"|(?:Rs\.?|USD|EUR|GBP|INR|US)(?=\s?[0-9]))\s*",
+    r"(?:(?:the )?(?:final )?answer is|(?:approximately|approx|about|around|roughly|exactly|only|just|a total of)\b\.?"
+    r"|\\approx|\\sim|(?:Rs\.?|USD|EUR|GBP|INR|US)(?=\s?[0-9]))\s*",
     re.I,
 )
 _ASIDE = re.compile(r"(?<=[0-9}])\s*\([A-Za-z][A-Za-z ]+\)$")
@@ -58,7 +58,7 @@ _ORDINAL = re.compile(r"(?<=[0-9])\s?(?:\^\s?\{?)?\s?(?:st|nd|rd|th)\s?\}?$")
 _POWERS = r"(?:\s?\^\{?[1-9]\}?)?"
 _UNIT = re.compile(
     rf"(?:(?<=[0-9}})!])|(?<=\\pi )|(?<=\\pi))(?:\s*\\?(?P<percent>%)"
-    rf"|\s?(?P<unit>/?\s?[A-Za-z][A-Za-z-]+\.?{_POWERS}(?:\s*/?\s*[A-Za-z-]+\.?{_POWERS}){{0,7}}))$"
+    rf"|\s?(?P<unit>/?\s?[A-Za-z][A-Za-z-]+\.?{_POWERS}(?:(?:\s?/\s?|\s)[A-Za-z-]+\.?{_POWERS}){{0,7}}))$"
 )
 _COMPOUND = re.compile(r"(?:[0-9.,]+\s?(?:[A-Za-z]{2,}\.?|'{1,2})(?:\s*,\s*|\s*\band\b\s*|\s*)){2,4}")
 _EACH = re.compile(r"([0-9.,]*[0-9])\s?([A-Za-z]{2,}|'{1,2})")
@@ -66,7 +66,8 @@ _MINUTES = re.compile(r"(?<=[0-9])\s?('{1,2})(?![A-Za-z'])")
 _BASED = re.compile(
     r"\(?\s?([0-9][0-9A-Za-z]*)\s?\)?\s?(?:_\s?\{?\s?\(?([0-9]{1,2}|[a-z]{2,8})\)?\s?\}?|base ([0-9]{1,2}|[a-z]{2,8}))"
 )
-_BASES: dict[str, str] = {"two": "2", "three": "3", "four": "4", "five": "5", "eight": "8", "ten": "10", "twelve": "12"}
+_BASE_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_BASES: dict[str, str] = {name: str(base) for base, name in enumerate(_BASE_NAMES, 2)} | {"sixteen": "16"}
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\s*(?:([ap])\s?\.?\s?m\b\.?)?", re.I)
 _POWER_OF_TEN = re.compile(
     r"(?:(?P<head>.+?)\s*(?:\\times|\\cdot|\*)\s*)?(?P<sign>-?)10\s?\^\{(?P<power>[+-]?[0-9]{1,3})\}"

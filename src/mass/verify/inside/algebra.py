@@ -93,7 +93,7 @@ def parsed(text: str) -> Any:
 
 
 def _improper(match: re.Match[str]) -> str:
-    whole, top, bottom = (int(part[:100]) for part in match.groups())
+    whole, top, bottom = map(int, match.groups())
     return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}"
 
 
@@ -167,7 +167,9 @@ def _same_value(one: Any, other: Any, tolerance: float) -> bool:
     one, other = _exact(one), _exact(other)
     if one == other:
         return True
-    if any(_has_bare_derivative(sympy, side) for side in (one, other)) or not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)) or one.has(sympy.oo, -sympy.oo, sympy.zoo):
+    if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)) or one.has(sympy.oo, -sympy.oo):
+        return False
+    if _has_bare_derivative(sympy, one) or _has_bare_derivative(sympy, other):
         return False
     told = _by_samples(one, other, tolerance)
     return _proved(one, other) if told is None else told
