@@ -89,7 +89,10 @@ class Runner:
         if key not in self.ballots:
             sampling = dataclasses.replace(config.answer, temperature=config.vote_temperature)
             problems = [task.problem for task in self.tasks]
-            self.ballots[key] = Ballots(contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack)
+            verifiers = [task.verifier for task in self.tasks]
+            self.ballots[key] = Ballots(
+                contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack, verifiers
+            )
         ballots, n = self.ballots[key], config.votes if choice.n is None else choice.n
 
         def tick(done: int) -> None:
@@ -120,5 +123,5 @@ def _judged(task: Task, method: str, attempt: Attempt, verdict_on: Callable[[str
 
 def _judged_sample(task: Task, drawn: Drawn, verdict_on: Callable[[str], Verdict]) -> Judged:
     correct = tuple(verdict_on(text).correct for text in drawn.texts)
-    most = None if kind_of(task) == CODE else correct[majority(drawn.texts)[0]]  # programs do not vote
+    most = None if kind_of(task) == CODE else correct[majority(drawn.texts, task.verifier)[0]]  # programs do not vote
     return Judged(drawn, correct, most)
