@@ -46,17 +46,17 @@ def examine(
     *,
     layers: int | None = None,
     attentions: Sequence[str] = ("eager", "sdpa"),
-    dtype: str = "float32",
+    dtype: str = "auto",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Load the first layers of a model and measure on them, in float64, what the engine relies on; then in `dtype`.
 
     Args:
-        name: 'tiny', 'tiny-terms', a local folder, or a hub name.
+        name: as `mass.load` takes it.
         layers: how many; None: as many as hold each kind of layer, at least 2.
         attentions: implementations as transformers names them.
-        dtype: the precision the model will be run in.
+        dtype: the precision the model will be run in; auto: that which `mass.load` would choose here.
         seed: of adapter and directions.
         progress: is told what is being done.
 
