@@ -119,10 +119,10 @@ def _kept_dtype(file: Path, name: str) -> torch.dtype:
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
-    fields = {key: reader.fields.get(key) for key in ("general.type", "split.count", "general.architecture")}
-    kind, parts, _ = (None if field is None else field.contents() for field in fields.values())
+    fields = (reader.fields.get(key) for key in ("general.type", "split.count"))
+    kind, parts = (None if field is None else field.contents() for field in fields)
     if kind not in (None, "model"):
-        raise ModelError(f"GGUF file {name!r} holds a {kind}; expected a whole language model; give the model's file")
+        raise ModelError(f"GGUF file {name!r} holds {kind!r}, no model; expected a whole language model; give its file")
     if parts and int(parts) > 1:
         raise ModelError(
             f"GGUF file {name!r} is one of {parts} parts; expected the whole model; join them with "
