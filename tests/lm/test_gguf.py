@@ -175,7 +175,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a part of several": (
         lambda f: write_gguf(f, small_llama(), split__count=3), "is one of 3 parts; .*llama-gguf-split --merge",
     ),
-    "an adapter": (lambda f: write_gguf(f, small_llama(), general__type="adapter"), "holds 'adapter', no model; expected"),
+    "an adapter": (lambda f: write_gguf(f, small_llama(), general__type="adapter"), "holds 'adapter', no model"),
     "a weight is missing": (
         lambda f: write_gguf(f, small_llama(), leave_out="layers.1.mlp.up_proj"),
         "lacks 1 of its model's weights, 'model.layers.1.mlp.up_proj.weight' among them",

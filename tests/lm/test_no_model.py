@@ -87,12 +87,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a GGUF file": (with_gguf, "has no config.json; give the GGUF file in it: .*model-Q4_K.gguf"),
     "a checkpoint": (
         checkpoint,
-        "is a run or a checkpoint of `mass train`; expected a base; give it as the checkpoint",
+        "is a run or a checkpoint of `mass train`; expected a base; give it as",
     ),
     "pointers to weights": (pointer_in("model.safetensors"), "^model.safetensors of .* is a Git LFS pointer, .* bytes"),
     "pointers to a tokenizer": (
         pointer_in("tokenizer.json"),
-        "^tokenizer.json of .* is a Git LFS pointer.*git lfs pull",
+        "^tokenizer.json of .* is a Git LFS pointer.*lfs pull",
     ),
 }
 

@@ -116,7 +116,9 @@ class Architecture:
         """The model on the meta device; `elsewhere` as for `dtype`."""
         with torch.device("meta"):
             made: Any = AutoModelForCausalLM.from_config(
-                self.config, dtype=self.dtype(model, elsewhere=elsewhere), attn_implementation="sdpa"
+                copy.deepcopy(self.config),  # which `from_config` would note the precision in
+                dtype=self.dtype(model, elsewhere=elsewhere),
+                attn_implementation="sdpa",
             )
         made.eval().requires_grad_(False)
         return self._asked(made, lora, model)

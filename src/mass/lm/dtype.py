@@ -36,10 +36,7 @@ def choose(asked: str, own: torch.dtype | None, device: torch.device) -> tuple[t
     if is_fast(device, own):
         measured = f", {bfloat16_speed_of_cpu():.1f} times as fast as float32" if device.type == "cpu" else ""
         return own, f"base weights in {own_name}, as its files have them{measured} here (dtype auto)"
-    return (
-        torch.float32,
-        f"base weights in float32: this device is not faster in {own_name}, its files' own (dtype auto)",
-    )
+    return torch.float32, f"base weights in float32: {own_name}, its files' own, is no faster here (dtype auto)"
 
 
 def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
