@@ -278,6 +278,6 @@ def test_a_real_model_chats_in_its_own_form(name: str, monkeypatch: pytest.Monke
     (sample,) = lm.sample([lm.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say hello."}], add_generation_prompt=True)["input_ids"]
     ], SamplingConfig(40, 0.0), [0])  # fmt: skip
-    assert sample.complete
+    assert sample.finished
     assert sample.tokens[-1] == end
     assert "hello" in sample.text.lower()
