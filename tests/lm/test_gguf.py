@@ -98,7 +98,7 @@ def test_blocks_are_unpacked_to_bfloat16_once_and_that_is_said(
 def test_a_replaced_file_is_another_model_and_a_moved_one_the_same(tmp_path: Path, cache: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", small_llama(0))
     first, stamp = unpacked(file, "m"), file.stat()
-    moved = tmp_path / "elsewhere" / "m.gguf"
+    moved = tmp_path / "elsewhere" / "renamed.gguf"
     moved.parent.mkdir()
     shutil.copy(file, moved)
     assert unpacked(moved, "m") == first

@@ -2,7 +2,7 @@
 
 The blocks of 4 to 8 bits are unpacked by transformers (`gguf_file`) and written as bfloat16, which rounds by 0.4% at
 most where a 4-bit block rounds by several percent; plain floats keep their type. The folder lies in a cache under the
-SHA-256 of the file, so a file that is replaced is another model, and one that is moved is the same.
+SHA-256 of the file, so a file that is replaced is another model, and one that is moved or renamed is the same.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def unpacked(file: Path, name: str) -> Path:
         ConfigError: a package that this needs is missing, or the cache cannot be written.
     """
     _require_gguf(file, name)
-    folder = cache_folder() / "gguf" / f"{_plain(file.stem)}-{_key(file)}"
-    if folder.is_dir():
-        return folder
+    root, key = cache_folder() / "gguf", _key(file)
+    if (found := next(root.glob(f"*-{key}"), None)) is not None:  # whatever the file was called then
+        return found
+    folder = root / f"{_plain(file.stem)}-{key}"
     _require_packages(name)
     from filelock import FileLock
 
