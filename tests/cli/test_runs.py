@@ -313,6 +313,34 @@ def test_demo_solves_and_compares(
     assert "mass 4/4" in ran.err
 
 
+def test_demo_of_a_model_that_nothing_was_trained_on(
+    run: Callable, tiny_base: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from mass.cli import demo
+
+    monkeypatch.setattr(demo, "MAX_TOKENS", 4)
+    ran = run("demo", "--model", tiny_base, "--size", "4", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "Nothing was meta-trained on it" in " ".join(ran.out.split())
+    assert "Now base, tt-ss on 4 problems." in ran.out
+    assert "mass-unadapted" not in ran.out
+
+
+def test_the_word_problems_of_the_demo_are_right() -> None:
+    from mass import tasks, verify
+    from mass.cli.demo import WORD_PROBLEMS
+
+    found = tasks.load(WORD_PROBLEMS)
+    assert len(found) == 12
+    for task in found:
+        assert task.solution is not None
+        assert verify.check(task, task.solution).correct
+        *_, calculation = [part for part in task.solution.split(".") if "=" in part]
+        shown, result = calculation.replace(",", " ").rsplit("=", 1)
+        numbers = "".join(c if c in "0123456789+-*/ " else "|" for c in shown).strip(" |").rsplit("|", 1)[-1]
+        assert eval(numbers) == int(result.split()[0]) == int(task.answer or "")
+
+
 # --- pretrain
 
 

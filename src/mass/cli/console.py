@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -39,9 +41,21 @@ def notes(texts: Iterable[str]) -> None:
         note(text)
 
 
-def _width() -> int:
-    import os
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"note: {record.getMessage()}")
 
+
+def show_package_notes() -> None:
+    """From now on what the package says of a model while it loads it is a note. Of several processes the first says
+    it for all."""
+    package = logging.getLogger("mass")
+    if os.environ.get("RANK", "0") == "0" and not any(isinstance(one, _Notes) for one in package.handlers):
+        package.addHandler(_Notes())
+        package.setLevel(logging.INFO)
+
+
+def _width() -> int:
     columns = os.environ.get("COLUMNS", "")
     return int(columns) if columns.isdigit() and int(columns) > 0 else PIPE_WIDTH
 

@@ -74,6 +74,9 @@ def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
         if may_restart and not {"-h", "--help"} & set(rest):
             allocator.restart_with_kept_memory()
         _quiet_libraries()
+        from mass.cli import console  # not for `--help`, which is to be quick
+
+        console.show_package_notes()
     return importlib.import_module(module_of(verb)).run(rest)
 
 

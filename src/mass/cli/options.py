@@ -28,6 +28,7 @@ TASKS_HELP = (
     "minimath; minimath-search; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
     "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
+MODEL_HELP = "tiny, tiny-terms, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
 
@@ -80,7 +81,7 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
         "--model",
         type=str | None,
         default=default,
-        help=f"tiny, tiny-terms, a folder, or a hub name{f'; {default} by default' if default else ''}.",
+        help=f"{MODEL_HELP}{f'; {default} by default' if default else ''}.",
     )
     parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -88,7 +89,8 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
         "--dtype",
         type=str | None,
         default=None,
-        help="Precision of the base: float32 (the default), bfloat16, float16 or float64.",
+        help="Precision of the base: float32, bfloat16, float16 or float64; auto, the default: its files' own where "
+        "the device is fast at that, else float32.",
     )
     parser.add_argument(
         "--decode-rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."

@@ -21,12 +21,13 @@ from mass.config.pretraining import PretrainConfig as PretrainConfig  # one plac
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "tiny"
-    """'tiny' or 'tiny-terms' (ship with the package), a local folder, or a hub name of any causal language model of
-    transformers."""
+    """'tiny' or 'tiny-terms' (ship with the package), 'smollm2' (a real model of 135 M parameters), or any causal
+    language model of transformers: a local folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub."""
     device: str = "auto"
     """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Precision of the frozen base weights. auto: as its files have them where the device is fast at that, else
+    float32. The adapter is kept in float32 (float64 with a float64 base)."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
     device_map: str | dict[str, int | str] | None = None

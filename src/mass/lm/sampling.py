@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from mass.adapter import LoraSites
 from mass.config import SamplingConfig
 from mass.errors import DataError, ShapeError
+from mass.lm.cache import new_cache
 from mass.types import Params, Sample
 
 
@@ -135,7 +136,7 @@ def _decode(
     ended = finished
     end_ids = torch.tensor(sorted(lm.end_ids), device=lm.device)
     ids, mask = _left_pad(prompts, lm.pad_id, lm.device)
-    rows = _Rows(torch.arange(count, device=lm.device), DynamicCache(), mask, adapter, blocks)
+    rows = _Rows(torch.arange(count, device=lm.device), _cache(lm), mask, adapter, blocks)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     for t in range(limit):
         with lm.adapters.use(rows.adapter):
@@ -164,6 +165,11 @@ def _decode(
         rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(keep), 1)], 1)
         positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)  # ended rows may be at the end
     return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), stop)
+
+
+def _cache(lm: Decodes) -> DynamicCache:
+    """Empty, with a layer of the kind that each of the model's layers fills."""
+    return new_cache(lm.model)
 
 
 def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:

@@ -55,7 +55,7 @@ def told(tflops: float, gbps: float | None, memory_gb: float | None) -> Device:
 def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, memory_gb: float | None) -> Device:
     """The present one: matrices as wide as the model's (on a CPU at most 1024) in its precision, a copy, and a small
     model of the same kind. A warm-up comes first, and the fastest round counts. Raises ConfigError where it is not."""
-    device, dtype = _present(model.device), getattr(torch, model.dtype)
+    device, dtype = _present(model.device), architecture.dtype(model)
     width = int(architecture.config.get_text_config().hidden_size)
     rows, side = (256, min(width, 1024)) if device.type == "cpu" else (4096, width)
     a = torch.randn(rows, side, device=device, dtype=dtype)
