@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "seeds", "bootstrap"),
-    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel"),
+    ("types", "errors", "seeds", "bootstrap", "progress"),
+    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel", "free_memory"),
     ("adapted_linear",),
     ("tasks", "verify", "adapter"),
     ("engines",),

@@ -1,0 +1,60 @@
+"""Work that takes its time -> whoever shows how far it is: the stage it is in, and how decoding goes.
+
+Those who work (`mass.adapt.Clock`, `mass.lm.sampling`) say so; who wants to hear it listens for the length of a `with`
+block. Where nobody listens nothing happens. A listener is heard in the thread that set it, and its copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How far the sampling of some rows is."""
+
+    tokens: int
+    """Sampled so far."""
+    rows_left: int
+    """That have not ended."""
+    seconds: float
+    """Since its start."""
+    left_s: float
+    """Seconds to come at most: where rows end before their limit it is less."""
+
+
+class Listener(Protocol):
+    def stage(self, name: str) -> None:
+        """A stage begins, or goes on after one within it."""
+        ...
+
+    def decoding(self, state: Decoding) -> None:
+        """A token of each row has been sampled."""
+        ...
+
+
+_listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Generator[None, None, None]:
+    """Within the block, tell this listener, and nobody who listened before."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell_stage(name: str) -> None:
+    if (listener := _listener.get()) is not None:
+        listener.stage(name)
+
+
+def tell_decoding(state: Decoding) -> None:
+    if (listener := _listener.get()) is not None:
+        listener.decoding(state)
