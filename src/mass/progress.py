@@ -1,7 +1,7 @@
 """Work that takes its time -> whoever shows how far it is: the stage it is in, and how decoding goes.
 
 Those who work (`mass.adapt.Clock`, `mass.lm.sampling`) say so; who wants to hear it listens for the length of a `with`
-block. Where nobody listens nothing happens. A listener is heard in the thread that set it, and its copies.
+block, and hears the work of its own thread. Where nobody listens nothing happens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Decoding:
 
 class Listener(Protocol):
     def stage(self, name: str) -> None:
-        """A stage begins, or goes on after one within it."""
+        """A stage begins, or goes on after one within it; empty: none."""
         ...
 
     def decoding(self, state: Decoding) -> None:
@@ -38,19 +38,33 @@ class Listener(Protocol):
 
 
 _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+_stage: ContextVar[str] = ContextVar("progress_stage", default="")
 
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None, None, None]:
     """Within the block, tell this listener, and nobody who listened before."""
-    token = _listener.set(listener)
+    before = _listener.get()
+    _listener.set(listener)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _listener.set(before)
 
 
-def tell_stage(name: str) -> None:
+@contextmanager
+def stage(name: str) -> Generator[None, None, None]:
+    """The block is a stage of this name."""
+    before = _stage.get()
+    _enter(name)
+    try:
+        yield
+    finally:
+        _enter(before)
+
+
+def _enter(name: str) -> None:
+    _stage.set(name)
     if (listener := _listener.get()) is not None:
         listener.stage(name)
 

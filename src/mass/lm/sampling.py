@@ -209,7 +209,7 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
     cache = _cache(lm)
     logits, mask = prefill(lm, asked.prompts, cache, asked.adapter, asked.blocks)
     rows = _Rows(torch.arange(count, device=device), cache, mask, asked.adapter, asked.blocks)
-    ended = finished
+    ended, going = finished, count
     for t in range(limit):
         chosen = draw(logits, config, uniform[rows.index, t])
         live = ~ended[rows.index]
@@ -220,9 +220,9 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
         _find_stops(lm, asked.stop, tokens, rows.index, chosen, live & ~done, done, t)
         finished[rows.index] |= done & live
         ended = finished | (limits <= t + 1)
-        pace.tokens += int(live.sum())
-        pace.tell(count, int((~ended).sum()), t + 1, limit)
-        if bool(ended.all()):
+        pace.tokens, going = pace.tokens + going, int((~ended).sum())
+        pace.tell(count, going, t + 1, limit)
+        if going == 0:
             break
         rows, keep = _compact(rows, ended)
         logits = _step(lm, rows, chosen[keep][:, None])
