@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "seeds", "bootstrap", "encoding"),
-    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel"),
+    ("types", "errors", "seeds", "bootstrap", "encoding", "progress"),
+    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel", "free_memory"),
     ("adapted_linear", "verify"),
     ("tasks", "adapter"),
     ("engines",),

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mass import scoring, synthesis
+from mass import progress, scoring, synthesis
 from mass.adapter import adapter_hash, pick, repeat
 from mass.checkpoint import MetaState
 from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
@@ -46,7 +46,8 @@ class Clock:
         """Time the block as `name`, less what it spends in the stage `without`."""
         start, inside = time.perf_counter(), self.seconds.get(without or "", 0.0)
         try:
-            yield
+            with progress.stage(name):
+                yield
         finally:
             inside = self.seconds.get(without or "", 0.0) - inside
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - inside

@@ -252,6 +252,13 @@ def pick(params: Params, index: int) -> Params:
     return {name: tensor[index] for name, tensor in params.items()}
 
 
+def laid_out(params: Params, dtype: torch.dtype) -> Params:
+    """The same adapter, or stack, as many passes without a gradient use it best: in the precision of the model, and B
+    with the rows of [r, out] one after the other, so that `add_delta` need not make either anew at each of them."""
+    cast = {name: tensor.detach().to(dtype) for name, tensor in params.items()}
+    return {name: t.mT.contiguous().mT if name.endswith("lora_B") else t for name, t in cast.items()}
+
+
 def detach(params: Params) -> Params:
     return {name: tensor.detach() for name, tensor in params.items()}
 

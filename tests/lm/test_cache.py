@@ -15,7 +15,8 @@ from mass.config import SamplingConfig
 from mass.doctor.text import differing_texts
 from mass.errors import ModelError
 from mass.lm import LM
-from mass.lm.cache import RowCache, new_cache, padding_trace, require_decodable
+from mass.lm.cache import new_cache, padding_trace, require_decodable
+from mass.lm.prefill import select_rows
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 12, 40, 7, 33, 21, 8, 60, 61], [11, 12, 13], [70, 71, 9, 10, 15, 16], [5, 9], [66, 44, 33]]
@@ -86,7 +87,7 @@ def test_padding_that_is_masked_leaves_no_trace_and_other_padding_does(
         require_decodable(model, kind, CPU)
 
 
-def filled(kind: str, rows: int) -> RowCache:
+def filled(kind: str, rows: int) -> DynamicCache:
     model = make_hybrid(kind)
     cache = new_cache(model)
     ids = torch.arange(4 * rows).view(rows, 4) + 3
@@ -110,8 +111,8 @@ def test_rows_of_every_state_are_selected_and_repeated(kind: str) -> None:
     before = states(filled(kind, 3))
     assert len(before) >= 3
     selected, repeated = filled(kind, 3), filled(kind, 3)
-    selected.batch_select_indices(torch.tensor([2, 0]))
-    repeated.batch_repeat_interleave(2)
+    select_rows(selected, torch.tensor([2, 0]))
+    select_rows(repeated, torch.arange(3).repeat_interleave(2))
     assert all(torch.equal(now, was[[2, 0]]) for now, was in zip(states(selected), before, strict=True))
     assert all(torch.equal(now, was[[0, 0, 1, 1, 2, 2]]) for now, was in zip(states(repeated), before, strict=True))
 

@@ -15,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 PIPE_WIDTH = 100
 """Columns where the output is no terminal and COLUMNS does not say."""
 
+LINE_EVERY_S, REFRESH_EVERY_S = 10.0, 0.5
+"""Seconds between two words on how far work is: lines of a file or pipe, and in place on a terminal."""
+
 
 def stdout() -> Console:
     console = Console(highlight=False)
@@ -62,12 +65,16 @@ def _width() -> int:
 
 @contextmanager
 def working(what: str) -> Generator[None, None, None]:
-    """A spinner on standard error while something takes its time; nothing where that is no terminal."""
+    """Say on standard error how far something is that takes its time: a spinner, or now and then a line where that is
+    no terminal."""
+    from mass.cli.stages import watching
+
     console = stderr()
     if not console.is_terminal:
-        yield
+        with watching(lambda said: console.print(f"{what}: {said}", markup=False), LINE_EVERY_S):
+            yield
         return
-    with console.status(what):
+    with console.status(what) as status, watching(lambda said: status.update(f"{what}: {said}"), REFRESH_EVERY_S):
         yield
 
 

@@ -24,25 +24,10 @@ alone makes a percent or so."""
 _TRACE_IN_16_BITS = 0.05
 
 
-class RowCache(DynamicCache):
-    """A cache with a layer for each of the model's, of the kind which that layer fills.
-
-    transformers selects rows of keys and values only; what a recurrent layer keeps would stay as it was.
-    """
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row may be named several times."""
-        self.reorder_cache(indices)  # pyright: ignore[reportArgumentType] (int64 all the same)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times, one beside the other."""
-        rows = _rows_of(self)
-        self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
-
-
-def new_cache(model: Any) -> RowCache:
-    """An empty cache for the decoding of `model`, whatever the number of rows."""
-    return RowCache(config=_decoder_config(model))
+def new_cache(model: Any) -> DynamicCache:
+    """An empty cache for the decoding of `model`, whatever the number of rows, with a layer for each of the model's, of
+    the kind which that layer fills."""
+    return DynamicCache(config=_decoder_config(model))
 
 
 def require_decodable(model: Any, name: str, device: torch.device) -> None:
@@ -117,10 +102,3 @@ def _two_steps(model: Any, ids: Tensor, padding: int) -> Tensor:
         tokens, mask = ids[:, :1], torch.cat([mask, mask.new_ones(1, 1)], 1)
         positions = mask.sum(1, keepdim=True) - 1
     return torch.stack(found)
-
-
-def _rows_of(cache: DynamicCache) -> int:
-    for layer in cache.layers:
-        if getattr(layer, "keys", None) is not None:
-            return int(layer.keys.shape[0])  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    return 0

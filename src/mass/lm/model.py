@@ -22,6 +22,7 @@ from mass.errors import DataError, ModelError
 from mass.lm.attention import use_exact_attention
 from mass.lm.chat import Asking
 from mass.lm.elementwise import use_closed_forms
+from mass.lm.head_input import use_contiguous_head
 from mass.lm.layers import checkpoint_layers
 from mass.lm.sampling import StopStrings, sample_rows
 from mass.prompts import KINDS, MATH, Prompts, PromptSet
@@ -44,6 +45,7 @@ class LM:
     ) -> None:
         use_exact_attention(model)
         use_closed_forms(model)
+        use_contiguous_head(model)
         with suppress(ModelError):  # of a kind that cannot be checkpointed: who asks for it gets an error of mass.inner
             checkpoint_layers(model, adapters)
         self.model = model
