@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds", "bootstrap"),
-    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel"),
+    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel", "free_memory"),
     ("adapted_linear",),
     ("tasks", "verify", "adapter"),
     ("engines",),

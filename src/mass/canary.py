@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mass.config import SamplingConfig
 from mass.layerwise import checkpoint
+from mass.lm import room
 from mass.seeds import derive
 from mass.types import Params, Task
 
@@ -95,7 +96,9 @@ def _divergences(
 ) -> Iterator[tuple[Tensor, Float[Tensor, " n"]]]:
     """(which answers, the mean KL over the tokens of each)."""
     stacked = next(iter(adapted.values())).dim() == 3
-    for index in torch.arange(len(answers.rows), device=lm.device).split(micro_batch or max(1, len(answers.rows))):
+    length = max((len(prompt) + len(answer) for prompt, answer in answers.rows), default=1)
+    size = micro_batch or room.rows_that_fit(lm, max(1, len(answers.rows)), length, "gradient")
+    for index in torch.arange(len(answers.rows), device=lm.device).split(size):
         batch = lm.batch([answers.rows[i] for i in index.tolist()])
         with torch.no_grad():
             before = lm.predictions(batch, theta)

@@ -156,7 +156,9 @@ class HeadReader:
 def _ramp(vocabulary: int, device: torch.device) -> Tensor:
     """[1, 1, V] logits of both signs and of all sizes: the largest first, then 1."""
     ends = torch.tensor([FARTHEST, 1.0], dtype=torch.float64)
-    return torch.cat([ends, torch.linspace(-60, 60, vocabulary, dtype=torch.float64)])[None, None, :vocabulary].to(device)
+    return torch.cat([ends, torch.linspace(-60, 60, vocabulary, dtype=torch.float64)])[None, None, :vocabulary].to(
+        device
+    )
 
 
 def _fitted(given: Tensor, made: Tensor) -> tuple[float, float | None] | None:
