@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from mass.free_memory import spare_bytes
+from mass import free_memory
 
 if TYPE_CHECKING:
     from mass.lm.model import LM
@@ -24,6 +24,9 @@ PLAIN_ATTENTION = 128
 """Tokens up to which attention may keep its T x T matrices (`mass.lm.attention`); eager attention always does."""
 CHUNKS = 4
 """Of logits, alive at once."""
+
+ADAPTERS = 12
+"""Copies of an adapter while it is adapted: start, parameters, gradients, state, their sums, norms and what is kept."""
 
 
 def bytes_of(lm: LM, rows: int, length: int, kind: Kind) -> float:
@@ -47,7 +50,7 @@ def bytes_of(lm: LM, rows: int, length: int, kind: Kind) -> float:
 
 def rows_that_fit(lm: LM, rows: int, length: int, kind: Kind) -> int:
     """How many of the rows may pass at once: all where the bound is within what can be spared, at least one."""
-    spare = spare_bytes(lm.device)
+    spare = free_memory.spare_bytes(lm.device)
     if bytes_of(lm, rows, length, kind) <= spare:
         return rows
     fixed = bytes_of(lm, 0, length, kind)
@@ -57,8 +60,19 @@ def rows_that_fit(lm: LM, rows: int, length: int, kind: Kind) -> int:
 
 def spare_gb(lm: LM, rows: int, length: int) -> float | None:
     """What the inner loop may hold with so many rows at once; None where that is surely enough."""
-    spare = spare_bytes(lm.device)
+    spare = free_memory.spare_bytes(lm.device)
     return None if math.isinf(spare) or bytes_of(lm, rows, length, "second order") <= spare else spare / 1e9
+
+
+def stack_that_fits(lm: LM, stack: int) -> int:
+    """The largest divisor of a stack of problems whose adapters, and what an adaptation makes of them, can be spared.
+
+    A divisor, so that stacks begin where larger ones would.
+    """
+    sizes = sum(lm.adapters.config.rank * (s.in_features + s.out_features) for s in lm.adapters.sites)
+    each = ADAPTERS * sizes * lm.adapter_dtype.itemsize
+    fits = max(1.0, free_memory.spare_bytes(lm.device) / each)
+    return max(size for size in range(1, stack + 1) if stack % size == 0 and size <= fits)
 
 
 def _inner_width(config: object, width: int) -> int:
