@@ -3,14 +3,15 @@
     python benchmarks/forecast.py --config recipes/qwen2.5-0.5b/cpu.yaml --model.name FOLDER --tasks.source FILE \
         --validation.source FILE --train.steps 1 --train.eval_every 0 --out results/forecast.json
 
-Everything that is sampled runs to its limit, which is what the dry run's second column is for: lengths are no guess. The
-real peak is the process's high-water mark less what it was before the model was loaded. Options are those of `mass
+Everything that is sampled runs to its limit, which is what the dry run's second column is for: lengths are no guess.
+The real peak is the process's high-water mark less what it was before the model was loaded. Options are those of `mass
 train`; the run folder is a temporary one.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -21,13 +22,16 @@ from typing import Any
 
 import torch
 
-from mass import rehearsal
+from mass import rehearsal, synthesis
 from mass.cli import train as train_verb
 from mass.config import RunConfig
 from mass.lm import LM, load_lm
 from mass.problems import read_problems
+from mass.rehearsal.lengths import Lengths
 from mass.runlog import RunFolder, replace_text
 from mass.train import Trainer
+
+PRACTICE = "practice"
 
 
 def main() -> None:
@@ -43,7 +47,7 @@ def main() -> None:
     assert found.memory is not None, found.problems
     assert found.longest is not None
     before = high_water_mark()
-    seconds = real_step(config)
+    seconds = real_step(config, found.at_most)
     report = {
         "forecast": {"seconds": found.longest.stages, "bytes": found.memory.peak, "stages": stages(found)},
         "real": {"seconds": seconds, "bytes": high_water_mark() - before},
@@ -54,11 +58,25 @@ def main() -> None:
         replace_text(args.out, json.dumps(report, indent=1) + "\n")
 
 
-def real_step(config: RunConfig) -> dict[str, float]:
-    """Seconds of one step by stage, nothing sampled ending before its limit."""
+def real_step(config: RunConfig, lengths: Lengths) -> dict[str, float]:
+    """Seconds of one step by stage, nothing sampled ending before its limit, and all practice usable."""
     lm = load_lm(config.model, config.lora)
     LM.end_ids = property(lambda _: frozenset())  # type: ignore[method-assign, assignment]
     lm._stop = lm._stop.__class__(lm.tokenizer, ())
+    written, row = synthesis.synthesise, LM.example_row
+
+    def usable(*given: Any, **options: Any) -> Any:
+        return [
+            tuple(dataclasses.replace(e, problem=PRACTICE, solution="1", rejected="") for e in group)
+            for group in written(*given, **options)
+        ]
+
+    def example_row(self: LM, problem: str, solution: str) -> Any:
+        if problem == PRACTICE:
+            return [5] * lengths.example_prompt, [7] * lengths.example
+        return row(self, problem, solution)
+
+    synthesis.synthesise, LM.example_row = usable, example_row  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         metrics = Trainer(lm, config, read_problems(lm, config), RunFolder(Path(folder))).outer_step()
     return {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}

@@ -1,6 +1,6 @@
 """One exact meta-gradient of a real model: peak memory beyond its weights, and time against the first-order one.
 
-    python benchmarks/real_metagrad.py --model FOLDER --out results/real_metagrad       # Qwen 0.5 B: some minutes a route
+    python benchmarks/real_metagrad.py --model FOLDER --out results/real_metagrad  # Qwen 0.5 B: some minutes a route
 
 m rows of random tokens, half of each counted, K inner steps of SGD with a learned rate for each tensor, and the same
 number of tokens as outer loss. A route is a process of its own: the model is loaded, the high-water mark of the process

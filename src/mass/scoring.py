@@ -75,7 +75,8 @@ def score(
     """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base, two
     with features of likelihood.
 
-    `micro_batch` rows pass at a time, of like length; None: all that fit what is free. The scores are the same but for rounding.
+    `micro_batch` rows pass at a time, of like length; None: all that fit what is free. The scores are the same but for
+    rounding.
     """
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")

@@ -1,4 +1,4 @@
-"""Log-probabilities a few tokens at a time against those from all logits: values, derivatives, meta-gradients, bytes."""
+"""Log-probabilities by chunks against those from all logits: values, derivatives, meta-gradients, bytes."""
 
 from __future__ import annotations
 

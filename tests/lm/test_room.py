@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mass import free_memory
+from mass.errors import ConfigError
 from mass.inner import SGD, adapt, memory
 from mass.inner.memory import Schedule
-from mass.errors import ConfigError
 from mass.lm import LM, room
 from mass.types import Params
 from peak import Peak

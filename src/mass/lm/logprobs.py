@@ -30,8 +30,8 @@ from mass.lm.head import Head
 from mass.optimizers import wide
 
 CHUNK = {"cpu": 1 << 23}
-"""Logits of one chunk, by kind of device: 32 MiB in float32, of which two to four are alive. Enough rows (55 of 152,000)
-that a product costs arithmetic, not the reading of W."""
+"""Logits of one chunk, by kind of device: 32 MiB in float32, of which two to four are alive. Enough rows, 55 of
+152,000 tokens, that a product costs arithmetic, not the reading of W."""
 CHUNK_ELSEWHERE = 1 << 26
 WHOLE = 1 << 22
 """Logits up to which autograd may keep all: 16 MiB in float32. Plain mathematics, where chunks would save nothing."""

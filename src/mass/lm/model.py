@@ -19,10 +19,10 @@ from mass.adapter import LoraSites
 from mass.config import EngineConfig, LoraConfig, SamplingConfig
 from mass.engines.protocol import Engine
 from mass.errors import DataError, ModelError
+from mass.lm import logprobs
 from mass.lm.attention import use_exact_attention
 from mass.lm.chat import Asking
 from mass.lm.elementwise import use_closed_forms
-from mass.lm import logprobs
 from mass.lm.head import Head, HeadReader
 from mass.lm.layers import checkpoint_layers
 from mass.lm.logprobs import Predictions
@@ -274,10 +274,7 @@ class LM:
             kwargs["logits_to_keep"] = last + 1
         head = None if logprobs.keeps_whole(count, self.vocabulary) else self.reader.head()
         with self.adapters.use(adapter, rows):
-            if head is None:
-                values = self.model(**kwargs, use_cache=False).logits
-            else:
-                values = self.reader.states(**kwargs)
+            values = self.model(**kwargs, use_cache=False).logits if head is None else self.reader.states(**kwargs)
         return values[:, -(last + 1) :], head
 
     def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
