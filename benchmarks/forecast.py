@@ -15,14 +15,16 @@ import dataclasses
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from mass import rehearsal, synthesis
+from mass import adapt, rehearsal, synthesis
 from mass.cli import train as train_verb
 from mass.config import RunConfig
 from mass.lm import LM, load_lm
@@ -38,7 +40,12 @@ def main() -> None:
     own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own.add_argument("--out", type=Path, help="JSON file")
     own.add_argument("--threads", type=int, default=torch.get_num_threads())
+    own.add_argument(
+        "--cpu-time", action="store_true", help="count the process's own time: for a machine that is shared"
+    )
     args, rest = own.parse_known_args()
+    if args.cpu_time:
+        adapt.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     torch.set_num_threads(args.threads)
     parser = train_verb._parser()
     given = parser.instantiate(parser.parse_args(rest))
@@ -67,13 +74,15 @@ def real_step(config: RunConfig, lengths: Lengths) -> dict[str, float]:
 
     def usable(*given: Any, **options: Any) -> Any:
         return [
-            tuple(dataclasses.replace(e, problem=PRACTICE, solution="1", rejected="") for e in group)
+            tuple(
+                dataclasses.replace(e, problem=PRACTICE, solution=str(j), rejected="") for j, e in enumerate(group, 5)
+            )
             for group in written(*given, **options)
         ]
 
     def example_row(self: LM, problem: str, solution: str) -> Any:
         if problem == PRACTICE:
-            return [5] * lengths.example_prompt, [7] * lengths.example
+            return [5] * lengths.example_prompt, [int(solution)] * lengths.example
         return row(self, problem, solution)
 
     synthesis.synthesise, LM.example_row = usable, example_row  # type: ignore[method-assign]

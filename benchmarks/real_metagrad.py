@@ -4,8 +4,8 @@
 
 m rows of random tokens, half of each counted, K inner steps of SGD with a learned rate for each tensor, and the same
 number of tokens as outer loss. A route is a process of its own: the model is loaded, the high-water mark of the process
-is noted, a short meta-gradient warms up, and `--rounds` are timed. The peak is the mark's rise; it holds what PyTorch's
-operations and the allocator need beside tensors. Ratios are between the routes' rounds, one after the other.
+is noted, a short meta-gradient warms up, and `--rounds` are timed by the process's own time, which other processes
+change little. The peak is the mark's rise; it holds what PyTorch's operations and the allocator need beside tensors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def meta_gradient(lm: LM, route: str, args: argparse.Namespace, tokens: int) -> 
     start = {name: t.requires_grad_() for name, t in lm.init_adapter(0).items()}
     weights = torch.full((args.examples,), 1 / args.examples, requires_grad=True)
     rates = {name: torch.tensor(0.1, requires_grad=True) for name in start}
-    began = time.perf_counter()
+    began = time.process_time()
     adapted = adapt(
         lambda params, index: lm.losses(practice.select(index), params), start, weights, SGD(rates), args.steps,
         args.micro_batch, mode=route, memory_gb=args.memory_gb if args.micro_batch is None else None,
@@ -51,7 +51,7 @@ def meta_gradient(lm: LM, route: str, args: argparse.Namespace, tokens: int) -> 
     lm.losses(outer, adapted).sum().backward()
     assert weights.grad is not None
     assert bool(weights.grad.isfinite().all())
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
