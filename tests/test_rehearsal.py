@@ -70,7 +70,12 @@ def test_arithmetic_by_formula_is_what_torch_counts(second: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("meta-llama/Llama-3.1-8B-Instruct", 8.030261), ("Qwen/Qwen3-8B", 8.190735)]
+    ("name", "billions"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", 8.030261),
+        ("Qwen/Qwen3-8B", 8.190735),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.494033),
+    ],
 )
 def test_published_architectures_have_their_published_size(name: str, billions: float, monkeypatch) -> None:
     monkeypatch.setattr("mass.lm.source.hub_answers", lambda: False)

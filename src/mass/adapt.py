@@ -100,7 +100,9 @@ def adapt_stack(
     with clock.stage("inner loop"):
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
         size = practice.rows_per_pass(config.inner.micro_batch)
-        stack = inner_loop(practice.losses, config.inner, size)(start, practice.pick(weights), rates)
+        stack = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size))(
+            start, practice.pick(weights), rates
+        )
         norms = _update_norms(stack, start)
         fallbacks = [
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)

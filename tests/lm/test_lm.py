@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mass.errors import DataError
-from mass.lm.model import _logprobs
+from mass.lm.logprobs import of_logits
 from mass.types import Batch
 from small_lms import ARCHITECTURES, full_logits, make_lm, random_adapter
 
@@ -143,7 +143,7 @@ def test_only_the_logits_of_tokens_that_count_are_kept_for_the_gradient() -> Non
 def test_log_probabilities_of_sure_tokens_keep_their_digits() -> None:
     logits = torch.tensor([[1000.0, 990.0, 3.0]])
     exact = torch.log_softmax(logits.double(), -1)[0, 0]
-    torch.testing.assert_close(_logprobs(logits, torch.tensor([0]))[0].double(), exact, rtol=1e-3, atol=0)
+    torch.testing.assert_close(of_logits(logits, torch.tensor([0]))[0].double(), exact, rtol=1e-3, atol=0)
 
 
 def test_no_switch_of_the_whole_process_is_touched() -> None:

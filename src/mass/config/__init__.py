@@ -165,7 +165,8 @@ class InnerConfig:
     the kind of device, see mass.practice. Results are the same but for rounding; smaller needs less memory."""
     memory_gb: float | None = None
     """What the inner loop may hold beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
-    micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: no limit."""
+    micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: what
+    the device has free, which changes nothing where it is enough."""
     checkpoint: bool | None = None
     """Layer checkpointing in the inner loop; None: where memory_gb needs it. true is an error with a model whose layers
     cannot be checkpointed."""

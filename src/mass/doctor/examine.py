@@ -28,6 +28,7 @@ from mass.doctor.wide import widen
 from mass.errors import ModelError
 from mass.inner.verification import gradient, relative_error
 from mass.lm.attention import always_fused
+from mass.lm.logprobs import always_chunked
 from mass.prompts import PLAIN
 from mass.types import Params
 
@@ -68,7 +69,7 @@ def examine(
     bench = Bench(base, seed, progress)
     checks, known = [_tokenizer(base.tokenizer), _same_text(bench, attentions)], list[Found]()
     for attention in attentions:
-        with always_fused():
+        with always_fused(), always_chunked():
             rows, found = examine_attention(bench, attention, known)
         checks += rows
         if found is not None:
@@ -300,7 +301,10 @@ def _precision(rows: _Rows, bench: Bench, wide: Problem, at: Point, exact: Point
         return check
     allowed = bench.explained
     if allowed is None:
-        allowed = rows.attempt(name, lambda: precision.explained(wide, at, exact, bench.dtype))
+        eager = wide if rows.attention == "eager" else None
+        allowed = rows.attempt(
+            name, lambda: precision.explained(eager or bench.problem("eager", torch.float64), at, exact, bench.dtype)
+        )
     if isinstance(allowed, Check):
         return replace(allowed, way_out="give --dtype float64 to leave this out")
     bench.explained = allowed
