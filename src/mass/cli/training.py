@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mass.cli.console import Pace, duration
+from mass.synthesis.reasons import REASONS
 
 SHOWN = (
     ("outer loss", "outer loss", "{:.4f}"),
@@ -25,6 +26,7 @@ SHOWN = (
 ABOVE_ZERO = (
     ("generator KL", "generator KL", "{:.4f}"),
     ("canary KL", "canary KL", "{:.4f}"),
+    *((reason, f"practice {reason}", "{:.0%}") for reason in REASONS),
     ("no verdict", "no verdict", "{:.1%}"),
     ("not finite", "not finite", "{:.1%}"),
     ("clipped", "problems clipped", "{:.1%}"),
