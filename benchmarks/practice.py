@@ -3,10 +3,11 @@
     python benchmarks/practice.py --model qwen2.5-coder-0.5b.gguf --tasks ../shared/data/gsm8k_test.jsonl --size 100 \\
         --prompts "" before.txt --temperature 0.7 --out results/practice
 
-Each prompts file ("" stands for the package's own) writes m examples for the same problems from the same seeds. Nearness
-is measured by two numbers of the usable ones, each a median over them: the edit distance between the two problems over
-the length of the longer (0: a copy), and the cosine of their mean hidden states in the base, centred by the mean over
-all problems (1: the same text). Intervals are 95%, by a bootstrap over problems. Writes practice.json and practice.md.
+Each prompts file ("" stands for the package's own) writes m examples for the same problems from the same seeds.
+Nearness is measured by two numbers of the usable ones, each a median over them: the edit distance between the two
+problems over the length of the longer (0: a copy), and the cosine of their mean hidden states in the base, centred by
+the mean over all problems (1: the same text). Intervals are 95%, by a bootstrap over problems. Writes practice.json,
+practice.md and what was written.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Measured(dict[str, float]):
             self[name] = self.get(name, 0.0) + value
 
     def add_practice(self, groups: Sequence[Sequence[Example]]) -> None:
-        """The share of each problem's examples that is valid, the shares that are not and why, and the tokens of all."""
+        """The share of each problem's examples that is valid, those that are not by reason, and the tokens of all."""
         examples = [e for group in groups for e in group]
         self.add(valid=sum(e.valid for e in examples) / len(groups[0]), tokens=sum(len(e.tokens) for e in examples))
         shares = rejected_shares(examples)

@@ -116,8 +116,8 @@ CHAT = Prompts(
     chat=True,
     opening="Problem:",
     shown_target=(
-        "A baker sold 24 loaves of bread in the morning and half as many in the afternoon. Each loaf costs $3. How much "
-        "money did he take that day?"
+        "A baker sold 24 loaves of bread in the morning and half as many in the afternoon. Each loaf costs $3. How "
+        "much money did he take that day?"
     ),
     shown_problem=(
         "A farmer filled 30 crates with apples on Monday and a third as many on Tuesday. Each crate holds 8 kilograms. "
@@ -150,8 +150,8 @@ CHATS: PromptSet = {
             "assert largest([3, 1, 2]) == 3\nassert largest([-5, -9]) == -5"
         ),
         shown_problem=(
-            "Write a function to find the longest word of a list; of equally long ones the first. Your code should pass "
-            'these tests:\n\nassert longest_word(["fig", "apple", "plum"]) == "apple"\n'
+            "Write a function to find the longest word of a list; of equally long ones the first. Your code should "
+            'pass these tests:\n\nassert longest_word(["fig", "apple", "plum"]) == "apple"\n'
             'assert longest_word(["one", "two"]) == "one"'
         ),
         shown_solution=(
