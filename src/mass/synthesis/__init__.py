@@ -70,7 +70,7 @@ def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: Synth
     seen: set[tuple[str, str]] = set()
     form = lm.prompts.opens + lm.prompts.render_written("{problem}", "{solution}")
     for sample in samples:
-        found = read(lm.prompts.opens + sample.text, form)
+        found = read(sample.text, form, opening=lm.prompts.opens)
         key = (_normal(found.problem), _normal(found.solution))
         rejected = _why_rejected(lm, target, sample, found, key in seen, config)
         if not rejected:
