@@ -24,8 +24,9 @@ from mass.runlog import held, json_values
 from mass.running import Found, Progress, Runner
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
+from mass.synthesis.reasons import sentence as usable_sentence
 from mass.tasks import content_hash, minimath
-from mass.types import Task
+from mass.types import Example, Task
 
 MAX_EXAMPLES = 20
 
@@ -251,6 +252,7 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
     if "base-ttt" in found:
         m = runner.contestants["base-ttt"].config.synthesis.examples
         notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {pool}.")
+    notes += [f"{name}: {said}." for name in found if (said := usable_sentence(_written(found[name])))]
     notes += [_choice_note(name, found, config) for name in found if choice_of(name) is not None]
     if IN_CONTEXT in found:
         notes.append(_in_context_note(found[IN_CONTEXT]))
@@ -267,6 +269,12 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
         f"problems, {config.resamples:,} resamples."
     )
     return notes
+
+
+def _written(records: Sequence[Record]) -> list[Example]:
+    """The practice that a model wrote for these answers."""
+    adaptations = (record.attempt.record for record in records)
+    return [example for a in adaptations if a is not None for example in a.examples if example.tokens]
 
 
 def _choice_note(name: str, found: Found, config: EvalConfig) -> str:

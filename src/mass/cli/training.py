@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mass.cli.console import LINE_EVERY_S, REFRESH_EVERY_S, Pace, duration
 from mass.cli.stages import watching
+from mass.synthesis.reasons import REASONS
 
 SHOWN = (
     ("outer loss", "outer loss", "{:.4f}"),
@@ -27,6 +28,7 @@ SHOWN = (
 ABOVE_ZERO = (
     ("generator KL", "generator KL", "{:.4f}"),
     ("canary KL", "canary KL", "{:.4f}"),
+    *((reason, f"practice {reason}", "{:.0%}") for reason in REASONS),
     ("no verdict", "no verdict", "{:.1%}"),
     ("not finite", "not finite", "{:.1%}"),
     ("clipped", "problems clipped", "{:.1%}"),

@@ -6,6 +6,7 @@ Legend: N rows, L tokens of a row, V vocabulary, d width of the hidden states.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ from mass.lm.sampling import StopStrings, sample_rows
 from mass.prompts import KINDS, MATH, Prompts, PromptSet
 from mass.types import Batch, Params, Sample
 
+WRITING = "writing"
+"""The view of a model that writes practice, beside those of the kinds of problems."""
 Row = tuple[list[int], list[int]]
 """A sequence in two parts: context tokens, and the tokens whose log-probability counts."""
 
@@ -102,6 +105,15 @@ class LM:
             self._views[kind] = self.with_prompts(self.prompt_set, kind)
         return self._views[kind]
 
+    def writing(self) -> LM:
+        """The same model, whose samples also end where `Prompts.synthesis_stop` says that a practice example does."""
+        if not self.prompts.synthesis_stop:
+            return self
+        if WRITING not in self._views:
+            prompts = dataclasses.replace(self.prompts, stop=(*self.prompts.stop, *self.prompts.synthesis_stop))
+            self._views[WRITING] = self.with_prompts({**self.prompt_set, self.kind: prompts})
+        return self._views[WRITING]
+
     def with_lora(self, config: LoraConfig) -> LM:
         """The same base, nothing of it copied, for adapters of another shape."""
         if config == self.adapters.config:
@@ -163,7 +175,18 @@ class LM:
         return self._prompt(self.prompts.render_solve(problem), problem)
 
     def synthesis_prompt(self, problem: str) -> list[int]:
-        return self._prompt(self.prompts.render_synthesis(problem), problem)
+        """The tokens that ask for practice for `problem`, up to where the model goes on.
+
+        What `Prompts.shown_target` shows is left out where it would leave less than half of the context.
+        """
+        text = self.prompts.render_synthesis(problem)
+        if not self.prompts.chat:
+            return self._prompt(text, problem)
+        opening = self._asking.opening()
+        shown = self._asking.chat([*self.prompts.shown_turns(), ("user", text)])
+        if 2 * len(shown) <= self.context:
+            return [*shown, *opening]
+        return [*self._prompt(text, problem), *opening]
 
     def shots_prompt(self, shots: Sequence[tuple[str, str]], problem: str) -> list[int]:
         """The solver prompt of a problem with solved ones, (problem, solution), before it; of any length."""
@@ -194,7 +217,7 @@ class LM:
 
     def written_ids(self, problem: str, solution: str) -> list[int]:
         """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
-        return [*self._asking.written(self.prompts.render_example(problem, solution)), self._asking.end_id]
+        return [*self._asking.written(self.prompts.render_written(problem, solution)), self._asking.end_id]
 
     def attempt_row(self, problem: str, solution: str) -> Row:
         """A solution as the scorer reads it: a copy of the problem, written after its synthesis prompt."""

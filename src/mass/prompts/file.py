@@ -76,7 +76,9 @@ def complete(sections: Sections, *, chat: bool) -> PromptSet:
     for kind in KINDS:
         of_all = {name: value for (name, of), value in sections.items() if not of}
         of_kind = {name: value for (name, of), value in sections.items() if of == kind}
-        found[kind] = dataclasses.replace(base[kind], **{**of_all, **of_kind})
+        own = of_all | of_kind
+        suits = "synthesis" not in own and "example" not in own
+        found[kind] = dataclasses.replace(base[kind] if suits else base[kind].without_form(), **own)
     return found
 
 
@@ -117,7 +119,7 @@ def _key(heading: str, where: str) -> tuple[str, str]:
 
 
 def _value(name: str, lines: list[str], where: str) -> Any:
-    if name == "stop":
+    if name in ("stop", "synthesis_stop"):
         return tuple(_text([line], where) for line in lines if line.strip())
     text = _text(lines, where)
     if name in ("chat", "thinking"):
