@@ -24,8 +24,8 @@ from mass.lm import logprobs
 from mass.lm.attention import use_exact_attention
 from mass.lm.chat import Asking
 from mass.lm.elementwise import use_closed_forms
-from mass.lm.head_input import use_contiguous_head
 from mass.lm.head import Head, HeadReader
+from mass.lm.head_input import use_contiguous_head
 from mass.lm.layers import checkpoint_layers
 from mass.lm.logprobs import Predictions
 from mass.lm.sampling import StopStrings, sample_rows

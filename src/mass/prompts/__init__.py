@@ -241,5 +241,5 @@ def from_json(data: Mapping[str, Mapping[str, Any]]) -> PromptSet:
 
 def one_from_json(data: Mapping[str, Any]) -> Prompts:
     """Those of one kind. Raises TypeError on unknown fields."""
-    values = dict[str, Any](data) | {name: tuple(data.get(name, ())) for name in ("stop", "synthesis_stop")}
+    values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("stop", "synthesis_stop")}})
     return Prompts(**values)
