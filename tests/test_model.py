@@ -277,7 +277,7 @@ def test_what_cannot_be_loaded_is_a_one_line_error(
     taught_base: Path, tiny_base: Path, trained: Path, tmp_path: Path
 ) -> None:
     refused("model folder './nowhere' does not exist; give a folder", "./nowhere")
-    refused("configuration of .* cannot be loaded", str(tmp_path))
+    refused("model folder .* is empty; expected config.json, weights", str(tmp_path))
     refused("checkpoint folder 'nowhere' does not exist", str(taught_base), "nowhere")
     refused("holds no checkpoint", str(taught_base), tmp_path)
     refused("load it with its own base", str(tiny_base), trained)
@@ -309,7 +309,8 @@ def test_damaged_model_folders_are_one_line_errors(taught_base: Path, tmp_path: 
             ("tokenizer.json", "{"),
         ]
     ):
-        refused("cannot be loaded", damaged(taught_base, tmp_path / str(i), file, text))
+        said = "has no config.json, only" if (file, text) == ("config.json", None) else "cannot be loaded"
+        refused(said, damaged(taught_base, tmp_path / str(i), file, text))
 
 
 def without(base: Path, folder: Path, token: str, file: str = "tokenizer_config.json") -> Path:

@@ -25,7 +25,9 @@ from mass.prompts import (
     to_json,
 )
 from mass.prompts.file import complete, parse, read, write
+from mass.synthesis.reading import read as read_practice
 from mass.types import Task
+from mass.verify import check
 
 
 def test_only_maths_asks_for_a_box_and_each_kind_for_its_own_end() -> None:
@@ -133,7 +135,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read \(No such file"):
         read(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"=== solve\n\xe4 {problem}")
-    with pytest.raises(ConfigError, match="it is not UTF-8 text"):
+    with pytest.raises(ConfigError, match=r"\(it is not UTF-8 \(byte 0xe4 at 10\)\)"):
         read(tmp_path / "latin.txt")
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf=== solve\r\nDo {problem}\r\n")
     assert read(tmp_path / "bom.txt") == {("solve", ""): "Do {problem}"}
@@ -153,3 +155,50 @@ def test_any_file_is_read_or_refused(text: str) -> None:
         said, found = str(error), CHATS
     assert "\n" not in said
     assert all(isinstance(p, Prompts) for p in found.values())
+
+
+# --- the form of written practice
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_shown_is_in_the_form_that_is_asked_for(kind: str) -> None:
+    prompts = CHATS[kind]
+    (_, asked), (_, written) = prompts.shown_turns()
+    assert prompts.shown_target in asked
+    found = read_practice(written, prompts.opens + prompts.render_written("{problem}", "{solution}"))
+    assert (found.problem, found.solution, found.reason) == (prompts.shown_problem, prompts.shown_solution, "")
+
+
+@pytest.mark.parametrize("kind", ["math", "code", "choice"])
+def test_what_is_shown_is_right(kind: str) -> None:
+    prompts = CHATS[kind]
+    answers = {
+        "math": "320",
+        "choice": "B",
+        "code": prompts.shown_problem.partition("tests:")[2] + "\nassert longest_word(['a']) == 'a'",
+    }
+    task = Task(prompts.shown_problem, answer=answers[kind], verifier=kind)
+    assert kind_of(task) == kind
+    assert check(task, prompts.shown_solution).correct is True
+
+
+def test_a_form_of_ones_own_is_shown_no_other() -> None:
+    asked = complete(parse("=== synthesis\nAs JSON, another one like {problem}"), chat=True)["math"]
+    assert (asked.opens, asked.shown_turns(), asked.synthesis_stop) == ("", [], ())
+    assert asked.render_written("p", "s") == "Problem: p\nSolution: s"
+    only_code = complete(parse("=== synthesis code\nAnother {problem}"), chat=True)
+    assert not only_code["code"].opens
+    assert only_code["math"] == CHATS["math"]
+    own = complete(parse("=== synthesis\nOne like {problem}\n=== opening\nTask:\n"), chat=True)["math"]
+    assert (own.opens, own.shown_turns()) == ("Task:", [])
+
+
+def test_a_model_that_thinks_first_begins_by_itself() -> None:
+    thinking = dataclasses.replace(CHAT, thinking=True)
+    assert thinking.opens == ""
+    assert thinking.render_written("p", "s") == CHAT.opens + CHAT.render_written("p", "s") == "Problem: p\nSolution: s"
+
+
+def test_a_base_model_is_shown_nothing() -> None:
+    odd = dataclasses.replace(PLAIN, opening="Problem:", shown_target="x")
+    assert (odd.opens, odd.shown_turns()) == ("", [])

@@ -17,6 +17,7 @@ from mass.cli.main import main
 from mass.lm.architecture import PUBLISHED
 
 RECIPES = sorted(p for folder in KINDS for p in (Path(__file__).parents[1] / "recipes" / folder).glob("*.yaml"))
+ON_A_CPU = Path(__file__).parents[1] / "recipes" / "qwen2.5-0.5b" / "cpu.yaml"
 SMALL = (
     "--model.dtype=float32", "--lora.rank=2", "--tasks.size=null", "--tasks.part=null", "--validation.size=null",
     "--validation.part=null", "--adapt.synthesis.sampling.max_tokens=8", "--outer.sampling.max_tokens=6",
@@ -111,10 +112,28 @@ def test_a_recipe_s_dry_run_on_public_rows(
 
 def test_the_recipes_name_models_whose_architecture_is_known() -> None:
     named = {yaml.safe_load(path.read_text())["model"]["name"] for path in RECIPES}
-    assert named == set(PUBLISHED)
+    assert named | {yaml.safe_load(ON_A_CPU.read_text())["model"]["name"]} == set(PUBLISHED)
 
 
-@pytest.mark.parametrize("path", RECIPES[2:4], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_recipe_for_a_cpu_fits_12_gb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the model as it was published, whose vocabulary of 151,936 tokens no loss may hold."""
+    monkeypatch.setattr("mass.lm.source.hub_answers", lambda: False)
+    rows = [{"question": f"{'A word ' * 60}{i}?", "answer": f"{'It is so. ' * 40}\n#### {i}"} for i in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"--{kind}.{name}" for kind in ("tasks", "validation") for name in (f"source={file}", "size=null")]
+    code = main(["train", f"--config={ON_A_CPU}", *given, "--dry-run", "--json", "--device-gb", "12"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    found = json.loads(printed.out)
+    assert found["problems"] == []
+    assert found["model"]["parameters"] == 494_032_768
+    assert found["memory"]["peak"] < 12e9 * 0.94
+
+
+@pytest.mark.parametrize("path", [*RECIPES[2:4], ON_A_CPU], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_command_in_a_recipe_s_comments_parses(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from chat_folders import chat_folder, practice, sum_rows
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig, OuterConfig, RunConfig, SamplingConfig, TasksConfig, TrainConfig
+from mass.errors import DataError
 from mass.inner.live import LiveMemory
 from mass.lm import LM, load_lm
 from mass.lm.architecture import PUBLISHED, Architecture, byte_tokenizer, find_architecture
@@ -68,7 +70,12 @@ def test_arithmetic_by_formula_is_what_torch_counts(second: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("meta-llama/Llama-3.1-8B-Instruct", 8.030261), ("Qwen/Qwen3-8B", 8.190735)]
+    ("name", "billions"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", 8.030261),
+        ("Qwen/Qwen3-8B", 8.190735),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.494033),
+    ],
 )
 def test_published_architectures_have_their_published_size(name: str, billions: float, monkeypatch) -> None:
     monkeypatch.setattr("mass.lm.source.hub_answers", lambda: False)
@@ -149,6 +156,35 @@ def test_levels_choose_what_is_examined_and_what_counts_as_shared(tmp_path: Path
     assert {task.level for task in endless.sets[0].tasks} == {3}
     unknown = examine(dataclasses.replace(config, tasks=dataclasses.replace(easy, levels=[7]), validation=hard))
     assert unknown.problems == (f"tasks: levels is [7], and no task of {file} has the level 7; known: 1, 2, 3, 4, 5",)
+
+
+@pytest.mark.parametrize(("golds", "said"), [((), "8 of 8"), ((3, 4, 5, 6, 7), "3 of 8"), (range(1, 8), "1 of 8")])
+@pytest.mark.parametrize("method", ["mass", "mass-gold", "solver-grpo"])
+def test_what_the_run_would_say_of_missing_golds_is_said_before(
+    tmp_path: Path, folder: Path, golds: Sequence[int], said: str, method: str
+) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"problem": f"{i} + 1?", **({"answer": str(i + 1)} if i in golds else {})} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = sum_rows(tmp_path / "whole.jsonl", [str(i) for i in range(100, 104)], 100)
+    lm = load_lm(ModelConfig(name=str(folder)), LORA)
+    for bad in ("tasks", "validation"):
+        config = config_for(tmp_path, whole, method, eval_size=8)
+        other = {"tasks": TasksConfig(source=str(whole)), "validation": TasksConfig(source=str(whole))}
+        config = dataclasses.replace(config, **{**other, bad: TasksConfig(source=str(path))})
+        with pytest.raises(DataError) as caught:
+            read_problems(lm, config)
+        assert f"'t-1' of the {'tasks' if bad == 'tasks' else 'validation tasks'} has no " in str(caught.value)
+        assert f"({said} have none)" in str(caught.value)
+        assert f"{bad}: {caught.value}" in examine(config).problems
+
+
+def test_a_verifier_of_ones_own_may_need_no_gold(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"problem": "Say something."}\n')
+    own = TasksConfig(source=str(path), verifier="builtins:bool")
+    config = dataclasses.replace(config_for(tmp_path, path, eval_every=0), tasks=own)
+    assert examine(config).problems == ()
 
 
 def test_the_present_device_is_measured(folder: Path) -> None:

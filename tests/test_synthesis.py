@@ -16,6 +16,7 @@ from mass.lm import LM
 from mass.prompts import CHATS, PLAIN
 from mass.synthesis import judge, synthesise
 from mass.synthesis.reading import read
+from mass.synthesis.reasons import rejected_shares, sentence
 from mass.types import Sample
 from small_lms import make_lm, random_adapter
 
@@ -44,7 +45,7 @@ def test_the_ways_are_many_and_the_names_their_own() -> None:
 @pytest.mark.parametrize("kind", CHATS)
 def test_what_a_prompt_asks_for_is_read(kind: str) -> None:
     for prompts in (PLAIN, CHATS[kind]):
-        assert parts(prompts.render_example(*GOOD), prompts.example) == GOOD
+        assert parts(prompts.opens + prompts.render_written(*GOOD), prompts.example) == GOOD
 
 
 def test_labels_of_the_users_own_form_are_read() -> None:
@@ -218,3 +219,46 @@ def test_examples_are_a_function_of_problem_seed_and_adapter(lm: LM) -> None:
     assert len({e.tokens for e in alone}) == 3
     assert synthesise(lm, ["What is 3 + 4?"], config, [9], theta) != [alone]
     assert synthesise(lm, ["What is 3 + 4?"], config, [8], None) != [alone]
+
+
+# --- the form, and what is lost
+
+
+def reasons_of(lm: LM, *texts: str, target: str = "What is 1 + 1?") -> list[str]:
+    samples = [Sample((1,), text, not text.endswith("…")) for text in texts]
+    return [e.rejected for e in judge(lm, target, samples, SynthesisConfig(examples=len(texts)))]
+
+
+def test_a_text_that_goes_on_after_the_opening_is_read() -> None:
+    lm = make_lm(chat=True)
+    (example,) = judge(lm, "x", [Sample((1,), " What is 2 + 3?\n\n**Solution:** 5", True)], SynthesisConfig(examples=1))
+    assert (example.problem, example.solution, example.rejected) == ("What is 2 + 3?", "5", "")
+    assert example.text == " What is 2 + 3?\n\n**Solution:** 5", "the record holds what was sampled"
+
+
+def test_the_example_in_the_prompt_is_no_practice() -> None:
+    lm = make_lm(chat=True)
+    shown = f" {lm.prompts.shown_problem.upper()}\nSolution: 4"
+    assert reasons_of(lm, shown, " What is 2 + 3?\nSolution: 5") == ["copy of the example in the prompt", ""]
+
+
+def test_reasons_are_counted_by_their_kind() -> None:
+    lm = make_lm(chat=True)
+    texts = (" 1 + 2?\nSolution: 3", " 1 + 2?", " 5 + 2? I …", " what is 1 + 1?\nSolution: 2", " 1 + 2?\nSolution: 3")
+    samples = [Sample((1,), text, not text.endswith("…")) for text in texts]
+    group = judge(lm, "What is 1 + 1?", samples, SynthesisConfig(examples=5))
+    assert rejected_shares(group) == {"unparsed": 0.2, "unfinished": 0.2, "copy": 0.2, "repeat": 0.2}
+    assert sentence(group) == "20% of 5 practice examples usable (20% unparsed, 20% unfinished, 20% copy, 20% repeat)"
+    assert sentence(group[:1]) == "100% of 1 practice examples usable"
+    assert sentence([]) == ""
+
+
+def test_practice_ends_where_a_second_problem_begins_and_answers_do_not() -> None:
+    lm = make_lm(chat=True)
+    text = " 1 + 2?\nSolution: 3\nProblem: 2 + 2?"
+    assert lm.writing().cut(text) == " 1 + 2?\nSolution: 3"
+    assert lm.cut(text) is None
+    assert lm.writing() is lm.writing()
+    assert lm.writing().synthesis_prompt("x") == lm.synthesis_prompt("x")
+    plain = make_lm()
+    assert plain.writing() is plain

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mass import scoring, synthesis
+from mass import progress, scoring, synthesis
 from mass.adapter import adapter_hash, pick, repeat
 from mass.checkpoint import MetaState
 from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
@@ -46,7 +46,8 @@ class Clock:
         """Time the block as `name`, less what it spends in the stage `without`."""
         start, inside = time.perf_counter(), self.seconds.get(without or "", 0.0)
         try:
-            yield
+            with progress.stage(name):
+                yield
         finally:
             inside = self.seconds.get(without or "", 0.0) - inside
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - inside
@@ -99,7 +100,9 @@ def adapt_stack(
     with clock.stage("inner loop"):
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
         size = practice.rows_per_pass(config.inner.micro_batch)
-        stack = inner_loop(practice.losses, config.inner, size)(start, practice.pick(weights), rates)
+        stack = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size))(
+            start, practice.pick(weights), rates
+        )
         norms = _update_norms(stack, start)
         fallbacks = [
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)

@@ -31,6 +31,8 @@ from mass.errors import ConfigError, ModelError, ShapeError
 from mass.types import Params
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_FUSED_LEAVES = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
+"""Names of linear layers that PEFT takes for those of routed experts in a model that has experts fused."""
 _OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 """Settings of a PEFT configuration that make it compute something else."""
 
@@ -71,6 +73,8 @@ class LoraSites:
         """`closed_form`: derivatives as `mass.adapted_linear` has them where it can; there are at most two then."""
         self.config, self._closed_form = config, closed_form
         self.sites = find_sites(model, config.targets)
+        self.beside_fused_experts = any("expert" in name and p.dim() == 3 for name, p in model.named_parameters())
+        """Whether the model has routed experts in fused tensors, beside which PEFT misreads some layers' names."""
         self._active: ContextVar[InUse | None] = ContextVar("adapter_in_use", default=None)
         for site in self.sites:
             model.get_submodule(site.name).register_forward_hook(self._hook(site.name))
@@ -248,6 +252,13 @@ def pick(params: Params, index: int) -> Params:
     return {name: tensor[index] for name, tensor in params.items()}
 
 
+def laid_out(params: Params, dtype: torch.dtype) -> Params:
+    """The same adapter, or stack, as many passes without a gradient use it best: in the precision of the model, and B
+    with the rows of [r, out] one after the other, so that `add_delta` need not make either anew at each of them."""
+    cast = {name: tensor.detach().to(dtype) for name, tensor in params.items()}
+    return {name: t.mT.contiguous().mT if name.endswith("lora_B") else t for name, t in cast.items()}
+
+
 def detach(params: Params) -> Params:
     return {name: tensor.detach() for name, tensor in params.items()}
 
@@ -263,9 +274,14 @@ def adapter_hash(params: Params) -> str:
 
 
 def save_peft(params: Params, sites: LoraSites, folder: Path, base_name: str) -> None:
-    """Write one adapter as a PEFT LoRA folder, which PEFT and vLLM load. Files are written beside, then renamed."""
+    """Write one adapter as a PEFT LoRA folder, which PEFT and vLLM load. Files are written beside, then renamed.
+
+    In a model with fused experts PEFT turns the names of dense layers and shared experts (`mlp.gate_proj`) into those
+    of the fused tensors and drops the adapter; named as parameters, `mlp.gate_proj.weight`, they are left alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     modules = sorted({name.rsplit(".", 1)[0] for name in params})
+    misread = [m for m in modules if sites.beside_fused_experts and m.rsplit(".", 1)[-1] in _FUSED_LEAVES]
     weights = {f"base_model.model.{name}.weight": t.detach().cpu().contiguous() for name, t in params.items()}
     save_file(weights, folder / f"{WEIGHTS_FILE}.tmp", metadata={"format": "pt"})
     (folder / f"{WEIGHTS_FILE}.tmp").replace(folder / WEIGHTS_FILE)
@@ -279,7 +295,8 @@ def save_peft(params: Params, sites: LoraSites, folder: Path, base_name: str) ->
         "bias": "none",
         "fan_in_fan_out": any(site.transposed for site in sites.sites),
         "inference_mode": True,
-        "target_modules": modules,
+        "target_modules": [module for module in modules if module not in misread],
+        **({"target_parameters": [f"{module}.weight" for module in misread]} if misread else {}),
     }
     (folder / f"{CONFIG_FILE}.tmp").write_text(json.dumps(description, indent=2))
     (folder / f"{CONFIG_FILE}.tmp").replace(folder / CONFIG_FILE)

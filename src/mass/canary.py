@@ -25,11 +25,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mass.config import SamplingConfig
+from mass.layerwise import checkpoint
+from mass.lm import room
 from mass.seeds import derive
 from mass.types import Params, Task
 
 if TYPE_CHECKING:
     from mass.lm import LM, Row
+    from mass.lm.logprobs import Predictions
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,29 @@ def _divergences(
 ) -> Iterator[tuple[Tensor, Float[Tensor, " n"]]]:
     """(which answers, the mean KL over the tokens of each)."""
     stacked = next(iter(adapted.values())).dim() == 3
-    for index in torch.arange(len(answers.rows), device=lm.device).split(micro_batch or max(1, len(answers.rows))):
+    length = max((len(prompt) + len(answer) for prompt, answer in answers.rows), default=1)
+    size = micro_batch or room.rows_that_fit(lm, max(1, len(answers.rows)), length, "gradient")
+    for index in torch.arange(len(answers.rows), device=lm.device).split(size):
         batch = lm.batch([answers.rows[i] for i in index.tolist()])
         with torch.no_grad():
-            before = lm.log_distributions(batch, theta)
-        after = lm.log_distributions(batch, adapted, answers.owners[index] if stacked else None)
-        each = (before.exp() * (before - after)).sum(1)
+            before = lm.predictions(batch, theta)
+        after = lm.predictions(batch, adapted, answers.owners[index] if stacked else None)
+        each = _each_divergence(before, after).to(lm.device)
         mask = batch.target_mask
         yield index, each.new_zeros(mask.shape).masked_scatter(mask, each).sum(1) / mask.sum(1)
+
+
+def _each_divergence(before: Predictions, after: Predictions) -> Float[Tensor, " n"]:
+    """KL at each place; the graph keeps no distribution, but where all of them are small."""
+
+    def divergence(before_values: Tensor, after_values: Tensor) -> Tensor:
+        one, other = (
+            dataclasses.replace(of, values=values).log_softmax()
+            for of, values in ((before, before_values), (after, after_values))
+        )
+        return (one.exp() * (one - other)).sum(1)
+
+    parts = list(zip(before.split(), after.split(), strict=True))
+    if len(parts) == 1:
+        return divergence(before.values, after.values)
+    return torch.cat([checkpoint(divergence, one.values, other.values) for one, other in parts])

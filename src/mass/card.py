@@ -82,8 +82,8 @@ def _what(config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
 
 
 def _use(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
-    name, folder = config["model"]["name"], run.path
-    model = "" if name == TINY else f" --model {name} --dtype {config['model']['dtype']}"
+    name, folder, dtype = config["model"]["name"], run.path, checkpoint.dtype or config["model"]["dtype"]
+    model = "" if name == TINY else f" --model {name} --dtype {dtype}"
     yield "\n## Use\n"
     yield "```"
     yield f'mass solve "Your problem"{model} --checkpoint {folder}'
@@ -94,8 +94,8 @@ def _use(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> 
     yield "```python"
     yield "import mass\n"
     arguments = "" if name == TINY else f"{name!r}, "
-    dtype = "" if name == TINY else f", dtype={config['model']['dtype']!r}"
-    yield f'model = mass.load({arguments}checkpoint="{folder}"{dtype})'
+    precision = "" if name == TINY else f", dtype={dtype!r}"
+    yield f'model = mass.load({arguments}checkpoint="{folder}"{precision})'
     yield 'print(model.solve("Your problem").text)'
     yield "```\n"
     yield (

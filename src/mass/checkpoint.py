@@ -65,6 +65,8 @@ class Description:
     """Those it was trained with; None in checkpoints that do not say: the model's default."""
     kind: str = MATH
     """Of the problems it was trained on; see `mass.prompts`."""
+    dtype: str = ""
+    """Precision of the base it was trained on, as it was chosen; empty in checkpoints that do not say."""
 
 
 def init_state(lm: LM, adapt: PracticeConfig, seed: int) -> MetaState:
@@ -101,7 +103,7 @@ def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str
     tensors = {f"eta.{n}": t for n, t in state.eta.items()} | {f"log_rate.{n}": t for n, t in state.log_rates.items()}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / SCORER)
     base = (lm.name, fingerprint(lm), lm.adapters.config)
-    description = Description(method, step, *base, adapt, prompts=lm.prompt_set, kind=lm.kind)
+    description = Description(method, step, *base, adapt, prompts=lm.prompt_set, kind=lm.kind, dtype=lm.dtype)
     (folder / DESCRIPTION).write_text(json.dumps(config_to_dict(description), indent=2))
 
 
@@ -157,6 +159,12 @@ def locate(folder: Path) -> Path:
     if (checkpoints / "best" / DESCRIPTION).is_file():
         return checkpoints / "best"
     steps = sorted(checkpoints.glob("step-*/" + DESCRIPTION))
+    if not steps and (folder / "adapter_config.json").is_file():
+        whole = (folder.parent / DESCRIPTION).is_file()
+        raise ModelError(
+            f"{str(folder)!r} is a PEFT adapter, without scorer and learning rates; expected a run folder of `mass "
+            f"train`, or one of its checkpoints{f'; give {str(folder.parent)!r}, whose adapter it is' if whole else ''}"
+        )
     if not steps:
         raise ModelError(
             f"{str(folder)!r} holds no checkpoint; expected a run folder of `mass train`, or one of its checkpoints"

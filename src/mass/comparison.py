@@ -18,13 +18,15 @@ from mass.config import EvalConfig, config_hash, to_dict
 from mass.errors import ConfigError, DataError
 from mass.methods import ADAPTING, IN_CONTEXT, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, check_methods, choice_of, in_order
 from mass.model import Mass
+from mass.problems import note_of_golds
 from mass.prompts import CODE, common_kind, kind_of, to_json
 from mass.runlog import held, json_values
 from mass.running import Found, Progress, Runner
 from mass.seeds import derive
 from mass.statistics import Record, Row, label_of, mean_tokens, row_of
+from mass.synthesis.reasons import sentence as usable_sentence
 from mass.tasks import content_hash, minimath
-from mass.types import Task
+from mass.types import Example, Task
 
 MAX_EXAMPLES = 20
 
@@ -81,13 +83,15 @@ def evaluate(
         resume: go on with the comparison in `out` that was broken off, which must have been asked the same.
 
     Raises:
-        ConfigError: an unknown method, or one whose checkpoint is missing. DataError: no tasks, or a problem too long
-        for the model. RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
+        ConfigError: an unknown method, or one whose checkpoint is missing.
+        DataError: no tasks, none with an answer to judge by, or a problem too long for the model.
+        RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
     """
     names, tasks = check_methods(methods), list(tasks)
     if not tasks:
         raise DataError("there are no tasks to answer; give at least one")
     _check_votes(names, tasks)
+    note_of_golds(tasks)
     model = model.asking(common_kind(tasks))
     config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
     trained_from = _built_in(source)
@@ -248,6 +252,7 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
     if "base-ttt" in found:
         m = runner.contestants["base-ttt"].config.synthesis.examples
         notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {pool}.")
+    notes += [f"{name}: {said}." for name in found if (said := usable_sentence(_written(found[name])))]
     notes += [_choice_note(name, found, config) for name in found if choice_of(name) is not None]
     if IN_CONTEXT in found:
         notes.append(_in_context_note(found[IN_CONTEXT]))
@@ -256,6 +261,7 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
         notes.append(
             f"The tasks are of several kinds ({', '.join(sorted(kinds))}); all were asked as '{model.lm.kind}'."
         )
+    notes += filter(None, [note_of_golds(runner.tasks)])
     if any(record.verdict.correct is None for records in found.values() for record in records):
         notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
     notes.append(
@@ -263,6 +269,12 @@ def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
         f"problems, {config.resamples:,} resamples."
     )
     return notes
+
+
+def _written(records: Sequence[Record]) -> list[Example]:
+    """The practice that a model wrote for these answers."""
+    adaptations = (record.attempt.record for record in records)
+    return [example for a in adaptations if a is not None for example in a.examples if example.tokens]
 
 
 def _choice_note(name: str, found: Found, config: EvalConfig) -> str:

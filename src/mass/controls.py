@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +23,7 @@ from mass.lm import LM
 from mass.practice import rows_per_pass
 from mass.seeds import derive
 from mass.types import Example, Params, Sample
-from mass.verify import final_answer
-from mass.verify.exact import number
+from mass.verify.votes import ballots as ballots_of
 
 Tick = Callable[[int], None]
 """Told how many of the problems are as good as done."""
@@ -43,6 +43,8 @@ class Ballots:
     sampling: SamplingConfig
     stack: int = 32
     """Problems sampled side by side."""
+    verifiers: Sequence[str] = ()
+    """The name of each problem's verifier, which tells what answers are one; none: all are mathematical."""
     _samples: list[list[Sample]] = field(default_factory=list[list[Sample]])
     _seconds: float = 0.0
 
@@ -89,37 +91,28 @@ class Ballots:
 def vote(ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
     """The majority answer of n samples of each problem."""
     drawn = ballots.first(n, tick)
-    return [elect(samples, ballots.seconds(n)) for samples in drawn]
+    verifiers = ballots.verifiers or ["math"] * len(drawn)
+    return [elect(samples, verifier, ballots.seconds(n)) for samples, verifier in zip(drawn, verifiers, strict=True)]
 
 
-def elect(samples: Sequence[Sample], seconds: float = 0.0) -> Attempt:
+def elect(samples: Sequence[Sample], verifier: str = "math", seconds: float = 0.0) -> Attempt:
     """The sample that `majority` names."""
-    chosen, tally = majority([sample.text for sample in samples])
+    chosen, tally = majority([sample.text for sample in samples], verifier)
     tokens = sum(len(s.tokens) for s in samples)
     return Attempt(samples[chosen].text.strip(), tokens, seconds, votes=tally, samples=len(samples))
 
 
-def majority(texts: Sequence[str]) -> tuple[int, dict[str, int]]:
+def majority(texts: Sequence[str], verifier: str = "math") -> tuple[int, dict[str, int]]:
     """The place of the first text that gives the answer most texts give (of equals, the answer seen first), and the
     votes of each answer.
 
-    Answers are alike when they write the same rational number, else when their words are alike. Texts without an answer
-    do not vote; where none votes, the first is named.
+    Answers are one where the verifier of that name finds them equal (`mass.verify.votes`). Texts without an answer do
+    not vote; where none votes, the first is named.
     """
-    tally: dict[str, int] = {}
-    first: dict[str, int] = {}
-    for place, text in enumerate(texts):
-        answer = final_answer(text)
-        if answer is not None:
-            key = _alike(answer)
-            tally[key] = tally.get(key, 0) + 1
-            first.setdefault(key, place)
-    return (first[max(tally, key=lambda key: tally[key])] if tally else 0), tally
-
-
-def _alike(answer: str) -> str:
-    value = number(answer)
-    return " ".join(answer.lower().split()) if value is None else str(value)
+    given = ballots_of(texts, verifier)
+    tally = Counter(answer for answer in given if answer is not None)
+    chosen = given.index(max(tally, key=lambda answer: tally[answer])) if tally else 0
+    return chosen, dict(tally)
 
 
 # --- the scorer's choice

@@ -16,6 +16,7 @@ from torch import Tensor
 from mass.checkpoint import MetaState
 from mass.config import RunConfig
 from mass.parallel import Ranks
+from mass.synthesis.reasons import REASONS, rejected_shares
 from mass.types import Example, Params, Task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ MEASURED = (
     "attempts_right",
     "weight_right",
     "tokens",
+    *(reason.replace(" ", "_") for reason in REASONS),
 )
 """All that a step may measure, as sums over tasks: processes exchange them by their place here."""
 
@@ -88,9 +90,11 @@ class Measured(dict[str, float]):
             self[name] = self.get(name, 0.0) + value
 
     def add_practice(self, groups: Sequence[Sequence[Example]]) -> None:
-        """The share of each problem's examples that is valid, and the tokens of all."""
+        """The share of each problem's examples that is valid, those that are not by reason, and the tokens of all."""
         examples = [e for group in groups for e in group]
         self.add(valid=sum(e.valid for e in examples) / len(groups[0]), tokens=sum(len(e.tokens) for e in examples))
+        shares = rejected_shares(examples)
+        self.add(**{r.replace(" ", "_"): len(groups) * shares.get(r, 0.0) for r in REASONS})
 
 
 def total(parts: Sequence[Gradients]) -> Gradients:

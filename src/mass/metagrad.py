@@ -39,8 +39,11 @@ InnerLoop = Callable[[Params, Tensor, Params], Params]
 """(stack of starts [B, ...], weights of the practice losses, rates by tensor name) -> stack of adapted parameters."""
 
 
-def inner_loop(losses: Losses, config: InnerConfig, micro_batch: int | None) -> InnerLoop:
-    """The inner loop as configured, on the practice losses of a stack; `micro_batch` is used without a memory limit."""
+def inner_loop(
+    losses: Losses, config: InnerConfig, micro_batch: int | None, spare_gb: float | None = None
+) -> InnerLoop:
+    """The inner loop as configured, on the practice losses of a stack; `micro_batch` and `spare_gb` are used without a
+    memory limit."""
 
     def run(stack: Params, weights: Tensor, rates: Params) -> Params:
         return adapt(
@@ -54,6 +57,7 @@ def inner_loop(losses: Losses, config: InnerConfig, micro_batch: int | None) -> 
             stacked=True,
             memory_gb=config.memory_gb,
             checkpoint=config.checkpoint,
+            spare_gb=spare_gb,
         )
 
     return run

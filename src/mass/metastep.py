@@ -101,9 +101,10 @@ def _through_the_inner_loop(
     scores = practice.spread(scores_N, *valid.shape)
     losses = _FirstLosses(practice)
     kind = config.adapt.scoring.normalise
+    size = practice.rows_per_pass(config.adapt.inner.micro_batch)
     with clock.stage("inner loop and meta-gradient", without="outer"):
         gradients = meta_gradients(
-            inner_loop(losses, config.adapt.inner, practice.rows_per_pass(config.adapt.inner.micro_batch)),
+            inner_loop(losses, config.adapt.inner, size, practice.spare_gb(size)),
             lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind)),
             scores,
             stack.state.theta,

@@ -165,7 +165,7 @@ def load(
     config: AdaptConfig | None = None,
     lora: LoraConfig | None = None,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     decode_rows: int = 128,
     engine: EngineConfig | None = None,
     seed: int = 0,
@@ -180,13 +180,15 @@ def load(
     """Load a base model and its checkpoint.
 
     Args:
-        name: 'tiny' or 'tiny-terms' (ship with the package), a local folder, or a hub name.
+        name: 'tiny' or 'tiny-terms' (ship with the package), 'smollm2' (a real model of 135 M parameters), a local
+            folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub.
         checkpoint: a run folder of `mass train`, 'tiny/NAME' for one that ships with the package, or 'untrained'.
             None: the shipped one for those, else untrained.
         config: test-time configuration; None: the checkpoint's own, or the defaults.
         lora: shape of an untrained adapter; a checkpoint brings its own.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
-        dtype: precision of the base: float32, bfloat16, float16 or float64.
+        dtype: precision of the base: float32, bfloat16, float16 or float64; 'auto': as its files have it where the
+            device is fast at that, else float32.
         decode_rows: sequences sampled side by side at most; bounds memory.
         engine: a server that samples instead of this process.
         seed: of an untrained adapter.

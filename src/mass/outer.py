@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mass.config import OuterConfig
+from mass.lm import room
 from mass.policy import clipped_policy_loss, group_advantages, kl_to_reference, truncated_ratio
 from mass.seeds import derive
 from mass.types import Params, Sample, Task, Verdict
@@ -86,7 +87,7 @@ def policy_losses(
     to those here each token then counts. Rows sampled in this process have none.
     """
     counted: list[int] = advantages.nonzero()[:, 0].tolist()
-    for index in _chunks(counted, micro_batch):
+    for index in _chunks(lm, rows, counted, micro_batch):
         owner = owners[index] if owners is not None and _stacked(params) else None
         logprobs, mask = lm.token_logprobs(lm.batch([rows[i] for i in index]), params, owner)
         weights = _weights(logprobs, mask, [sampled[i] for i in index]) if sampled is not None else None
@@ -118,7 +119,7 @@ def kl_of_rows(
     lm: LM, rows: Sequence[Row], params: Params, micro_batch: int | None, owners: Tensor | None = None
 ) -> Iterator[Tensor]:
     """Parts whose sum is the sum over rows, sampled under `params`, of the KL divergence from the base."""
-    for index in _chunks(list(range(len(rows))), micro_batch):
+    for index in _chunks(lm, rows, list(range(len(rows))), micro_batch):
         batch = lm.batch([rows[i] for i in index])
         logprobs, mask = lm.token_logprobs(
             batch, params, owners[index] if owners is not None and _stacked(params) else None
@@ -137,7 +138,7 @@ def _solution_rows(lm: LM, tasks: Sequence[Task], solutions: Solutions, k: int) 
 def gold_losses(lm: LM, tasks: Sequence[Task], config: OuterConfig, adapted: Params) -> Iterator[Tensor]:
     """Parts whose sum is the sum over tasks of the gold solution's cross-entropy. Differentiable in `adapted`."""
     rows = [lm.example_row(task.problem, task.solution or task.answer) for task in tasks]
-    for index in _chunks(list(range(len(rows))), config.micro_batch):
+    for index in _chunks(lm, rows, list(range(len(rows))), config.micro_batch):
         owner = torch.tensor(index, device=lm.device)
         yield lm.losses(lm.batch([rows[i] for i in index]), adapted, owner if _stacked(adapted) else None).sum()
 
@@ -146,6 +147,10 @@ def _stacked(params: Params) -> bool:
     return next(iter(params.values())).dim() == 3
 
 
-def _chunks(index: list[int], size: int | None) -> Iterator[list[int]]:
-    step = size or max(1, len(index))
+def _chunks(lm: LM, rows: Sequence[Row], index: list[int], size: int | None) -> Iterator[list[int]]:
+    """Numbers of rows that pass at once: `size`, or all that fit what the device has free."""
+    if size is None and index:
+        length = max(len(rows[i][0]) + len(rows[i][1]) for i in index)
+        size = room.rows_that_fit(lm, len(index), length, "gradient")
+    step = size or 1
     return (index[i : i + step] for i in range(0, len(index), step))

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mass.lm import room
 from mass.types import Batch, Example, Params
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class Practice:
         if micro_batch is not None:
             return micro_batch
         return rows_per_pass(self.lm.device.type, self.batch.input_ids.shape[1])
+
+    def spare_gb(self, rows: int | None) -> float | None:
+        """What the inner loop may hold, so many rows at a time; None where that is surely enough."""
+        return room.spare_gb(self.lm, min(rows or len(self), len(self)), self.batch.input_ids.shape[1])
 
     def losses(self, params: Params, index: Tensor | None = None) -> Float[Tensor, " n"]:
         """Per-example losses under a stack of B adapters: `losses` of `mass.inner.adapt`."""

@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mass import tasks as task_sets
-from mass.config import RunConfig, TasksConfig
+from mass.config import RunConfig, TasksConfig, TrainConfig
 from mass.errors import DataError
 from mass.lm import LM
 from mass.prompts import MATH, common_kind
 from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Task
+from mass.verify import has_gold
 
 BEYOND = 1 << 41
 """Numbers of minimath's endless stream from here on are not trained on: canaries come from there."""
+ADD_GOLD = "add it to the file, or map the file's own field to it with the option 'fields'"
 DRAWS = 50
 """For each canary, before there are taken to be no more."""
 
@@ -67,13 +69,12 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
     lm = lm.asking(kind)
 
     def training(found: list[Task]) -> list[Task]:
-        if train.learns_gold or train.samples_solutions:
-            _check_gold(found, "tasks", train.method, worked=train.learns_gold)
+        check_training_golds(found, train)
         return usable(found, "tasks", practice=train.practises, worked=train.learns_gold)
 
     def held_out() -> list[Task]:
         found = load_tasks(config.validation, train.eval_size)
-        _check_gold(found, "validation tasks", train.method, worked=False)
+        check_validation_golds(found, train)
         return usable(found, "validation tasks", practice=train.adapts)
 
     found = None if drawn is None else training(drawn)
@@ -85,13 +86,43 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
     return Problems(task_at, held_out() if train.eval_every else [], skipped, kind, found, canaries)
 
 
-def _check_gold(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
-    for task in found:
-        if not ((worked and task.solution) or task.answer).strip():
-            raise DataError(
-                f"{task.id!r} of the {kind} has no {'solution and no answer' if worked else 'answer'}, which {method} "
-                "needs; add it to the file, or map the file's own field to it with the option 'fields'"
-            )
+def check_training_golds(found: Sequence[Task], train: TrainConfig) -> None:
+    """Raises DataError for a task without the gold that the method trains on."""
+    if train.learns_gold or train.samples_solutions:
+        _check_golds(found, "tasks", train.method, worked=train.learns_gold)
+
+
+def check_validation_golds(found: Sequence[Task], train: TrainConfig) -> None:
+    """Raises DataError for a task whose answers cannot be judged."""
+    _check_golds(found, "validation tasks", train.method, worked=False)
+
+
+def _check_golds(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
+    """`worked`: the solution itself is learned, or the answer where there is none; not only an answer compared with."""
+    missing = [task for task in found if not (_has_text(task) if worked else has_gold(task))]
+    if missing:
+        what = "solution and no answer" if worked else "answer"
+        raise DataError(
+            f"{missing[0].id!r} of the {kind} has no {what}, which {method} needs ({len(missing)} of {len(found)} have "
+            f"none); {ADD_GOLD}"
+        )
+
+
+def _has_text(task: Task) -> bool:
+    return bool((task.solution or task.answer).strip())
+
+
+def note_of_golds(tasks: Sequence[Task]) -> str:
+    """What to say before tasks are answered of those whose answers cannot be judged; empty where all can.
+
+    Raises DataError where none can: all that would come of it is answers without a verdict.
+    """
+    missing = [task for task in tasks if not has_gold(task)]
+    if not missing:
+        return ""
+    if len(missing) == len(tasks):
+        raise DataError(f"none of the {len(tasks)} tasks has an answer to judge by, as {missing[0].id!r}; {ADD_GOLD}")
+    return f"{len(missing)} of {len(tasks)} tasks have no answer to judge by, the first {missing[0].id!r}: no verdict."
 
 
 def _fits(lm: LM, task: Task, *, practice: bool, worked: bool) -> bool:

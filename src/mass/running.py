@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mass.baselines import Attempt, Contestant, Drawn, answer_adapted, answer_plain, training_examples
 from mass.config import EvalConfig
 from mass.controls import Ballots, answer_in_context, best_of, majority, vote
+from mass.lm import room
 from mass.methods import ADAPTING, IN_CONTEXT, Choice, choice_of
 from mass.prompts import CODE, kind_of
 from mass.statistics import Judged, Record, mean_tokens
@@ -53,8 +54,11 @@ class Runner:
                 yield self.judge(method, 0, self._choose(method, choice, found))
                 self._tick(method, len(self.tasks))
             return
-        for start in range(first, len(self.tasks), self.config.stack):
-            part = slice(start, start + self.config.stack)
+        stack = self.config.stack
+        if method in ADAPTING:
+            stack = room.stack_that_fits(self.contestants[method].lm, stack)
+        for start in range(first, len(self.tasks), stack):
+            part = slice(start, start + stack)
             problems = [task.problem for task in self.tasks[part]]
             yield self.judge(method, start, self._attempts(method, problems, part, found))
             self._tick(method, start + len(problems))
@@ -89,7 +93,10 @@ class Runner:
         if key not in self.ballots:
             sampling = dataclasses.replace(config.answer, temperature=config.vote_temperature)
             problems = [task.problem for task in self.tasks]
-            self.ballots[key] = Ballots(contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack)
+            verifiers = [task.verifier for task in self.tasks]
+            self.ballots[key] = Ballots(
+                contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack, verifiers
+            )
         ballots, n = self.ballots[key], config.votes if choice.n is None else choice.n
 
         def tick(done: int) -> None:
@@ -120,5 +127,5 @@ def _judged(task: Task, method: str, attempt: Attempt, verdict_on: Callable[[str
 
 def _judged_sample(task: Task, drawn: Drawn, verdict_on: Callable[[str], Verdict]) -> Judged:
     correct = tuple(verdict_on(text).correct for text in drawn.texts)
-    most = None if kind_of(task) == CODE else correct[majority(drawn.texts)[0]]  # programs do not vote
+    most = None if kind_of(task) == CODE else correct[majority(drawn.texts, task.verifier)[0]]  # programs do not vote
     return Judged(drawn, correct, most)

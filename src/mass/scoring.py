@@ -21,6 +21,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from mass.config import ScoringConfig
 from mass.errors import ShapeError
+from mass.lm import room
 from mass.types import Batch, Example, Params
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ def score(
     """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base, two
     with features of likelihood.
 
-    `micro_batch` rows pass at a time, of like length; None: all at once. The scores are the same but for rounding.
+    `micro_batch` rows pass at a time, of like length; None: all that fit what is free. The scores are the same but for
+    rounding.
     """
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
     rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    size = micro_batch or len(rows)
+    longest = max((sum(map(len, row)) for row in rows), default=1)
+    learns = torch.is_grad_enabled() and any(name.startswith(_LORA) for name in eta)
+    size = micro_batch or room.rows_that_fit(lm, max(1, len(rows)), longest, "gradient" if learns else "forward")
     places = [order[at : at + size] for at in range(0, len(rows), size)]
     parts = [(lm.batch([rows[i] for i in some]), [examples[i].solution for i in some]) for some in places]
     features = torch.cat([_features(lm, eta, batch, solutions) for batch, solutions in parts])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mass.checkpoint import MetaState
 from mass.config import ModelConfig, RunConfig, at_test
 from mass.errors import ConfigError, RunError
 from mass.gradients import Gradients, Stack, added, mean, norm, over_ranks, scaled_generator, total
-from mass.lm import LM, load_lm
+from mass.lm import LM, load_lm, room
 from mass.metastep import mass_gradients
 from mass.parallel import Ranks
 from mass.problems import Problems, read_problems
@@ -164,7 +164,7 @@ class Trainer:
         gradients_of = mass_gradients if train.adapts else solver_gradients
         parts: list[Gradients] = []
         with self.ranks.together():
-            for portion in self.ranks.portion(train.tasks_per_step, train.stack):
+            for portion in self._portions(train.tasks_per_step, train.stack):
                 numbers = [self.step * train.tasks_per_step + i for i in portion]
                 seeds = [derive(train.seed, "train", number) for number in numbers]
                 some = [self.problems.task_at(number) for number in numbers]
@@ -176,6 +176,12 @@ class Trainer:
         if self.ranks.size == 1:
             return sums
         return dataclasses.replace(sums, seconds={**sums.seconds, "exchange": time.perf_counter() - done_s})
+
+    def _portions(self, count: int, stack: int) -> Iterator[range]:
+        """This process's share of the numbers below `count`, in stacks that fit what is free."""
+        fits = room.stack_that_fits(self.lm, stack)
+        for portion in self.ranks.portion(count, stack):
+            yield from (portion[at : at + fits] for at in range(0, len(portion), fits))
 
     def _update(self, sums: Gradients, count: int) -> Metrics:
         """Average over problems, clip each group, take the optimiser's step. Returns the norms before clipping.

@@ -73,7 +73,7 @@ def test_what_was_not_finite_is_null_in_json(run: Callable, monkeypatch: pytest.
     [
         ((), "no model is given"),
         (("./nowhere",), "does not exist"),
-        (("tiny", "--dtype", "bf16"), "--dtype is 'bf16'; expected one of float32, bfloat16"),
+        (("tiny", "--dtype", "bf16"), "--dtype is 'bf16'; expected one of auto, float32, bfloat16"),
         (("tiny", "--attention", ","), "--attention is empty"),
         (("tiny", "--layers", "0"), "--layers is 0"),
         (("tiny", "--layers", "9"), "expected 1 to 4"),

@@ -200,6 +200,24 @@ def test_eval_samples_and_says_so(run: Callable, tiny_base: Path, tmp_path: Path
     assert all(len(record["sampled"][0]["correct"]) == 2 for record in records)
 
 
+def test_eval_of_tasks_without_golds(run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path) -> None:
+    def ask(*answers: str | None) -> list[str | Path]:
+        rows = [{"problem": f"What is {i}?", "answer": answer} for i, answer in enumerate(answers)]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = ["eval", "--methods=base", "--model", tiny_base, "--tasks", tmp_path / "t.jsonl"]
+        return [*given, "--answer.max_tokens=6", "--out", tmp_path / f"of {len(answers)}"]
+
+    assert "none of the 2 tasks has an answer to judge by, as 't-1'; add it" in fails(*ask(None, " "))
+    assert not (tmp_path / "of 2").exists()
+    ran = run(*ask("0", None, "2", None, "4"))
+    assert ran.code == 0, ran.err
+    said = "2 of 5 tasks have no answer to judge by, the first 't-2': no verdict."
+    assert ran.err.startswith(f"note: {said}\n")
+    assert said in json.loads((tmp_path / "of 5" / "comparison.json").read_text())["notes"]
+    whole = run(*ask("0", "1", "2", "3"))
+    assert "no answer" not in whole.err + (tmp_path / "of 4" / "comparison.json").read_text()
+
+
 def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     ran = run("eval", "--model", tiny_base, "--methods", "base", "--size", "2", "--out", tmp_path / "out",
               "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
@@ -293,6 +311,34 @@ def test_demo_solves_and_compares(
     assert "tt-ss" in ran.out
     assert "report.html" in ran.out
     assert "mass 4/4" in ran.err
+
+
+def test_demo_of_a_model_that_nothing_was_trained_on(
+    run: Callable, tiny_base: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from mass.cli import demo
+
+    monkeypatch.setattr(demo, "MAX_TOKENS", 4)
+    ran = run("demo", "--model", tiny_base, "--size", "4", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "Nothing was meta-trained on it" in " ".join(ran.out.split())
+    assert "Now base, tt-ss on 4 problems." in ran.out
+    assert "mass-unadapted" not in ran.out
+
+
+def test_the_word_problems_of_the_demo_are_right() -> None:
+    from mass import tasks, verify
+    from mass.cli.demo import WORD_PROBLEMS
+
+    found = tasks.load(WORD_PROBLEMS)
+    assert len(found) == 12
+    for task in found:
+        assert task.solution is not None
+        assert verify.check(task, task.solution).correct
+        *_, calculation = [part for part in task.solution.split(".") if "=" in part]
+        shown, result = calculation.replace(",", " ").rsplit("=", 1)
+        numbers = "".join(c if c in "0123456789+-*/ " else "|" for c in shown).strip(" |").rsplit("|", 1)[-1]
+        assert eval(numbers) == int(result.split()[0]) == int(task.answer or "")
 
 
 # --- pretrain

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from mass.errors import DataError
-from mass.lm.model import _logprobs
+from mass.lm.logprobs import of_logits
+from mass.prompts import CHAT, KINDS
 from mass.types import Batch
 from small_lms import ARCHITECTURES, full_logits, make_lm, random_adapter
 
@@ -38,7 +41,30 @@ def test_a_chat_model_is_asked_through_its_template() -> None:
     ), "the template writes its own special tokens: none is added before it"
     assert lm.tokenizer.decode(target) == "4<eos>"
     assert "<user>Here is a problem:\n\nWhat?\n\n" in lm.tokenizer.decode(lm.synthesis_prompt("What?"))
+    assert lm.tokenizer.decode(lm.synthesis_prompt("What?")).endswith("<assistant>Problem:")
     assert lm.example_tokens("What?", "4") == len(context) + len(target)
+
+
+def test_a_chat_model_is_shown_the_form_and_begins_in_it() -> None:
+    shown = dataclasses.replace(
+        CHAT, synthesis="Another: {problem}", shown_target="1+1?", shown_problem="1+2?", shown_solution="3"
+    )
+    lm = make_lm(chat=True).with_prompts(dict.fromkeys(KINDS, shown))
+    earlier = "<user>Another: 1+1?</user><assistant>Problem: 1+2?\nSolution: 3"
+    asked = lm.tokenizer.decode(lm.synthesis_prompt("What?"))
+    assert asked.startswith(earlier)
+    assert asked.endswith("<user>Another: What?</user><assistant>Problem:")
+    assert lm.tokenizer.decode(lm.written_ids("2+2?", "4")) == " 2+2?\nSolution: 4<eos>"
+    thinking = lm.with_prompts(dict.fromkeys(KINDS, dataclasses.replace(shown, thinking=True)))
+    assert lm.tokenizer.decode(thinking.synthesis_prompt("What?")).endswith("<assistant>")
+    assert lm.tokenizer.decode(thinking.written_ids("2+2?", "4")) == "Problem: 2+2?\nSolution: 4<eos>"
+
+
+def test_nothing_is_shown_where_it_would_fill_half_of_the_context() -> None:
+    lm = make_lm(chat=True)
+    few = dataclasses.replace(CHAT, synthesis="Another: {problem}", shown_target="1+1? " * 60)
+    text = lm.tokenizer.decode(lm.with_prompts(dict.fromkeys(KINDS, few)).synthesis_prompt("What?"))
+    assert text == "<user>Another: What?</user><assistant>Problem:"
 
 
 def test_braces_in_a_problem_are_its_own() -> None:
@@ -143,7 +169,7 @@ def test_only_the_logits_of_tokens_that_count_are_kept_for_the_gradient() -> Non
 def test_log_probabilities_of_sure_tokens_keep_their_digits() -> None:
     logits = torch.tensor([[1000.0, 990.0, 3.0]])
     exact = torch.log_softmax(logits.double(), -1)[0, 0]
-    torch.testing.assert_close(_logprobs(logits, torch.tensor([0]))[0].double(), exact, rtol=1e-3, atol=0)
+    torch.testing.assert_close(of_logits(logits, torch.tensor([0]))[0].double(), exact, rtol=1e-3, atol=0)
 
 
 def test_no_switch_of_the_whole_process_is_touched() -> None:

@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def loaded(folder: Path, **options: Any) -> LM:
-    return load_lm(ModelConfig(name=str(folder), **options), LORA)
+    return load_lm(ModelConfig(name=str(folder), **{"dtype": "float32", **options}), LORA)
 
 
 def text_of(lm: LM, ids: list[int]) -> str:

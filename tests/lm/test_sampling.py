@@ -9,7 +9,8 @@ from mass.adapter import pick
 from mass.config import SamplingConfig
 from mass.errors import DataError, ShapeError
 from mass.lm import LM
-from mass.lm.sampling import _choose, _left_pad
+from mass.lm.drawing import draw
+from mass.lm.prefill import left_pad
 from mass.types import Params, Sample
 from small_lms import ARCHITECTURES, make_lm, prompt_ids, random_adapter, sample
 
@@ -25,7 +26,7 @@ def end_likely(lm: LM, boost: float = 2.0) -> LM:
 
 
 def generated(lm: LM, prompts: list[list[int]], adapter: Params | None, tokens: int) -> list[list[int]]:
-    ids, mask = _left_pad(prompts, lm.tokenizer.pad_token_id, lm.device)
+    ids, mask = left_pad(prompts, lm.tokenizer.pad_token_id, lm.device)
     with lm.adapters.use(adapter):
         out = lm.model.generate(
             input_ids=ids,
@@ -104,17 +105,17 @@ def test_inversion_takes_no_impossible_token() -> None:
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.0, -torch.inf]])
     config = SamplingConfig(temperature=1.0)
     for value, token in [(0.0, 1), (0.73, 1), (0.74, 3), (1 - 1e-16, 3), (1.0, 3)]:
-        assert _choose(logits, config, torch.tensor([value], dtype=torch.float64)).tolist() == [token]
+        assert draw(logits, config, torch.tensor([value], dtype=torch.float64)).tolist() == [token]
 
 
 def test_a_nucleus_is_the_fewest_tokens_with_that_much_probability() -> None:
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
     for top_p, last in [(0.4, 1), (0.6, 2), (0.79, 2), (0.81, 0)]:
         config = SamplingConfig(temperature=1.0, top_p=top_p)
-        assert _choose(logits, config, torch.tensor([0.999], dtype=torch.float64)).tolist() == [last]
+        assert draw(logits, config, torch.tensor([0.999], dtype=torch.float64)).tolist() == [last]
     config = SamplingConfig(temperature=1.0, top_p=0.6)
     for value, token in [(0.62, 1), (0.63, 2)]:  # 0.5 / 0.8 = 0.625
-        assert _choose(logits, config, torch.tensor([value], dtype=torch.float64)).tolist() == [token]
+        assert draw(logits, config, torch.tensor([value], dtype=torch.float64)).tolist() == [token]
 
 
 # ------------------------------------------------------------------------------- a row is its own

@@ -16,6 +16,7 @@ from mass import tasks
 from mass.errors import DataError
 from mass.tasks import content_hash, rows
 from mass.types import Task
+from mass.verify import check
 
 Row = dict[str, Any]
 
@@ -42,10 +43,28 @@ def test_gsm8k(tmp_path: Path) -> None:
     ("level", "expected"), [(5, 5), ("Level 5", 5), ("5", 5), (5.0, 5), ("Level ?", None), (None, None)]
 )
 def test_math(tmp_path: Path, level: object, expected: int | None) -> None:
-    row = {"problem": "p", "solution": r"so \boxed{1} and \boxed{\frac{1}{2}}", "type": "Algebra", "level": level}
+    row = {"problem": "p", "solution": r"so \boxed{1}, at last \boxed{\frac{1}{2}}", "type": "Algebra", "level": level}
     task = one(tmp_path, row)
     assert (task.answer, task.subject, task.level, task.verifier) == (r"\frac{1}{2}", "Algebra", expected, "math")
     assert one(tmp_path, row | {"answer": "7", "subject": "Geometry"}).answer == "7"
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        (r"Hence $\boxed 9$.", "9"),
+        (r"Hence $\boxed{ 9 }$.", "9"),
+        (r"Hence $\fbox{\frac{1}{9}}$.", r"\frac{1}{9}"),
+        (r"First \boxed{3}, then \fbox{4}.", "4"),
+        (r"\boxed{\text{so }\boxed{x^{2}}}", "x^{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{5} is what \boxed{ would", "5"),
+        ("no box at all", ""),
+        (r"\boxed{7}" + "\n#### 8", "8"),
+    ],
+)
+def test_a_gold_is_read_out_of_its_box_as_an_answer_is(tmp_path: Path, solution: str, expected: str) -> None:
+    assert one(tmp_path, {"problem": "p", "solution": solution}).answer == expected
 
 
 def test_svamp(tmp_path: Path) -> None:
@@ -112,6 +131,34 @@ def test_an_answer_for_another_verifier_is_kept_as_it_is(tmp_path: Path) -> None
     row = {"ask": "Write f.", "tests": "# #### 1\nassert f(1) == 1\n"}
     task = one(tmp_path, row, fields={"problem": "ask", "answer": "tests"}, verifier="code")
     assert (task.answer, task.verifier) == (row["tests"], "code")
+
+
+LISTED = "Which is a fruit?\nOptions:\n(A) oak\n(B) fig"
+
+
+@pytest.mark.parametrize(
+    ("problem", "target", "answer", "verifier"),
+    [
+        (LISTED, "(B)", "B", "choice"),
+        (LISTED, "fig", "fig", "words"),
+        ("Which is it?", "(B)", "(B)", "words"),
+        ("not ( True ) is", "False", "False", "words"),
+        ("Close: ( [ <", "> ] )", "> ] )", "words"),
+        ("Sort: b a", "a b", "a b", "words"),
+        ("(3 - 9) * 2 =", "-12", "-12", "math"),
+        ("How many?", 4, "4", "math"),
+        ("Solve.", r"\frac{1}{2}", r"\frac{1}{2}", "math"),
+    ],
+)
+def test_big_bench_hard(tmp_path: Path, problem: str, target: object, answer: str, verifier: str) -> None:
+    task = one(tmp_path, {"input": problem, "target": target})
+    assert task == Task(problem, f"Answer: {answer}", answer, id="set-1", verifier=verifier)
+    assert check(task, task.solution).correct is True
+
+
+def test_input_is_no_problem_where_another_field_is(tmp_path: Path) -> None:
+    assert one(tmp_path, {"question": "q", "input": "context", "target": "t", "answer": "7"}).problem == "q"
+    assert one(tmp_path, {"input": "p", "target": None}).answer == ""
 
 
 def test_plain(tmp_path: Path) -> None:
@@ -185,7 +232,7 @@ BAD_ROWS: list[tuple[Row, str]] = [
     ({"question": "p", "answer": "a\nb"}, "several lines .*'#### x'"),
     ({"question": "p", "choices": ["a", "b"], "answer": 2}, "the answer is '2'; expected an index from 0 to 1"),
     ({"question": "p", "choices": ["a", "b"], "answer": "AB"}, "the answer is 'AB'"),
-    ({"question": "p", "choices": ["a"], "answer": 0}, "'choices' is a list of 1; expected a list of 2 to 10"),
+    ({"question": "p", "choices": ["a"], "answer": 0}, "'choices' is a list of 1; expected a list of 2 to 26"),
     ({"question": "p", "choices": "ab", "answer": 0}, "'choices' is text"),
     ({"question": "p", "choices": [["a"], "b"], "answer": 0}, "'choices' is a list of 1; expected text"),
     (HUMANEVAL | {"entry_point": "f()"}, r"the entry point is 'f\(\)'"),
@@ -217,7 +264,10 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Row, message: 
         (b"3\n", "line 1 is 3"),
         (b"[\n{}]\n", "line 1 is not JSON"),
         (b'{"problem": "p"}\n{"problem": "\xe9"}\n', r"line 2 is not UTF-8 \(byte 0xe9 at 13\)"),
-        ('{"problem": "p"}'.encode("utf-16"), "line 1 is not UTF-8"),
+        ('{"problem": "p"}'.encode("utf-16"), "line 1 is not UTF-8 but UTF-16; save the file as UTF-8"),
+        ('{"problem": "p"}'.encode("utf-16-be"), "line 1 is not UTF-8 but UTF-16-BE"),
+        (b'{"problem": "p", "answer": 1, "id": 2, "answer": 3}', "line 1: the field 'answer' is given twice"),
+        (b'{"problem": "p", "meta": {"a": 1, "a": 2}}', "line 1: the field 'a' is given twice"),
         (b"[" * 200_000, "line 1 is not JSON"),
         (b'{"level": ' + b"9" * 10_000 + b"}", "line 1 is not JSON"),
         (b"\x00\x01\x02", "line 1 is not JSON"),
@@ -282,6 +332,7 @@ json_values = st.recursive(
 )
 NAMES = [
     *(*rows.FIELDS, "question", "choices", "Body", "Question", "Answer", "Equation", "type", "Type", "ID"),
+    *("input", "target", "options", "answer_index", "answerKey", "A", "B", "Correct Answer", "Incorrect Answer 1"),
     *("prompt", "entry_point", "test", "canonical_solution", "text", "code", "test_list", "test_imports"),
 ]
 

@@ -26,6 +26,7 @@ ROW = {
     "humaneval": {"task_id": "H/0", "prompt": "def f():", "canonical_solution": "", "test": "", "entry_point": "f"},
     "mbpp": {"task_id": 1, "text": "t", "code": "c", "test_list": ["assert f() == 1"], "test_setup_code": ""},
     "mmlu": {"question": "q", "subject": "s", "choices": ["a", "b", "c", "d"], "answer": 1},
+    "bbh": {"input": "q\nOptions:\n(A) a\n(B) b", "target": "(B)"},
 }
 
 
@@ -63,6 +64,16 @@ def test_the_seven_of_math(hub: list[tuple[Any, ...]]) -> None:
     assert [entry[1] for entry in hub] == list(KNOWN["math"].configs)
     assert {entry[2] for entry in hub} == {"train"}
     assert len(tasks.load("math", size=3, seed=1)) == 3
+
+
+def test_a_task_of_big_bench_hard_is_a_configuration_and_a_subject(hub: list[tuple[Any, ...]]) -> None:
+    loaded = tasks.load("bbh")
+    assert len(loaded) == 27
+    assert [task.subject for task in loaded] == list(KNOWN["bbh"].configs)
+    assert {entry[2] for entry in hub} == {"test"}
+    (one,) = tasks.load("lukaemon/bbh:navigate")
+    assert (one.answer, one.verifier) == ("B", "choice")
+    assert [task.subject for task in tasks.load("bbh", subjects=["navigate"])] == ["navigate"]
 
 
 def test_splits_have_our_names(hub: list[tuple[Any, ...]]) -> None:

@@ -6,6 +6,8 @@ import ast
 import itertools
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,46 @@ def _data() -> Path:
 
 
 DATA = _data()
-ROWS = {"gsm8k_test": 660, "math500": 250, "svamp": 500, "mmlu_stem": 755, "humaneval": 82}
+BBH = {
+    "boolean_expressions": 125,
+    "causal_judgement": 93,
+    "date_understanding": 125,
+    "disambiguation_qa": 125,
+    "dyck_languages": 125,
+    "formal_fallacies": 125,
+    "geometric_shapes": 125,
+    "hyperbaton": 125,
+    "logical_deduction_five_objects": 125,
+    "logical_deduction_seven_objects": 125,
+    "logical_deduction_three_objects": 125,
+    "movie_recommendation": 125,
+    "multistep_arithmetic_two": 125,
+    "navigate": 125,
+    "object_counting": 125,
+    "penguins_in_a_table": 73,
+    "reasoning_about_colored_objects": 125,
+    "ruin_names": 125,
+    "salient_translation_error_detection": 125,
+    "snarks": 89,
+    "sports_understanding": 125,
+    "temporal_sequences": 125,
+    "tracking_shuffled_objects_five_objects": 125,
+    "tracking_shuffled_objects_seven_objects": 125,
+    "tracking_shuffled_objects_three_objects": 125,
+    "web_of_lies": 125,
+    "word_sorting": 125,
+}
+"""Tasks of BIG-Bench Hard, and how many rows of each there are."""
+MBPP = {"mbpp_train": 374, "mbpp_validation": 90, "mbpp_test": 250}
+ROWS = {
+    "gsm8k_test": 660,
+    "math500": 250,
+    "svamp": 500,
+    "mmlu_stem": 755,
+    "humaneval": 82,
+    **MBPP,
+    **{f"bbh/{name}": count for name, count in BBH.items()},
+}
 COMPARED = ["gsm8k_test", "math500", "svamp", "mmlu_stem"]
 
 
@@ -119,12 +160,89 @@ def test_the_next_rows_answer_is_rejected(name: str) -> None:
     rejected([(a, rf"\boxed{{{b.answer}}}") for a, b in pairs])
 
 
+# --- BIG-Bench Hard
+
+WORDS = {"boolean_expressions", "causal_judgement", "dyck_languages", "formal_fallacies", "navigate",
+         "sports_understanding", "web_of_lies", "word_sorting"}  # fmt: skip
+NUMBERS = {"multistep_arithmetic_two", "object_counting"}
+TEXTS = {"movie_recommendation": "Monsters, Inc", "ruin_names": "dearth, wind, & fire"}
+"""Tasks with options, of which one row names none: a title with commas was taken apart into several."""
+
+
+def judges(name: str) -> dict[str, int]:
+    """How many rows of a task each verifier judges."""
+    if name in WORDS or name in NUMBERS:
+        return {"words" if name in WORDS else "math": BBH[name]}
+    return {"choice": BBH[name] - 1, "words": 1} if name in TEXTS else {"choice": BBH[name]}
+
+
+@pytest.mark.parametrize("name", BBH)
+def test_golds_of_big_bench_hard(name: str) -> None:
+    loaded = rows(f"bbh/{name}")
+    assert Counter(task.verifier for task in loaded) == judges(name)
+    written = [f"({task.answer})" if task.verifier == "choice" else task.answer for task in loaded]
+    styles = (
+        *(r"So $\boxed{%s}$.", "#### %s", "The answer is %s.", "**Answer:** $%s$", "%s"),
+        *("Answer: %s", "Let us see.\n\nSo the answer is **%s**.", "The final answer is: %s"),
+    )
+    accepted([(task, task.solution) for task in loaded])
+    accepted([(task, style % gold) for task, gold in zip(loaded, written, strict=True) for style in styles])
+
+
+def others(task: Task, golds: list[str]) -> list[str]:
+    """Wrong answers like the right one: another option, opposite, number or bracket, and the words in another order."""
+    words = task.answer.split()
+    changed = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)) if len(words) > 1]
+    changed += [" ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]]) for i in range(len(words) - 1)]
+    changed += [f"{task.answer} {words[-1]}"] if task.verifier == "words" and golds[0].lower() not in CLOSED else []
+    numbers = [*other_numbers(task.answer), *other_signs(task.answer)] if task.verifier == "math" else []
+    return [answer for answer in {*golds, *changed, *numbers} if answer != task.answer]
+
+
+CLOSED = ("yes", "no", "true", "false", "valid", "invalid")
+
+
+@pytest.mark.parametrize("name", BBH)
+def test_corrupted_golds_of_big_bench_hard(name: str) -> None:
+    loaded = rows(f"bbh/{name}")
+    golds = sorted({task.answer for task in loaded})[:12]
+    pairs = [
+        (task, style % wrong) for task in loaded for wrong in others(task, golds) for style in ("Answer: %s", "%s")
+    ]
+    pairs += [(task, rf"So $\boxed{{{wrong}}}$.") for task in loaded for wrong in others(task, golds)[:4]]
+    assert len(pairs) >= 2 * len(loaded)
+    rejected(pairs)
+
+
 # --- programs
 
 
 @pytest.mark.slow
 def test_canonical_programs_are_accepted() -> None:
     accepted([(task, task.solution) for task in rows("humaneval")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MBPP)
+def test_programs_of_mbpp_are_accepted(name: str) -> None:
+    accepted([(task, task.solution) for task in rows(name)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MBPP)
+def test_altered_programs_of_mbpp_are_rejected(name: str) -> None:
+    rejected([(task, altered(task.solution)) for task in rows(name)[:: 1 if name == "mbpp_validation" else 5]])
+
+
+def altered(program: str) -> str:
+    """Every result of every function wrapped in a tuple."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that are none
+        tree = ast.parse(program)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Return) and node.value is not None:
+            node.value = ast.Tuple([node.value, ast.Constant("wrong")], ast.Load())
+    return f"```python\n{ast.unparse(ast.fix_missing_locations(tree))}\n```"
 
 
 @pytest.mark.slow

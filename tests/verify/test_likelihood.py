@@ -61,7 +61,8 @@ def test_verdicts() -> None:
         (PROBLEM, "ABC"),
         ("A. Smith said\nWhich?\nA. x\nB. y", "AB"),
         ("Q\nA. x\nB. y\nD. z", "AB"),
-        ("Q\n" + "\n".join(f"{c}. x" for c in "ABCDEFGHIJ"), "ABCDEFGHIJ"),
+        ("Q\n" + "\n".join(f"{c}. x" for c in "ABCDEFGHIJKL"), "ABCDEFGHIJKL"),
+        ("Q\nOptions:\n(A) x\n(B) y\n(C) z", "ABC"),
     ],
 )
 def test_letters_are_those_of_the_list(problem: str, expected: str) -> None:

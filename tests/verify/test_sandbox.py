@@ -192,6 +192,9 @@ f(0) == 1 or f(0) == 3
 # modules are Python's
 def f(x): return 0.1 + 0.2
 math.isclose(f(0), 0.3)
+# types of plain data
+def f(x): return [v for v in (1, 2.5, "a") if isinstance(v, x)], type(x([])), type(None)
+f(list) == ([], list, type(None)) and f(str)[0] == ["a"]
 # half a surrogate pair
 def f(x): return x
 f("\\ud800é") == "\\ud800é"

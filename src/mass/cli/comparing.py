@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mass.cli import console
-from mass.cli.console import duration, progress_bar
+from mass.cli.console import LINE_EVERY_S as STAGE_EVERY_S
+from mass.cli.console import REFRESH_EVERY_S, duration, progress_bar
+from mass.cli.stages import watching
 from mass.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -36,17 +39,26 @@ class ComparisonMonitor:
         self._task = self._bar.add_task("starting", total=None, left="?")
         self._began = self._said = time.monotonic()
         self._first = 0
+        self._at = "starting"
+        self._hold = ExitStack()
 
     def __enter__(self) -> ComparisonMonitor:
         if self._screen.is_terminal:
-            self._bar.start()
+            self._hold.enter_context(self._bar)
+        every_s = REFRESH_EVERY_S if self._screen.is_terminal else STAGE_EVERY_S
+        self._hold.enter_context(watching(self._on_stage, every_s))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hold.__exit__(kind, error, trace)
+
+    def _on_stage(self, said: str) -> None:
         if self._screen.is_terminal:
-            self._bar.stop()
+            self._bar.update(self._task, description=f"{self._at}: {said}")
+        else:
+            self._screen.print(f"{self._at}: {said}", markup=False)
 
     def on_progress(self, method: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -57,6 +69,7 @@ class ComparisonMonitor:
         self._done[method] = done
         answers, of, new = sum(self._done.values()), self._methods * total, done - self._first
         left = duration((now - self._began) / new * (of - answers) if new else None)
+        self._at = f"{method} {done}/{total}"
         self._bar.update(self._task, description=method, completed=answers, total=of, left=left)
         if self._screen.is_terminal or not new or (done < total and now - self._said < LINE_EVERY_S):
             return

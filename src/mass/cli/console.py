@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 PIPE_WIDTH = 100
 """Columns where the output is no terminal and COLUMNS does not say."""
+
+LINE_EVERY_S, REFRESH_EVERY_S = 10.0, 0.5
+"""Seconds between two words on how far work is: lines of a file or pipe, and in place on a terminal."""
 
 
 def stdout() -> Console:
@@ -39,21 +44,37 @@ def notes(texts: Iterable[str]) -> None:
         note(text)
 
 
-def _width() -> int:
-    import os
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"note: {record.getMessage()}")
 
+
+def show_package_notes() -> None:
+    """From now on what the package says of a model while it loads it is a note. Of several processes the first says
+    it for all."""
+    package = logging.getLogger("mass")
+    if os.environ.get("RANK", "0") == "0" and not any(isinstance(one, _Notes) for one in package.handlers):
+        package.addHandler(_Notes())
+        package.setLevel(logging.INFO)
+
+
+def _width() -> int:
     columns = os.environ.get("COLUMNS", "")
     return int(columns) if columns.isdigit() and int(columns) > 0 else PIPE_WIDTH
 
 
 @contextmanager
 def working(what: str) -> Generator[None, None, None]:
-    """A spinner on standard error while something takes its time; nothing where that is no terminal."""
+    """Say on standard error how far something is that takes its time: a spinner, or now and then a line where that is
+    no terminal."""
+    from mass.cli.stages import watching
+
     console = stderr()
     if not console.is_terminal:
-        yield
+        with watching(lambda said: console.print(f"{what}: {said}", markup=False), LINE_EVERY_S):
+            yield
         return
-    with console.status(what):
+    with console.status(what) as status, watching(lambda said: status.update(f"{what}: {said}"), REFRESH_EVERY_S):
         yield
 
 

@@ -1,11 +1,14 @@
-"""mass demo: a shipped model -> a few problems solved before the user's eyes, and a comparison with its baselines."""
+"""mass demo: a model -> a few problems solved before the user's eyes, and a comparison with its baselines.
+
+A shipped model is asked the built-in problems that it was taught; any other a few plain word problems.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mass.cli import console, options
 from mass.cli.folders import dated_folder, new_folder
@@ -22,9 +25,14 @@ EXAMPLES = (
     "mass demo",
     "mass demo --size 70 --seed 1",
     "mass demo --model tiny",
+    "mass demo --model smollm2",
     "mass demo --model ./my-model --checkpoint runs/mine",
 )
 METHODS = ("base", "tt-ss", "mass", "mass-unadapted")
+UNTRAINED_METHODS = METHODS[:2]
+"""Of a model that nothing was meta-trained on."""
+WORD_PROBLEMS, MAX_TOKENS = Path(__file__).parents[1] / "tasks" / "word_problems.jsonl", 256
+"""Twelve problems, and the tokens of a practice problem and of an answer: a model that solves them needs less."""
 SHOWN, FIRST_SHOWN, SHOWN_STEP = 3, 4, 9
 """Problems solved before the comparison: in the order of the built-in sets a Geometry, a Precalculus and an Algebra
 problem, each a level above the one before."""
@@ -49,36 +57,57 @@ def run(arguments: Sequence[str]) -> int:
     from mass.model import load
 
     name = given.model or TINY_TERMS
-    source = SHIPPED_MODELS.get(name, SHIPPED_MODELS[TINY_TERMS])
+    source = SHIPPED_MODELS.get(name, WORD_PROBLEMS)
+    methods = METHODS if name in SHIPPED_MODELS or given.checkpoint else UNTRAINED_METHODS
     tasks = task_sets.load(source, split="test", size=given.size, seed=given.seed)
     new_folder("--out", folder)
     with console.working("loading the model"):
-        model = load(name, given.checkpoint, **options.loading(given))
+        model = load(name, given.checkpoint, **_short(name, given.checkpoint), **options.loading(given))
     out = console.stdout()
     shown = _shown(tasks)
-    out.print(
-        f"{len(shown)} held-out problems, answered by the base, and by the meta-trained model before and after the "
-        "practice that it writes itself.\n"
-    )
+    out.print(_introduction(len(shown), trained=len(methods) > len(UNTRAINED_METHODS)))
     for task in shown:
         with console.working("practising"):
             base, solution = _base_answer(model, task), model.solve(task, seed=given.seed)
         out.print(show.solution(task, solution))
         out.print(show.base_answer(base, verify.check(task, base)), end="\n\n")
     inner = dataclasses.replace(model.config.inner, learning_rate=RATE, steps=STEPS) if name == TINY_TERMS else None
-    out.print(f"Now {', '.join(METHODS)} on {len(tasks)} held-out problems.\n")
+    out.print(f"Now {', '.join(methods)} on {len(tasks)} problems.\n")
     comparison = compare(
         model,
         tasks,
-        METHODS,
-        config=EvalConfig(ttt=inner),
-        source={"source": source, "split": "test", "seed": given.seed},
+        methods,
+        config=EvalConfig(ttt=inner) if source != WORD_PROBLEMS else EvalConfig(answer=model.config.answer, stack=3),
+        source={"source": str(source), "split": None if source == WORD_PROBLEMS else "test", "seed": given.seed},
         folder=folder,
         seed=given.seed,
         checkpoints={"mass": given.checkpoint} if given.checkpoint else None,
     )
     print_comparison(comparison, folder)
     return 0
+
+
+def _introduction(count: int, *, trained: bool) -> str:
+    if trained:
+        return (
+            f"{count} held-out problems, answered by the base, and by the meta-trained model before and after the "
+            "practice that it writes itself.\n"
+        )
+    return (
+        f"{count} word problems, answered by the model before and after the practice that it writes itself. Nothing "
+        "was meta-trained on it, so its practice is as good as its own solutions are: it may help or hurt.\n"
+    )
+
+
+def _short(name: str, checkpoint: str | None) -> dict[str, Any]:
+    """Options of `mass.load` for a model without a checkpoint, which would bring its own lengths."""
+    from mass.config import AdaptConfig, SamplingConfig, SynthesisConfig
+    from mass.lm.source import SHIPPED_MODELS
+
+    if name in SHIPPED_MODELS or checkpoint:
+        return {}
+    written = SamplingConfig(MAX_TOKENS)
+    return {"config": AdaptConfig(SynthesisConfig(sampling=written), answer=SamplingConfig(MAX_TOKENS, 0.0))}
 
 
 def _base_answer(model: Mass, task: Task) -> str:
@@ -96,11 +125,15 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "demo",
         "[options]",
-        "Solve a few held-out problems with a model that ships with the package, then compare base, tt-ss and mass.",
+        "Solve a few problems before your eyes, then compare methods: with a model that ships with the package on "
+        "problems that it was taught, base, tt-ss and mass; with any other (smollm2 is a real one) on twelve word "
+        "problems, base and untrained practice.",
         EXAMPLES,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.", default="tiny-terms")
-    parser.add_argument("--size", type=int, default=210, help="Problems of the comparison.")
+    parser.add_argument(
+        "--size", type=int, default=210, help="Problems of the comparison, of twelve word problems at most."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Which problems, and every random draw.")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/demo-DATE by default.")
     return parser

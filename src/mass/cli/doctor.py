@@ -21,7 +21,7 @@ EXAMPLES = (
     "mass doctor Qwen/Qwen3-8B --dtype bfloat16 --attention sdpa --layers 3",
     "mass doctor tiny --json | jq .verdict",
 )
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 NOTHING_SAFE = 1
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "dim"}
 
@@ -52,7 +52,7 @@ def _parser() -> ArgumentParser:
         "in the precision it will run in.",
         EXAMPLES,
     )
-    parser.add_argument("model", nargs="?", type=str, help="tiny, a folder, or a hub name.")
+    parser.add_argument("model", nargs="?", type=str, help=f"{options.MODEL_HELP}.")
     parser.add_argument(
         "--layers",
         type=int | None,
@@ -60,7 +60,7 @@ def _parser() -> ArgumentParser:
         help="How many layers to load; by default as many as hold each kind of layer, at least 2.",
     )
     parser.add_argument("--attention", type=str, default="eager,sdpa", help="Implementations to examine.")
-    parser.add_argument("--dtype", type=str, default="float32", help=f"The model's precision in use: {_known()}.")
+    parser.add_argument("--dtype", type=str, default="auto", help=f"The model's precision in use: {_known()}.")
     parser.add_argument("--json", action="store_true", help="Print the report as one JSON object.")
     parser.add_argument("--seed", type=int, default=0, help="Of the adapter and the directions.")
     return parser

@@ -47,11 +47,14 @@ def run(arguments: Sequence[str]) -> int:
     from mass.cli.comparing import compare, print_comparison
     from mass.methods import check_methods
     from mass.model import load
+    from mass.problems import note_of_golds
 
     check_methods(methods)
     if given.tasks is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
     tasks, source = options.load_tasks(given)
+    if note := note_of_golds(tasks):
+        console.note(f"note: {note}")
     train_tasks = _train_tasks(given)
     checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = _folder(given)

@@ -25,9 +25,15 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0
+    from mass.cli import console
+    from mass.cli.stages import watching
     from mass.lm_eval import main
+    from mass.parallel import at_start
 
-    return main(arguments)
+    if not at_start().first:
+        return main(arguments)
+    with watching(lambda said: console.note(f"mass: {said}"), console.LINE_EVERY_S):
+        return main(arguments)
 
 
 def usage() -> str:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mass import encoding
 from mass.cli import allocator
 from mass.cli.failures import guarded
 from mass.errors import ConfigError, nearest
@@ -65,6 +66,7 @@ def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
     if arguments[0] == "--version":
         print(f"mass {_version()}")
         return 0
+    _check_text(arguments)
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is no verb of mass{nearest(verb, VERBS)}")
@@ -72,7 +74,21 @@ def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
         if may_restart and not {"-h", "--help"} & set(rest):
             allocator.restart_with_kept_memory()
         _quiet_libraries()
+        from mass.cli import console  # not for `--help`, which is to be quick
+
+        console.show_package_notes()
     return importlib.import_module(module_of(verb)).run(rest)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Python keeps bytes of an argument that are no text as lone surrogates, which fail later, in whatever writes or
+    tokenizes them. Raises ConfigError."""
+    for argument in arguments:
+        try:
+            encoding.decode(argument.encode("utf-8", "surrogateescape"))
+        except ValueError as error:
+            shown = argument.encode("utf-8", "replace").decode()[:60]
+            raise ConfigError(f"the argument {shown!r} {error}; give it as UTF-8") from error
 
 
 def module_of(verb: str) -> str:

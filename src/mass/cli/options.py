@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from mass import encoding
 from mass.config import EngineConfig, to_dict
 from mass.errors import ConfigError, nearest
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 TASKS_HELP = (
     "minimath; minimath-search; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
-    "humaneval, mbpp, mmlu or any owner/name of the hub; reasoning_gym:NAME."
+    "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
+MODEL_HELP = "tiny, tiny-terms, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
 
@@ -79,7 +81,7 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
         "--model",
         type=str | None,
         default=default,
-        help=f"tiny, tiny-terms, a folder, or a hub name{f'; {default} by default' if default else ''}.",
+        help=f"{MODEL_HELP}{f'; {default} by default' if default else ''}.",
     )
     parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -87,7 +89,8 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
         "--dtype",
         type=str | None,
         default=None,
-        help="Precision of the base: float32 (the default), bfloat16, float16 or float64.",
+        help="Precision of the base: float32, bfloat16, float16 or float64; auto, the default: its files' own where "
+        "the device is fast at that, else float32.",
     )
     parser.add_argument(
         "--decode-rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."
@@ -146,7 +149,8 @@ def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
         "--verifier",
         type=str | None,
         default=None,
-        help="Judges all answers: math, exact, choice, code, module:function, command:PROGRAM; as the fields suggest.",
+        help="Judges all answers: math, exact, words, choice, code, module:function, command:PROGRAM; as the fields "
+        "suggest.",
     )
     parser.add_argument(
         "--levels", type=list[int] | None, default=None, help="Only problems of these levels, as in [4,5]."
@@ -198,11 +202,12 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
 def _check_keys(path: Path, parser: ArgumentParser) -> None:
     """Raises ConfigError for a file that cannot be read, is no YAML mapping, or has a key that is no option."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"--config {str(path)!r} cannot be read ({reason}); expected a YAML file") from error
-    except yaml.YAMLError as error:
+        text = encoding.read(path)
+    except OSError as error:
+        raise ConfigError(f"--config {str(path)!r} cannot be read ({error.strerror}); expected a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+from mass import encoding
 from mass.checkpoint import adapt_config
 from mass.errors import DataError, RunError
 from mass.model import lora_of
@@ -27,12 +28,14 @@ def to_json(solution: Solution, *, indent: int | None = None) -> str:
 def read(path: Path) -> Adaptation:
     """The record in a file: an `adaptation` object, or the whole object that holds one. Raises DataError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = encoding.read(path)
     except OSError as error:
         raise DataError(
             f"--replay {str(path)!r} cannot be read ({error.strerror}); give a record of mass solve"
         ) from error
-    except ValueError as error:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON ({error}); expected one object of mass solve --json") from error
     if isinstance(data, dict) and "adaptation" in data:
         data = cast("dict[str, Any]", data)["adaptation"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mass import encoding
 from mass.cli import console, options
 from mass.errors import RunError
 from mass.runlog import COMPARISON, CONFIG, METRICS
@@ -125,6 +126,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return encoding.read(path)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); expected the file that mass wrote") from error

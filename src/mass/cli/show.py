@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mass.synthesis.reasons import rejected_shares
 from mass.types import Adaptation, Example, Solution, Task, Verdict
 
 MAX_PRACTICE_CHARS = 180
@@ -57,6 +58,7 @@ def _practice(record: Adaptation) -> RenderableType:
     heading = Text.assemble(
         ("Practice", "bold"),
         f"  {len(record.examples)} written, {len(valid)} used"
+        + (f" ({_why(record.examples)})" if rejected else "")
         + (f" for {steps} gradient step{'s' * (steps != 1)}" if steps is not None and valid else ""),
     )
     parts: list[RenderableType] = [heading]
@@ -65,6 +67,12 @@ def _practice(record: Adaptation) -> RenderableType:
     if rejected:
         parts.append(_padded(_rejected(rejected)))
     return Group(*parts)
+
+
+def _why(examples: Sequence[Example]) -> str:
+    """For example `2 unfinished, 1 copy`."""
+    shares = rejected_shares(examples)
+    return ", ".join(f"{round(share * len(examples))} {reason}" for reason, share in shares.items())
 
 
 def _steps(config: Mapping[str, Mapping[str, int]]) -> int | None:

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from mass import encoding
 from mass.cli import console, options
 from mass.cli.folders import new_folder
 from mass.config import AdaptConfig, to_dict
@@ -117,19 +118,24 @@ def _problems(given: Namespace) -> list[str | Task]:
 
 
 def _one_problem(text: str | None) -> str:
-    if text is None and sys.stdin.isatty():
+    stdin: TextIO | None = sys.stdin  # None where it is closed
+    if text is None and (stdin is None or stdin.isatty()):
         raise ConfigError("no problem is given; give it as an argument, as - on standard input, or --tasks FILE")
-    text = _standard_input() if text is None or text == "-" else text
+    text = _all_of(stdin) if text is None or text == "-" else text.removeprefix("\ufeff")
     if not text.strip():
         raise DataError("the problem is empty; give it as an argument, as - on standard input, or --tasks FILE")
     return text.strip()
 
 
-def _standard_input() -> str:
+def _all_of(stdin: TextIO | None) -> str:
+    """Its bytes are read, not its text, which the locale would have decoded in a way of its own."""
+    if stdin is None:
+        return ""
+    data = stdin.buffer.read() if hasattr(stdin, "buffer") else stdin.read().encode("utf-8", "surrogateescape")
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8 (byte {error.start}); send the problem as text") from error
+        return encoding.decode(data)
+    except ValueError as error:
+        raise DataError(f"standard input {error}; send the problem as UTF-8") from error
 
 
 def _check_folders(given: Namespace, problems: Sequence[Any]) -> None:

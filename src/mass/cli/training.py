@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mass.cli.console import Pace, duration
+from mass.cli.console import LINE_EVERY_S, REFRESH_EVERY_S, Pace, duration
+from mass.cli.stages import watching
+from mass.synthesis.reasons import REASONS
 
 SHOWN = (
     ("outer loss", "outer loss", "{:.4f}"),
@@ -25,6 +28,7 @@ SHOWN = (
 ABOVE_ZERO = (
     ("generator KL", "generator KL", "{:.4f}"),
     ("canary KL", "canary KL", "{:.4f}"),
+    *((reason, f"practice {reason}", "{:.0%}") for reason in REASONS),
     ("no verdict", "no verdict", "{:.1%}"),
     ("not finite", "not finite", "{:.1%}"),
     ("clipped", "problems clipped", "{:.1%}"),
@@ -51,19 +55,29 @@ class Monitor:
         self._steps, self._console, self._pace = steps, console, Pace(steps)
         self._evaluated: dict[str, float] = {}
         self._live: Live | None = None
+        self._shown: RenderableType = Text("loading the model and evaluating it before the first step", style="dim")
+        self._hold = ExitStack()
 
     def __enter__(self) -> Monitor:
+        every_s = LINE_EVERY_S
         if self._console.is_terminal:
-            waiting = Text("loading the model and evaluating it before the first step", style="dim")
-            self._live = Live(waiting, console=self._console, refresh_per_second=REFRESH_PER_SECOND)
-            self._live.__enter__()
+            self._live = Live(self._shown, console=self._console, refresh_per_second=REFRESH_PER_SECOND)
+            self._hold.enter_context(self._live)
+            every_s = REFRESH_EVERY_S
+        self._hold.enter_context(watching(self._on_stage, every_s))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hold.__exit__(kind, error, trace)
+
+    def _on_stage(self, said: str) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+            self._live.update(Group(self._shown, Text(said, style="dim")))
+            return
+        now = "before the first step" if self.step is None else f"after step {self.step}/{self._steps}"
+        self._console.print(f"{now}: {said}", markup=False)
 
     def on_step(self, metrics: Mapping[str, float]) -> None:
         self.step = int(metrics["step"])
@@ -79,7 +93,8 @@ class Monitor:
         if self._live is None:
             self._console.print(plain_line(metrics, self._steps, left_s), markup=False)
         else:
-            self._live.update(_panel(metrics, self._evaluated, self._steps, left_s))
+            self._shown = _panel(metrics, self._evaluated, self._steps, left_s)
+            self._live.update(self._shown)
 
 
 def plain_line(metrics: Mapping[str, float], steps: int, left_s: float | None) -> str:

@@ -21,12 +21,13 @@ from mass.config.pretraining import PretrainConfig as PretrainConfig  # one plac
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "tiny"
-    """'tiny' or 'tiny-terms' (ship with the package), a local folder, or a hub name of any causal language model of
-    transformers."""
+    """'tiny' or 'tiny-terms' (ship with the package), 'smollm2' (a real model of 135 M parameters), or any causal
+    language model of transformers: a local folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub."""
     device: str = "auto"
     """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Precision of the frozen base weights. The adapter is kept in float32 (float64 with a float64 base)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Precision of the frozen base weights. auto: as its files have them where the device is fast at that, else
+    float32. The adapter is kept in float32 (float64 with a float64 base)."""
     decode_rows: int = 128
     """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
     device_map: str | dict[str, int | str] | None = None
@@ -164,7 +165,8 @@ class InnerConfig:
     the kind of device, see mass.practice. Results are the same but for rounding; smaller needs less memory."""
     memory_gb: float | None = None
     """What the inner loop may hold beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
-    micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: no limit."""
+    micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: what
+    the device has free, which changes nothing where it is enough."""
     checkpoint: bool | None = None
     """Layer checkpointing in the inner loop; None: where memory_gb needs it. true is an error with a model whose layers
     cannot be checkpointed."""
@@ -227,7 +229,7 @@ class OuterConfig:
 class TasksConfig:
     source: str = "minimath"
     """'minimath'; 'minimath-search'; 'minimath-terms'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
-    'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu' or any owner/name of the hub (extra data);
+    'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu', 'bbh' or any owner/name of the hub (extra data);
     'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
     """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
@@ -240,8 +242,8 @@ class TasksConfig:
     fields: dict[str, str] = field(default_factory=dict[str, str])
     """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
     verifier: str | None = None
-    """Judges all tasks: math, exact, choice, code, ... or your own, 'module:function' or 'command:PROGRAM'; None: as
-    the fields suggest."""
+    """Judges all tasks: math, exact, words, choice, code, ... or one of your own, 'module:function' or
+    'command:PROGRAM'; None: as the fields suggest."""
     part: tuple[float, float] | None = None
     """Of a file or data set, the tasks whose share by the hash of their problem lies between two numbers: [0, 0.9] to
     train on and [0.9, 1] to validate with have none in common. None: all."""

@@ -22,12 +22,13 @@ from mass.doctor.derivatives import Around, meta_gradient, meta_gradients_at_onc
 from mass.doctor.loading import Base, load
 from mass.doctor.problem import Point, Problem, make_point, make_problem
 from mass.doctor.report import CHECKPOINTING, MICRO_BATCHES, Check, Report
+from mass.doctor.text import CutVocabulary, differing_texts
 from mass.doctor.weights import Weights
 from mass.doctor.wide import widen
 from mass.errors import ModelError
 from mass.inner.verification import gradient, relative_error
-from mass.lm import LM
 from mass.lm.attention import always_fused
+from mass.lm.logprobs import always_chunked
 from mass.prompts import PLAIN
 from mass.types import Params
 
@@ -46,17 +47,17 @@ def examine(
     *,
     layers: int | None = None,
     attentions: Sequence[str] = ("eager", "sdpa"),
-    dtype: str = "float32",
+    dtype: str = "auto",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Load the first layers of a model and measure on them, in float64, what the engine relies on; then in `dtype`.
 
     Args:
-        name: 'tiny', 'tiny-terms', a local folder, or a hub name.
+        name: as `mass.load` takes it.
         layers: how many; None: as many as hold each kind of layer, at least 2.
         attentions: implementations as transformers names them.
-        dtype: the precision the model will be run in.
+        dtype: the precision the model will be run in; auto: that which `mass.load` would choose here.
         seed: of adapter and directions.
         progress: is told what is being done.
 
@@ -66,9 +67,9 @@ def examine(
     progress(f"loading {name}")
     base = load(name, layers, dtype, seed)
     bench = Bench(base, seed, progress)
-    checks, known = [_tokenizer(base.tokenizer)], list[Found]()
+    checks, known = [_tokenizer(base.tokenizer), _same_text(bench, attentions)], list[Found]()
     for attention in attentions:
-        with always_fused():
+        with always_fused(), always_chunked():
             rows, found = examine_attention(bench, attention, known)
         checks += rows
         if found is not None:
@@ -100,7 +101,7 @@ class Bench:
         if dtype == torch.float64 and self.has_grouped_experts:
             model.set_experts_implementation("eager")
         sites = LoraSites(model, LoraConfig(rank=4, alpha=8.0))
-        lm = LM(model, self.base.tokenizer, self.base.loaded.model, PLAIN, sites)
+        lm = CutVocabulary(model, self.base.tokenizer, self.base.loaded.model, PLAIN, sites)
         if dtype == torch.float64:
             widen(model)
         return make_problem(lm, self.base.rows)
@@ -130,6 +131,23 @@ def _tokenizer(tokenizer: Any) -> Check:
     way_out = f"tokenizer.{missing[0]} = ...; tokenizer.save_pretrained(folder)" if missing else ""
     note = f"has no {' and no '.join(missing)}" if missing else "has padding and end tokens"
     return Check("tokenizer", "fail" if missing else "pass", note=note, way_out=way_out)
+
+
+def _same_text(bench: Bench, attentions: Sequence[str]) -> Check:
+    """With the first attention that the model takes; which one plays no part in what the cache holds."""
+    name, note = "same text as generate", "share of three unequal prompts in one batch"
+    way_out = "use a decoder whose layers are attention; its answers would be wrong text"
+    bench.progress(name)
+    last: Check | None = None
+    for attention in attentions:
+        try:
+            share = differing_texts(bench.problem(attention, torch.float64).lm, bench.seed)
+        except Exception as error:  # as above
+            last = Check(name, "fail", note=_one_line(error), way_out=way_out)
+            continue
+        good = share == 0
+        return Check(name, "pass" if good else "fail", "", share, 0.0, note, "" if good else way_out)
+    return last or Check(name, "skipped", note="no attention to decode with")
 
 
 def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> tuple[list[Check], Found | None]:
@@ -283,7 +301,10 @@ def _precision(rows: _Rows, bench: Bench, wide: Problem, at: Point, exact: Point
         return check
     allowed = bench.explained
     if allowed is None:
-        allowed = rows.attempt(name, lambda: precision.explained(wide, at, exact, bench.dtype))
+        eager = wide if rows.attention == "eager" else None
+        allowed = rows.attempt(
+            name, lambda: precision.explained(eager or bench.problem("eager", torch.float64), at, exact, bench.dtype)
+        )
     if isinstance(allowed, Check):
         return replace(allowed, way_out="give --dtype float64 to leave this out")
     bench.explained = allowed

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import find_sites
 from mass.doctor.report import Loaded, Reach
 from mass.errors import ConfigError, MassError, ModelError
+from mass.lm.dtype import choose, device_asked, own_dtype
+from mass.lm.load import require_finite
 from mass.lm.source import find_source
 
 VOCABULARY = 2048
@@ -42,7 +44,8 @@ class Base:
 def load(name: str, layers: int | None, dtype: str, seed: int) -> Base:
     """Raises ModelError or ConfigError for what cannot be examined."""
     source = find_source(name)
-    config = source.make("configuration", AutoConfig)
+    config = source.configuration()
+    dtype = str(choose(dtype, own_dtype(config, source.place), device_asked("auto"))[0]).removeprefix("torch.")
     _require_plain_weights(config, name)
     kinds = layer_kinds(config)
     total, vocabulary = len(kinds), int(config.get_text_config().vocab_size)
@@ -52,6 +55,7 @@ def load(name: str, layers: int | None, dtype: str, seed: int) -> Base:
     tokenizer = source.make("tokenizer", AutoTokenizer)
     model = source.make("model", AutoModelForCausalLM, config=config, dtype=getattr(torch, dtype))
     model.eval().requires_grad_(False)
+    require_finite(model, name)
     texts = [_tokens(tokenizer, *text) for text in TEXTS]
     kept = _kept_tokens([ids for ids, _ in texts], vocabulary, seed)
     _cut_vocabulary(model, kept)

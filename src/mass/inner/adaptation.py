@@ -46,6 +46,7 @@ def adapt(
     stacked: bool = False,
     memory_gb: float | None = None,
     checkpoint: bool | None = None,
+    spare_gb: float | None = None,
 ) -> Params:
     """Parameters after `steps` steps of `optimizer` on Σ_i w_i ℓ_i, as one autograd node; 0 steps are the identity.
 
@@ -77,11 +78,13 @@ def adapt(
             (all of them: nothing is computed twice). The last example is measured for it: let it be the largest.
         checkpoint: layer checkpointing in layers that `mass.layerwise` wrapped; None: where `memory_gb` needs it. True
             with losses that run no such layer is an error.
+        spare_gb: without `memory_gb`, what the device can spare (`mass.free_memory`): nothing changes where that is
+            enough for the passes as they are; else smaller micro-batches and layer checkpointing are chosen for it.
 
     Raises ConfigError or ShapeError on what cannot be used; SecondDerivativeError (from the second backward) when the
     meta-gradient itself is differentiated.
     """
-    check(params, weights, steps, micro_batch, stacked=stacked, memory_gb=memory_gb)
+    check(params, weights, steps, micro_batch, stacked=stacked, memory_gb=memory_gb, spare_gb=spare_gb)
     how, graph = Mode.parse(mode), torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(graph):
         params = {name: ordinary(p) for name, p in params.items()}
@@ -91,7 +94,7 @@ def adapt(
         graph = graph and any(t.requires_grad for t in tensors)
         autocast = autocast_state(next(iter(params.values())).device.type)
         objective = Objective(losses, autocast, wants_layers=bool(checkpoint))
-        request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph)
+        request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph, spare_gb)
         update = Update(optimizer, stacked)
         schedule = memory.choose(objective, params, weights_Km.detach(), update, how, request)
         passes = TracedPasses(objective, losses) if isinstance(losses, TracedLosses) else Passes(objective)

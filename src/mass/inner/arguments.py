@@ -100,6 +100,7 @@ def check(
     *,
     stacked: bool,
     memory_gb: float | None,
+    spare_gb: float | None,
 ) -> None:
     """Raises ConfigError or ShapeError on what cannot be used."""
     if not params:
@@ -119,6 +120,8 @@ def check(
         raise ConfigError(f"micro_batch = {micro_batch}, expected at least 1; None passes all examples at once")
     if memory_gb is not None and not 0 < memory_gb < float("inf"):
         raise ConfigError(f"memory_gb = {memory_gb}, expected a finite number above 0; None sets no limit")
+    if spare_gb is not None and not spare_gb >= 0:
+        raise ConfigError(f"spare_gb = {spare_gb}, expected a number of at least 0; None sets no limit")
 
 
 def _check_weights(params: Params, weights: Tensor) -> None:

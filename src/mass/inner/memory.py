@@ -35,6 +35,8 @@ PASS_OVERHEAD = 0.3
 """A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
 KEPT_LEAST = 0.1
 """Share of all graphs below which none is kept: they would be alive beside the outer loss's graph for little."""
+LEAST_GB = 1e-9
+"""Where nothing can be spared: a budget is never 0, which would be none."""
 ROUNDING = 1e-9
 """Of a number of examples that fits exactly."""
 KEPT_SAVES = 1 / 3
@@ -51,6 +53,13 @@ class Request:
     may_checkpoint: bool
     """Whether layer checkpointing may be switched on where the budget needs it."""
     differentiable: bool
+    spare_gb: float | None = None
+    """Without `memory_gb`: what may be held, which changes nothing where it is enough."""
+
+    @property
+    def limited(self) -> Request:
+        """The same within what may be held, a micro-batch no more than a wish."""
+        return replace(self, memory_gb=max(self.spare_gb or 0.0, LEAST_GB), micro_batch=None)
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,21 @@ def choose(
 ) -> Schedule:
     """Raises ConfigError when the budget does not hold a single example."""
     graphs = _graphs(mode, len(weights_Km))
-    room = _room(params, update, mode, request, graphs)
+    sparing = request.memory_gb is None and request.spare_gb is not None and request.spare_gb < math.inf
+    limited = request.limited if sparing else request
+    room = _room(params, update, mode, limited, graphs)
     probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1) if len(weights_Km) else None
-    return _chosen(probe, room, weights_Km, mode, request)
+    if sparing and probe is not None:
+        unlimited = _chosen(None, room, weights_Km, mode, request)
+        if _holds(probe, room, unlimited, weights_Km.shape[1], second_order=_second_order(mode, request)):
+            return unlimited
+    return _chosen(probe, room, weights_Km, mode, limited)
+
+
+def _holds(probe: Probe, room: Room, schedule: Schedule, count: int, *, second_order: bool) -> bool:
+    """Whether there is room for a schedule that keeps no graph."""
+    cost = (probe.second_order if second_order else probe.first_order)(schedule.checkpoint)
+    return cost.peak(_largest(schedule.chunks, count)) <= room.passes and room.updates >= 0
 
 
 class Expected(NamedTuple):
@@ -139,7 +160,8 @@ def _chosen(probe: Probe | None, room: Room, weights_Km: Tensor, mode: Mode, req
         size, checkpoint = budget.fit(probe.second_order)
         sizes = [request.micro_batch] if request.micro_batch else range(1, size + 1)
         cost = probe.second_order(checkpoint)
-        size, kept = _cheapest(sizes, count, 0 if checkpoint else graphs, room, cost)
+        keepable = 0 if checkpoint or request.spare_gb is not None else graphs  # what is spared is for others too
+        size, kept = _cheapest(sizes, count, keepable, room, cost)
         chunks = _chunks(count, request.micro_batch or size, device)
         if kept == graphs * len(chunks):
             return Schedule(chunks, chunks, checkpoint, checkpoint, kept)
@@ -226,6 +248,11 @@ class _Budget:
         given = self.request.memory_gb or 0.0
         needed = math.ceil(1e5 * (given + missing / GIGABYTE)) / 1e5
         rows = "one example" if least == 1 else f"micro_batch = {least}"
+        if self.request.spare_gb is not None:
+            return ConfigError(
+                f"{given:.3g} GB of memory can be spared for the inner loop, but {rows} and the tape need {needed:g}; "
+                "free some, shorten the examples, or use a smaller model or fewer problems side by side"
+            )
         return ConfigError(
             f"memory_gb = {given:g}, but {rows} and the tape need {needed:g}; "
             f"give at least that, or {'shorten the examples' if least == 1 else 'a smaller micro_batch'}"

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import MassError, ModelError
+from mass.lm.dtype import choose, device_asked, own_dtype
 from mass.lm.load import prompts_of
 from mass.lm.model import LM
 from mass.lm.source import find_source
@@ -39,6 +40,7 @@ PUBLISHED: dict[str, Published] = {
         "llama",
         "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/config.json; arXiv 2407.21783, table 3",
         {
+            "dtype": "bfloat16",
             "vocab_size": 128256,
             "hidden_size": 4096,
             "intermediate_size": 14336,
@@ -64,6 +66,7 @@ PUBLISHED: dict[str, Published] = {
         "qwen3",
         "https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json; arXiv 2505.09388, table 1",
         {
+            "dtype": "bfloat16",
             "vocab_size": 151936,
             "hidden_size": 4096,
             "intermediate_size": 12288,
@@ -75,6 +78,24 @@ PUBLISHED: dict[str, Published] = {
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
             "tie_word_embeddings": False,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+        },
+    ),
+    "Qwen/Qwen2.5-0.5B-Instruct": Published(
+        "qwen2",
+        "https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct/blob/main/config.json; arXiv 2412.15115, table 1",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "tie_word_embeddings": True,
             "bos_token_id": 151643,
             "eos_token_id": 151645,
         },
@@ -102,11 +123,20 @@ class Architecture:
         rows = {"decode_rows": model.decode_rows} if model else {}
         return LM(made, self.tokenizer, self.name, prompts[MATH], LoraSites(made, lora), **rows).with_prompts(prompts)
 
-    def build(self, model: ModelConfig, lora: LoraConfig) -> LM:
-        """The model on the meta device."""
+    def dtype(self, model: ModelConfig, *, elsewhere: bool = False) -> torch.dtype:
+        """Precision of the base weights. `elsewhere`: on a device that is not here, and fast at the files' own."""
+        own = own_dtype(self.config, self.source)
+        if elsewhere or (model.device.startswith("cuda") and not torch.cuda.is_available()):
+            return choose(model.dtype, own, torch.device("cuda"))[0]
+        return choose(model.dtype, own, device_asked(model.device))[0]
+
+    def build(self, model: ModelConfig, lora: LoraConfig, *, elsewhere: bool = False) -> LM:
+        """The model on the meta device; `elsewhere` as for `dtype`."""
         with torch.device("meta"):
             made: Any = AutoModelForCausalLM.from_config(
-                self.config, dtype=getattr(torch, model.dtype), attn_implementation="sdpa"
+                copy.deepcopy(self.config),  # which `from_config` would note the precision in
+                dtype=self.dtype(model, elsewhere=elsewhere),
+                attn_implementation="sdpa",
             )
         made.eval().requires_grad_(False)
         return self._asked(made, lora, model)
@@ -162,7 +192,7 @@ def find_architecture(name: str, revision: str | None = None, *, trust_remote_co
         tokenizer, own = source.make("tokenizer", AutoTokenizer), True
     except ModelError:
         tokenizer, own = byte_tokenizer(), False
-    return Architecture(name, source.make("configuration", AutoConfig), source.place, tokenizer, own)
+    return Architecture(name, source.configuration(), source.place, tokenizer, own)
 
 
 def byte_tokenizer() -> Any:

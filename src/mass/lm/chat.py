@@ -48,7 +48,7 @@ class Asking:
             self.answer_prefix = prompts.answer_prefix or gap
         self.end_id = self._end_id(end, end_ids)
         """Ends an answer, and a practice example."""
-        self._tails = (tail, tail if prompts.chat else prompts.synthesis.rpartition("{problem}")[2])
+        self._tails = (tail, tail + prompts.opens if prompts.chat else prompts.synthesis.rpartition("{problem}")[2])
 
     # --- prompts
 
@@ -66,6 +66,10 @@ class Asking:
         options: dict[str, Any] = {"sanitize_control_tokens": True} if _can_sanitise(self._tokenizer) else {}
         encoded = self._apply(self._messages(turns), add_generation_prompt=True, tokenize=True, **options)
         return [*encoded["input_ids"], *self._closing]
+
+    def opening(self) -> list[int]:
+        """The tokens of `Prompts.opens`, which follow a synthesis prompt."""
+        return self._following(self._tails[0], self._prompts.opens) if self._prompts.opens else []
 
     # --- answers
 

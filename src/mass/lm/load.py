@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
-from mass.errors import ConfigError, ModelError
+from mass.errors import ConfigError, DataError, ModelError
+from mass.lm.cache import require_decodable
+from mass.lm.dtype import choose, device_asked, own_dtype
 from mass.lm.model import LM
 from mass.lm.placement import stay_in_place, weights_options
 from mass.lm.served import sample_at_server
 from mass.lm.source import Source, find_source
 from mass.prompts import MATH, PromptSet, with_thinking
 from mass.prompts.file import Sections, complete, read
+
+log = logging.getLogger(__name__)
 
 
 def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = None) -> LM:
@@ -33,17 +39,20 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
     sections = {} if config.prompts is None else read(config.prompts)
     source = find_source(config.name, config.revision, trust_remote_code=config.trust_remote_code)
     tokenizer = source.make("tokenizer", AutoTokenizer)
-    model = _model(source, config, options)
+    model = _model(source, config, device, options)
     _require_tokens(tokenizer, model, config.name)
     if "device_map" in options:
         stay_in_place(model, config.name)
     else:
         model.to(device)
     model.eval().requires_grad_(False)
+    require_finite(model, config.name)
+    require_decodable(model, config.name, model.get_input_embeddings().weight.device)
     asked = with_thinking(prompts or prompts_of(tokenizer, sections), config.thinking)
     lm = LM(model, tokenizer, config.name, asked[MATH], LoraSites(model, lora), config.decode_rows)
     lm.quantization, lm.thinking = config.quantization, config.thinking
     lm = lm.with_prompts(asked)
+    _require_embedded(lm)
     if config.engine.url is not None:
         sample_at_server(lm, config.engine)
     return lm
@@ -59,16 +68,19 @@ def prompts_of(tokenizer: Any, sections: Sections) -> PromptSet:
     return complete(sections, chat=bool(getattr(tokenizer, "chat_template", None)))
 
 
-def _model(source: Source, config: ModelConfig, options: dict[str, Any]) -> Any:
+def _model(source: Source, config: ModelConfig, device: torch.device, options: dict[str, Any]) -> Any:
     """Raises ModelError for files that lack weights: transformers would go on with random ones."""
-    described = source.make("configuration", AutoConfig)
+    described = source.configuration()
+    dtype, why = choose(config.dtype, own_dtype(described, source.place), device)
+    if why:
+        log.info("%s: %s", config.name, why)
     if getattr(described.get_text_config(), "attn_logit_softcapping", None):
         options = {**options, "attn_implementation": "eager"}  # the fused kernels cannot cap; see mass.lm.attention
     model, found = source.make(
         "model",
         AutoModelForCausalLM,
         config=described,
-        dtype=getattr(torch, config.dtype),
+        dtype=dtype,
         output_loading_info=True,
         **options,
     )
@@ -96,11 +108,35 @@ def _require_tokens(tokenizer: Any, model: Any, name: str) -> None:
         )
 
 
+def require_finite(model: Any, name: str) -> None:
+    """Raises ModelError for weights that are not numbers, which a damaged file or a training that diverged leaves."""
+    for part, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel() and weight.itemsize > 1:
+            low, high = weight.detach().aminmax()
+            if not bool((high - low).isfinite()):
+                raise ModelError(
+                    f"weight {part!r} of {name!r} has NaN or infinite values; expected finite ones; copy or download "
+                    "the model anew, or take one from before it diverged"
+                )
+
+
+def _require_embedded(lm: LM) -> None:
+    """What the template writes has a row in the embedding, which special tokens that were added later may lack."""
+    with suppress(DataError):  # a context too short for this; each problem is held against it anyway
+        written = [*lm.solve_prompt("2 + 3"), *lm.target_ids("5")]
+        rows = int(lm.model.get_input_embeddings().weight.shape[0])
+        if (highest := max(written)) >= rows:
+            token = lm.tokenizer.convert_ids_to_tokens(highest)
+            raise ModelError(
+                f"the chat template of {lm.name!r} is of another model: it writes token {highest} ({token!r}), the "
+                f"model has {rows}; copy the model's own tokenizer into its folder, or resize its embedding "
+                "(`resize_token_embeddings`) and train it"
+            )
+
+
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = device_asked(name)
     except RuntimeError as error:
         raise ConfigError(f"model.device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -6,6 +6,7 @@ Legend: N rows, L tokens of a row, V vocabulary, d width of the hidden states.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,14 +20,20 @@ from mass.adapter import LoraSites
 from mass.config import EngineConfig, LoraConfig, SamplingConfig
 from mass.engines.protocol import Engine
 from mass.errors import DataError, ModelError
+from mass.lm import logprobs
 from mass.lm.attention import use_exact_attention
 from mass.lm.chat import Asking
 from mass.lm.elementwise import use_closed_forms
+from mass.lm.head import Head, HeadReader
+from mass.lm.head_input import use_contiguous_head
 from mass.lm.layers import checkpoint_layers
+from mass.lm.logprobs import Predictions
 from mass.lm.sampling import StopStrings, sample_rows
 from mass.prompts import KINDS, MATH, Prompts, PromptSet
 from mass.types import Batch, Params, Sample
 
+WRITING = "writing"
+"""The view of a model that writes practice, beside those of the kinds of problems."""
 Row = tuple[list[int], list[int]]
 """A sequence in two parts: context tokens, and the tokens whose log-probability counts."""
 
@@ -44,9 +51,11 @@ class LM:
     ) -> None:
         use_exact_attention(model)
         use_closed_forms(model)
+        use_contiguous_head(model)
         with suppress(ModelError):  # of a kind that cannot be checkpointed: who asks for it gets an error of mass.inner
             checkpoint_layers(model, adapters)
         self.model = model
+        self.reader = HeadReader(model)
         self.tokenizer = tokenizer
         self.name = name
         self.adapters = adapters
@@ -96,6 +105,15 @@ class LM:
             self._views[kind] = self.with_prompts(self.prompt_set, kind)
         return self._views[kind]
 
+    def writing(self) -> LM:
+        """The same model, whose samples also end where `Prompts.synthesis_stop` says that a practice example does."""
+        if not self.prompts.synthesis_stop:
+            return self
+        if WRITING not in self._views:
+            prompts = dataclasses.replace(self.prompts, stop=(*self.prompts.stop, *self.prompts.synthesis_stop))
+            self._views[WRITING] = self.with_prompts({**self.prompt_set, self.kind: prompts})
+        return self._views[WRITING]
+
     def with_lora(self, config: LoraConfig) -> LM:
         """The same base, nothing of it copied, for adapters of another shape."""
         if config == self.adapters.config:
@@ -121,6 +139,11 @@ class LM:
     @property
     def width(self) -> int:
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a token."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -152,7 +175,18 @@ class LM:
         return self._prompt(self.prompts.render_solve(problem), problem)
 
     def synthesis_prompt(self, problem: str) -> list[int]:
-        return self._prompt(self.prompts.render_synthesis(problem), problem)
+        """The tokens that ask for practice for `problem`, up to where the model goes on.
+
+        What `Prompts.shown_target` shows is left out where it would leave less than half of the context.
+        """
+        text = self.prompts.render_synthesis(problem)
+        if not self.prompts.chat:
+            return self._prompt(text, problem)
+        opening = self._asking.opening()
+        shown = self._asking.chat([*self.prompts.shown_turns(), ("user", text)])
+        if 2 * len(shown) <= self.context:
+            return [*shown, *opening]
+        return [*self._prompt(text, problem), *opening]
 
     def shots_prompt(self, shots: Sequence[tuple[str, str]], problem: str) -> list[int]:
         """The solver prompt of a problem with solved ones, (problem, solution), before it; of any length."""
@@ -183,7 +217,7 @@ class LM:
 
     def written_ids(self, problem: str, solution: str) -> list[int]:
         """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
-        return [*self._asking.written(self.prompts.render_example(problem, solution)), self._asking.end_id]
+        return [*self._asking.written(self.prompts.render_written(problem, solution)), self._asking.end_id]
 
     def attempt_row(self, problem: str, solution: str) -> Row:
         """A solution as the scorer reads it: a copy of the problem, written after its synthesis prompt."""
@@ -219,29 +253,54 @@ class LM:
         """Log-probabilities (nats, float32 or wider) of the tokens that count, and their mask [N, K] bool.
 
         K covers the positions from the first token that counts in any row; where the mask is False the value is 0.
-        Differentiable twice with respect to the adapter. Only the logits of tokens that count are widened and kept.
+        Differentiable twice with respect to the adapter. Logits are made of tokens that count alone, and of a model
+        whose output head is known (`mass.lm.head`) only of few at a time: none are kept.
         """
+        if logprobs.is_recorded():
+            return self._all_logprobs(batch, adapter, rows)
         first = _first_counted(batch)
         mask = batch.target_mask[:, first:]
-        logits = self._counted_logits(batch, adapter, rows)
-        logprobs = _logprobs(logits, batch.input_ids[:, first:][mask].to(logits.device)).to(self.device)
-        return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs), mask
+        predictions = self.predictions(batch, adapter, rows)
+        found = predictions.logprobs(batch.input_ids[:, first:][mask]).to(self.device)
+        return found.new_zeros(mask.shape).masked_scatter(mask, found), mask
 
-    def log_distributions(
-        self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None
-    ) -> Float[Tensor, "n V"]:
-        """Log-probabilities (nats, float32 or wider) of all tokens of the vocabulary, at each of the n places of the
-        batch that count, row by row. Differentiable twice with respect to the adapter."""
-        return _wide(self._counted_logits(batch, adapter, rows)).log_softmax(-1).to(self.device)
+    def _all_logprobs(
+        self, batch: Batch, adapter: Params | None, rows: Tensor | None
+    ) -> tuple[Float[Tensor, "N K"], Tensor]:
+        """Of every token but the first, those that do not count masked: what depends on shapes alone."""
+        targets, mask = batch.input_ids[:, 1:], batch.target_mask[:, 1:]
+        last, count = targets.shape[1], targets.numel()
+        values, head = self.last_values(batch.input_ids, batch.attention_mask, last, count, adapter, rows)
+        found = Predictions(values[:, :-1].flatten(0, 1), head).logprobs(targets.flatten())
+        return torch.where(mask, found.view(mask.shape), 0.0), mask
 
-    def _counted_logits(self, batch: Batch, adapter: Params | None, rows: Tensor | None) -> Float[Tensor, "n V"]:
-        first, length = _first_counted(batch), batch.input_ids.shape[1]
-        kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    def predictions(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Predictions:
+        """What is predicted at each of the n places of the batch that count, row by row. Differentiable twice with
+        respect to the adapter."""
+        mask = batch.target_mask[:, _first_counted(batch) :]
+        count = int(mask.sum())
+        values, head = self.last_values(batch.input_ids, batch.attention_mask, mask.shape[1], count, adapter, rows)
+        return Predictions(values[:, :-1][mask.to(values.device)], head)
+
+    def last_values(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        last: int,
+        count: int,
+        adapter: Params | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "N last+1 _"], Head | None]:
+        """What predicts the `last` tokens of each row, and one place more: states [.., d] and the head that makes
+        logits of them, or logits [.., V] and None where they are few (for the `count` tokens that count) or the head
+        is not known."""
+        kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.keeps_logits:
-            kwargs["logits_to_keep"] = length - first + 1
+            kwargs["logits_to_keep"] = last + 1
+        head = None if logprobs.keeps_whole(count, self.vocabulary) else self.reader.head()
         with self.adapters.use(adapter, rows):
-            logits = self.model(**kwargs, use_cache=False).logits
-        return logits[:, -(length - first + 1) : -1][batch.target_mask[:, first:].to(logits.device)]
+            values = self.model(**kwargs, use_cache=False).logits if head is None else self.reader.states(**kwargs)
+        return values[:, -(last + 1) :], head
 
     def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
         """`l_i`: mean negative log-likelihood (nats per token) of the tokens that count, per row."""
@@ -283,17 +342,6 @@ class LM:
 def _first_weight(model: Any) -> Tensor:
     """Where tokens come in; never packed, as quantised layers are, and never that of a part that sees."""
     return model.get_input_embeddings().weight
-
-
-def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """[n, V] logits, [n] tokens -> [n] log-probabilities in float32 or wider."""
-    wide = _wide(logits)
-    wide = wide - wide.detach().amax(-1, keepdim=True)  # so that the logarithm below loses no digits
-    return wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(-1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _first_counted(batch: Batch) -> int:

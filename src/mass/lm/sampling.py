@@ -1,22 +1,32 @@
 """Prompts -> sampled continuations: one batch, a KV cache, left padding, each row with its own seed and its own stop.
 
-A row that has ended leaves the batch, so late steps are as narrow as what still runs. With a stack of adapters all
-blocks of rows keep the same height, which lets one batched matrix product serve every adapter.
+A prompt that several rows share is read once (`mass.lm.prefill`). A row that has ended leaves the batch, so late steps
+are as narrow as what still runs. With a stack of adapters all blocks of rows keep the same height, which lets one
+batched matrix product serve every adapter. How many rows run side by side is bounded by what the device has free
+(`mass.lm.parts`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mass.adapter import LoraSites
+from mass.adapter import LoraSites, laid_out, pick
 from mass.config import SamplingConfig
 from mass.errors import DataError, ShapeError
+from mass.free_memory import spare_bytes
+from mass.lm.cache import new_cache
+from mass.lm.drawing import draw, logprobs_of
+from mass.lm.growing import with_room
+from mass.lm.parts import parts, row_bytes
+from mass.lm.prefill import prefill, select_rows
+from mass.progress import Decoding, tell_decoding
 from mass.types import Params, Sample
 
 
@@ -68,6 +78,19 @@ class StopStrings:
         return text[: min(found)] if found else None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Rows to be decoded side by side, under one adapter or in equal consecutive blocks for a stack of them."""
+
+    prompts: Sequence[Sequence[int]]
+    config: SamplingConfig
+    seeds: Sequence[int]
+    adapter: Params | None
+    blocks: int
+    stop: StopStrings
+    with_logprobs: bool
+
+
 @dataclass
 class _Rows:
     """The rows still in the batch. `index` [n] names them among all N."""
@@ -77,6 +100,27 @@ class _Rows:
     mask: Tensor
     adapter: Params | None
     blocks: int
+
+
+@dataclass
+class _Pace:
+    """How far all parts of one call are together."""
+
+    waiting: int
+    """Rows that no part has begun."""
+    tokens: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    part_began: float = 0.0
+
+    def begin(self, rows: int) -> None:
+        self.waiting, self.part_began = self.waiting - rows, time.perf_counter()
+
+    def tell(self, rows: int, live: int, step: int, steps: int) -> None:
+        """Of `rows` rows `live` go on after step `step`. A step takes about as long however few go on."""
+        now = time.perf_counter()
+        each = (now - self.part_began) / step
+        left_s = each * (steps - step if live else 0) + each * steps * self.waiting / rows
+        tell_decoding(Decoding(self.tokens, live + self.waiting, now - self.began, left_s))
 
 
 def sample_rows(
@@ -89,10 +133,39 @@ def sample_rows(
     *,
     with_logprobs: bool = False,
 ) -> list[Sample]:
+    """One continuation of each prompt. Row i is a function of its prompt, seed and adapter, whatever runs beside it.
+
+    A stack of adapters needs as many equal consecutive blocks of prompts.
+
+    Raises:
+        ShapeError: seeds or a stack that do not fit the prompts.
+        DataError: a prompt that fills the model's context.
+    """
+    blocks = _blocks(adapter)
+    _check(lm, prompts, seeds, blocks)
+    adapter = None if adapter is None else laid_out(adapter, lm.model.get_input_embeddings().weight.dtype)
+    height = max(1, len(prompts) // max(1, blocks))
+    samples: list[Sample | None] = [None] * len(prompts)
+    pace = _Pace(len(prompts))
+    for rows, own in _side_by_side(lm, prompts, config, adapter, height):
+        pace.begin(len(rows))
+        asked = _Asked(
+            [prompts[i] for i in rows], config, [seeds[i] for i in rows], own, _blocks(own), stop, with_logprobs
+        )
+        for i, sample in zip(rows, _decode(lm, asked, pace), strict=True):
+            samples[i] = sample
+    return [sample for sample in samples if sample is not None]
+
+
+def _blocks(adapter: Params | None) -> int:
+    """Adapters of a stack; 1 for one, or none."""
+    first = None if adapter is None else next(iter(adapter.values()))
+    return first.shape[0] if first is not None and first.dim() == 3 else 1
+
+
+def _check(lm: Decodes, prompts: Sequence[Sequence[int]], seeds: Sequence[int], blocks: int) -> None:
     if len(seeds) != len(prompts):
         raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
-    stacked = adapter is not None and next(iter(adapter.values())).dim() == 3
-    blocks = next(iter(adapter.values())).shape[0] if stacked and adapter else 1
     if prompts and (longest := max(map(len, prompts))) >= lm.context:
         raise DataError(
             f"a prompt of {longest} tokens; {lm.name!r} reads at most {lm.context - 1}; shorten it or use a model with "
@@ -100,70 +173,81 @@ def sample_rows(
         )
     if len(prompts) % blocks:
         raise ShapeError(f"{len(prompts)} prompts for a stack of {blocks} adapters; expected a multiple")
-    height = len(prompts) // blocks
-    per_pass = max(1, lm.decode_rows // height) if stacked else 1
-    samples: list[Sample] = []
-    step = per_pass * height if stacked else lm.decode_rows
-    for start in range(0, len(prompts), step):
-        end = min(start + step, len(prompts))
-        part = adapter
-        if stacked and adapter:
-            part = {name: t[start // height : end // height] for name, t in adapter.items()}
-        blocks = (end - start) // height if stacked else 1
-        samples += _decode(lm, prompts[start:end], config, seeds[start:end], part, blocks, stop, with_logprobs)
-    return samples
+
+
+def _side_by_side(
+    lm: Decodes, prompts: Sequence[Sequence[int]], config: SamplingConfig, adapter: Params | None, height: int
+) -> list[tuple[list[int], Params | None]]:
+    """Rows that are decoded together, and their adapter or stack. A block of a stack stays whole where it fits."""
+    lengths = [min(len(p) + config.max_tokens, lm.context) for p in prompts]
+    spare, each = spare_bytes(lm.device), row_bytes(lm.model.config, lm.model.get_input_embeddings().weight.itemsize)
+    if adapter is None or next(iter(adapter.values())).dim() == 2:
+        return [(rows, adapter) for rows in parts(lengths, 1, spare, each, lm.decode_rows)]
+    longest = [max(lengths[start : start + height]) for start in range(0, len(lengths), height)]
+    found: list[tuple[list[int], Params | None]] = []
+    for units in parts(longest, height, spare, each, lm.decode_rows):
+        rows = [unit * height + i for unit in units for i in range(height)]
+        if len(units) > 1:
+            some = adapter if len(units) == len(longest) else {name: t[units] for name, t in adapter.items()}
+            found.append((rows, some))
+        else:  # a block alone needs no stack, and may be taken apart
+            own = pick(adapter, units[0])
+            within = parts([lengths[i] for i in rows], 1, spare, each, lm.decode_rows)
+            found += [([rows[i] for i in part], own) for part in within]
+    return found
 
 
 @torch.no_grad()
-def _decode(
-    lm: Decodes,
-    prompts: Sequence[Sequence[int]],
-    config: SamplingConfig,
-    seeds: Sequence[int],
-    adapter: Params | None,
-    blocks: int,
-    stop: StopStrings,
-    with_logprobs: bool,
-) -> list[Sample]:
-    count = len(prompts)
-    limits = torch.tensor([min(config.max_tokens, lm.context - len(p)) for p in prompts], device=lm.device)
+def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
+    count, config, device = len(asked.prompts), asked.config, lm.device
+    limits = torch.tensor([min(config.max_tokens, lm.context - len(p)) for p in asked.prompts], device=device)
     limit = int(limits.max())
-    uniform = _uniform(seeds, limit, config).to(lm.device)
-    tokens = torch.full((count, limit), -1, device=lm.device)
-    logprobs = torch.zeros(count, limit, device=lm.device) if with_logprobs else None
-    finished = torch.zeros(count, dtype=torch.bool, device=lm.device)
-    ended = finished
-    end_ids = torch.tensor(sorted(lm.end_ids), device=lm.device)
-    ids, mask = _left_pad(prompts, lm.pad_id, lm.device)
-    rows = _Rows(torch.arange(count, device=lm.device), DynamicCache(), mask, adapter, blocks)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    uniform = _uniform(asked.seeds, limit, config).to(device)
+    tokens = torch.full((count, limit), -1, device=device)
+    logprobs = torch.zeros(count, limit, device=device) if asked.with_logprobs else None
+    finished = torch.zeros(count, dtype=torch.bool, device=device)
+    end_ids = torch.tensor(sorted(lm.end_ids), device=device)
+    cache = _cache(lm)
+    logits, mask = prefill(lm, asked.prompts, cache, asked.adapter, asked.blocks)
+    rows = _Rows(torch.arange(count, device=device), cache, mask, asked.adapter, asked.blocks)
+    ended, going = finished, count
     for t in range(limit):
-        with lm.adapters.use(rows.adapter):
-            out = lm.model(
-                input_ids=ids,
-                attention_mask=rows.mask,
-                position_ids=positions,
-                past_key_values=rows.cache,
-                use_cache=True,
-                **({"logits_to_keep": 1} if t == 0 and lm.keeps_logits else {}),
-            )
-        logits = out.logits[:, -1].to(lm.device).float()
-        chosen = _choose(logits, config, uniform[rows.index, t])
+        chosen = draw(logits, config, uniform[rows.index, t])
         live = ~ended[rows.index]
         tokens[rows.index, t] = torch.where(live, chosen, -1)
         if logprobs is not None:
-            logprobs[rows.index, t] = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
+            logprobs[rows.index, t] = logprobs_of(logits, chosen)
         done = torch.isin(chosen, end_ids)
-        _find_stops(lm, stop, tokens, rows.index, chosen, live & ~done, done, t)
+        _find_stops(lm, asked.stop, tokens, rows.index, chosen, live & ~done, done, t)
         finished[rows.index] |= done & live
         ended = finished | (limits <= t + 1)
-        if bool(ended.all()):
+        pace.tokens, going = pace.tokens + going, int((~ended).sum())
+        pace.tell(count, going, t + 1, limit)
+        if going == 0:
             break
         rows, keep = _compact(rows, ended)
-        ids = chosen[keep][:, None]
-        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(keep), 1)], 1)
-        positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)  # ended rows may be at the end
-    return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), stop)
+        logits = _step(lm, rows, chosen[keep][:, None])
+    return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), asked.stop)
+
+
+def _cache(lm: Decodes) -> DynamicCache:
+    """Empty, with layers that grow in place where they hold keys and values alone."""
+    return with_room(new_cache(lm.model))
+
+
+def _step(lm: Decodes, rows: _Rows, ids: Tensor) -> Tensor:
+    """[n, 1] the tokens just sampled -> [n, V] logits of the next ones."""
+    rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(ids), 1)], 1)
+    positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)  # ended rows may be at the end
+    with lm.adapters.use(rows.adapter):
+        out = lm.model(
+            input_ids=ids,
+            attention_mask=rows.mask,
+            position_ids=positions,
+            past_key_values=rows.cache,
+            use_cache=True,
+        )
+    return out.logits[:, -1].to(lm.device)
 
 
 def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:
@@ -172,33 +256,6 @@ def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor
         return torch.zeros(len(seeds), limit, dtype=torch.float64)
     draws = [torch.rand(limit, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return torch.stack(draws)
-
-
-def _left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    length = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
-
-
-def _choose(logits: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
-    """[n, V] logits -> [n] tokens, by inverting the cumulative distribution at `uniform` [n]."""
-    if config.temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits.double() / config.temperature, -1)
-    if config.top_p < 1:
-        ordered, order = probs.sort(-1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= config.top_p, 0.0)
-        at = _invert(ordered, uniform)
-        return order.gather(1, at[:, None])[:, 0]
-    return _invert(probs, uniform)
-
-
-def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
-    cumulative = probs.cumsum(-1)
-    at = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    last = (probs > 0).int().cumsum(-1).argmax(-1)  # the last token with any probability: where rounding may overrun
-    return torch.minimum(at, last)
 
 
 def _find_stops(
@@ -224,17 +281,11 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
         return rows, everything
     order = blocks[kept_blocks].int().sort(dim=1, descending=True, stable=True).indices[:, :height].sort(1).values
     keep = everything.view(rows.blocks, -1)[kept_blocks].gather(1, order).flatten()
-    rows.cache.batch_select_indices(keep if _on_one_device(rows.cache) else keep.cpu())
+    select_rows(rows.cache, keep)
     adapter = rows.adapter
     if adapter is not None and len(kept_blocks) < rows.blocks:
         adapter = {name: t[kept_blocks] for name, t in adapter.items()}
     return _Rows(rows.index[keep], rows.cache, rows.mask[keep], adapter, len(kept_blocks)), keep
-
-
-def _on_one_device(cache: DynamicCache) -> bool:
-    """Otherwise an index must be on the CPU to suit all layers."""
-    keys = (getattr(layer, "keys", None) for layer in cache.layers)
-    return len({key.device for key in keys if key is not None}) <= 1
 
 
 def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor | None, finished: Tensor, stop: StopStrings) -> list[Sample]:

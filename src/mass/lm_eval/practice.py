@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mass import progress
 from mass.adapt import practise
 from mass.config import AdaptConfig
 from mass.errors import DataError, RunError
@@ -147,7 +148,8 @@ class Practice:
     def answering(self, documents: Sequence[Document]) -> Generator[None, None, None]:
         """What the block takes is the time of these documents' answers."""
         start = time.perf_counter()
-        yield
+        with progress.stage("answer"):
+            yield
         share = (time.perf_counter() - start) / max(1, len(documents))
         for document in documents:
             seconds = self.entries[document.key].seconds

@@ -46,6 +46,18 @@ class Prompts:
     """With `chat`: whether a template that has the switch (`enable_thinking`) lets the model think aloud first."""
     date: str = "2024-07-26"
     """With `chat`: the day that a template which writes one is told, so that a prompt is the same every day."""
+    opening: str = ""
+    """With `chat` and without thinking: the first words of the assistant's message after the synthesis prompt. They are
+    part of the prompt, so that the model goes on in the form."""
+    shown_target: str = ""
+    """With `chat`: a problem with practice for it, which stand before the synthesis prompt as an earlier turn of the
+    conversation and show the form. Empty: nothing is shown."""
+    shown_problem: str = ""
+    """The practice problem that is shown for `shown_target`."""
+    shown_solution: str = ""
+    """The solution of `shown_problem`."""
+    synthesis_stop: tuple[str, ...] = ()
+    """Texts that end a practice example, besides `stop`."""
 
     def render_solve(self, problem: str) -> str:
         return self.solve.replace("{problem}", problem.strip())
@@ -56,6 +68,28 @@ class Prompts:
     def render_example(self, problem: str, solution: str) -> str:
         before, after = self.example.split("{problem}")
         return before + problem.strip() + after.replace("{solution}", solution.strip())
+
+    @property
+    def opens(self) -> str:
+        """The `opening` where it is written for the model: not where the model is to think first."""
+        return self.opening if self.chat and not self.thinking else ""
+
+    def render_written(self, problem: str, solution: str) -> str:
+        """A practice example as the model writes it after the synthesis prompt and its `opens`."""
+        unopened = self.opening if self.chat and not self.opens else ""
+        return unopened + self.render_example(problem, solution)
+
+    def without_form(self) -> Prompts:
+        """The same without an opening and a shown example: what suits a synthesis prompt of another form."""
+        nothing = dict.fromkeys(("opening", "shown_target", "shown_problem", "shown_solution"), "")
+        return dataclasses.replace(self, example=self.opening + self.example, synthesis_stop=(), **nothing)
+
+    def shown_turns(self) -> list[tuple[str, str]]:
+        """The turns (role, text) that stand before the synthesis prompt; none where nothing is shown."""
+        if not (self.chat and self.shown_target):
+            return []
+        example = self.opening + self.render_example(self.shown_problem, self.shown_solution)
+        return [("user", self.render_synthesis(self.shown_target)), ("assistant", example)]
 
 
 PromptSet = Mapping[str, Prompts]
@@ -78,8 +112,22 @@ CHAT = Prompts(
         "Problem: <the new problem>\nSolution: <its solution>"
     ),
     answer_prefix="",
-    example="Problem: {problem}\nSolution: {solution}",
+    example=" {problem}\nSolution: {solution}",
     chat=True,
+    opening="Problem:",
+    shown_target=(
+        "A baker sold 24 loaves of bread in the morning and half as many in the afternoon. Each loaf costs $3. How "
+        "much money did he take that day?"
+    ),
+    shown_problem=(
+        "A farmer filled 30 crates with apples on Monday and a third as many on Tuesday. Each crate holds 8 kilograms. "
+        "How many kilograms of apples did she pick on the two days?"
+    ),
+    shown_solution=(
+        "On Tuesday she filled 30 / 3 = 10 crates.\nOn the two days she filled 30 + 10 = 40 crates.\nThey hold "
+        "40 * 8 = 320 kilograms.\nThe final answer is \\boxed{320}."
+    ),
+    synthesis_stop=("\nProblem:", "\nProblem 2"),
 )
 
 _FORM = "Answer in exactly this form:\nProblem: <the new problem>\nSolution: <its solution>"
@@ -97,6 +145,19 @@ CHATS: PromptSet = {
             "Write one new programming problem that trains the same skills but is not a copy of it, then solve your "
             f"new problem in Python, with the complete code in one ```python block. {_FORM}"
         ),
+        shown_target=(
+            "Write a function to find the largest number of a list. Your code should pass these tests:\n\n"
+            "assert largest([3, 1, 2]) == 3\nassert largest([-5, -9]) == -5"
+        ),
+        shown_problem=(
+            "Write a function to find the longest word of a list; of equally long ones the first. Your code should "
+            'pass these tests:\n\nassert longest_word(["fig", "apple", "plum"]) == "apple"\n'
+            'assert longest_word(["one", "two"]) == "one"'
+        ),
+        shown_solution=(
+            "```python\ndef longest_word(words):\n    best = words[0]\n    for word in words:\n"
+            "        if len(word) > len(best):\n            best = word\n    return best\n```"
+        ),
     ),
     CHOICE: dataclasses.replace(
         CHAT,
@@ -110,6 +171,18 @@ CHATS: PromptSet = {
             "choices as lines that begin with 'A. ', 'B. ' and so on. Then solve it step by step, and end with a line "
             f"'Answer: X', where X is the letter of the right choice. {_FORM}"
         ),
+        shown_target=(
+            "Which gas do plants take from the air for photosynthesis?\nA. Oxygen\nB. Nitrogen\nC. Carbon dioxide\n"
+            "D. Helium"
+        ),
+        shown_problem=(
+            "Which gas do animals take from the air to release energy from food?\nA. Carbon dioxide\nB. Oxygen\n"
+            "C. Argon\nD. Nitrogen"
+        ),
+        shown_solution=(
+            "Animals release energy from food by respiration. Respiration uses oxygen and gives off carbon dioxide.\n"
+            "Answer: B"
+        ),
     ),
     OTHER: dataclasses.replace(
         CHAT,
@@ -118,6 +191,12 @@ CHATS: PromptSet = {
             "Here is a problem:\n\n{problem}\n\n"
             "Write one new problem that trains the same skills but is not a copy of it, then solve your new problem "
             f"step by step, and end with a line 'Answer: ' and its final answer after it. {_FORM}"
+        ),
+        shown_target="Sort these words alphabetically: stone, apple, river",
+        shown_problem="Sort these words alphabetically: lamp, door, window, chair",
+        shown_solution=(
+            "By their first letters the order is c, d, l, w: chair, door, lamp, window.\nAnswer: chair, door, lamp, "
+            "window"
         ),
     ),
 }
@@ -148,7 +227,11 @@ def with_thinking(prompts: PromptSet, thinking: bool | None) -> PromptSet:
 
 def to_json(prompts: PromptSet) -> dict[str, dict[str, Any]]:
     """Prompts as plain JSON values."""
-    return {kind: {**dataclasses.asdict(one), "stop": list(one.stop)} for kind, one in prompts.items()}
+    return {kind: _one_to_json(one) for kind, one in prompts.items()}
+
+
+def _one_to_json(one: Prompts) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(one).items()}
 
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> PromptSet:
@@ -158,5 +241,5 @@ def from_json(data: Mapping[str, Mapping[str, Any]]) -> PromptSet:
 
 def one_from_json(data: Mapping[str, Any]) -> Prompts:
     """Those of one kind. Raises TypeError on unknown fields."""
-    values = dict[str, Any]({**data, "stop": tuple(data.get("stop", ()))})
+    values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("stop", "synthesis_stop")}})
     return Prompts(**values)

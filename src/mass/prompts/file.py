@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from mass import encoding
 from mass.errors import ConfigError, nearest
 from mass.prompts import KINDS, Prompts, PromptSet, defaults
 
@@ -45,10 +46,10 @@ HEAD = """\
 def read(path: str | Path) -> Sections:
     """The sections of a file, checked. Raises ConfigError with file and line for one that cannot be used."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"prompts file {str(path)!r} cannot be read ({reason}); `mass prompts` prints one") from error
+        text = encoding.read(path)
+    except OSError as error:
+        why = error.strerror
+        raise ConfigError(f"prompts file {str(path)!r} cannot be read ({why}); `mass prompts` prints one") from error
     return parse(text, str(path))
 
 
@@ -75,7 +76,9 @@ def complete(sections: Sections, *, chat: bool) -> PromptSet:
     for kind in KINDS:
         of_all = {name: value for (name, of), value in sections.items() if not of}
         of_kind = {name: value for (name, of), value in sections.items() if of == kind}
-        found[kind] = dataclasses.replace(base[kind], **{**of_all, **of_kind})
+        own = of_all | of_kind
+        suits = "synthesis" not in own and "example" not in own
+        found[kind] = dataclasses.replace(base[kind] if suits else base[kind].without_form(), **own)
     return found
 
 
@@ -116,7 +119,7 @@ def _key(heading: str, where: str) -> tuple[str, str]:
 
 
 def _value(name: str, lines: list[str], where: str) -> Any:
-    if name == "stop":
+    if name in ("stop", "synthesis_stop"):
         return tuple(_text([line], where) for line in lines if line.strip())
     text = _text(lines, where)
     if name in ("chat", "thinking"):

@@ -102,7 +102,7 @@ def rehearse(
     """
     asked = config.model
     architecture = find_architecture(asked.name, asked.revision, trust_remote_code=asked.trust_remote_code)
-    lm = architecture.build(config.model, config.lora)
+    lm = architecture.build(config.model, config.lora, elsewhere=device is not None)
     data = examine(config)
     lm = lm.asking(common_kind(data.sample))
     counter = Counter(lm, exact=architecture.own_tokenizer)

@@ -12,7 +12,7 @@ from mass import verify
 from mass.config import RunConfig, TasksConfig
 from mass.errors import MassError
 from mass.lm.source import hub_answers
-from mass.problems import load_tasks
+from mass.problems import check_training_golds, check_validation_golds, load_tasks
 from mass.tasks import content_hash, known, minimath
 from mass.types import Task
 
@@ -64,6 +64,8 @@ def examine(config: RunConfig) -> Data:
         for kind, which, size in wanted:
             try:
                 sets.append(_examined(kind, which, size))
+                check = check_training_golds if kind == "tasks" else check_validation_golds
+                check(sets[-1].tasks, config.train)
             except MassError as error:
                 problems.append(f"{kind}: {error}")
     for one in sets:

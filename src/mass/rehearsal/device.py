@@ -6,12 +6,12 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import ConfigError
+from mass.free_memory import total_bytes
 from mass.lm.architecture import Architecture
 
 ROUNDS = 3
@@ -55,7 +55,7 @@ def told(tflops: float, gbps: float | None, memory_gb: float | None) -> Device:
 def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, memory_gb: float | None) -> Device:
     """The present one: matrices as wide as the model's (on a CPU at most 1024) in its precision, a copy, and a small
     model of the same kind. A warm-up comes first, and the fastest round counts. Raises ConfigError where it is not."""
-    device, dtype = _present(model.device), getattr(torch, model.dtype)
+    device, dtype = _present(model.device), architecture.dtype(model)
     width = int(architecture.config.get_text_config().hidden_size)
     rows, side = (256, min(width, 1024)) if device.type == "cpu" else (4096, width)
     a = torch.randn(rows, side, device=device, dtype=dtype)
@@ -63,7 +63,7 @@ def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, me
     product = _fastest(lambda: a @ b, device)
     block = torch.zeros(32 << 20 if device.type == "cpu" else 1 << 30, dtype=torch.uint8, device=device)
     copy = _fastest(block.clone, device)
-    memory = _memory(device) if memory_gb is None else memory_gb * 1e9
+    memory = total_bytes(device) if memory_gb is None else memory_gb * 1e9
     called = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     layer_s = _layer_seconds(architecture, lora, dtype, device)
     return Device(called, device.type, 2 * rows * side * side / product, 2 * len(block) / copy, layer_s, memory, True)
@@ -104,14 +104,3 @@ def _fastest(run: Callable[[], object], device: torch.device) -> float:
 
     once()
     return max(1e-9, min(once() for _ in range(ROUNDS)))
-
-
-def _memory(device: torch.device) -> float:
-    """Of the card; of the machine, as Linux says it."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    found = Path("/proc/meminfo")
-    if not found.is_file():
-        return float("inf")
-    total = next(line for line in found.read_text().splitlines() if line.startswith("MemTotal"))
-    return float(total.split()[1]) * 1024

@@ -22,6 +22,7 @@ from mass.inner.live import LiveMemory
 from mass.inner.objective import Objective, autocast_state
 from mass.inner.update import Update
 from mass.lm import LM
+from mass.lm.logprobs import Predictions
 from mass.metagrad import optimizer_of
 from mass.types import Params
 
@@ -186,13 +187,9 @@ class Passes:
         stacked = next(iter(params.values())).dim() == 3
         ids, mask = _inputs(rows)
         owners = torch.empty(n, dtype=torch.int64, device="meta") if stacked else None
-        keep = {"logits_to_keep": counted + 1} if self.lm.keeps_logits else {}
-        with self.lm.adapters.use(params, owners):
-            logits = self.lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-        chosen = logits[:, -(counted + 1) : -1].clone(memory_format=torch.contiguous_format).view(n * counted, -1)
-        wide = chosen if chosen.dtype == torch.float64 else chosen.float()
-        wide = wide - wide.detach().amax(-1, keepdim=True)
-        picked = wide.gather(-1, ids[:, -counted:].reshape(-1, 1)).squeeze(-1) - wide.logsumexp(-1)
+        values, head = self.lm.last_values(ids, mask, counted, n * counted, params, owners)
+        chosen = values[:, :-1].clone(memory_format=torch.contiguous_format).view(n * counted, -1)
+        picked = Predictions(chosen, head).logprobs(ids[:, -counted:].reshape(-1))
         return -picked.view(n, counted).sum(1) / counted
 
     def _measured(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mass import encoding
 from mass.errors import DataError, RunError
 from mass.report import paper_tables as tables
 from mass.report import pictures, sentences
@@ -351,7 +352,7 @@ def build(results: Results, template: Path, pictures_folder: Path, document: Pat
     import os
 
     try:
-        text = template.read_text(encoding="utf-8")
+        text = encoding.read(template)
     except OSError as error:
         raise RunError(f"the template {template} cannot be read ({error.strerror}); write it first") from error
     link = Path(os.path.relpath(pictures_folder, document.parent)).as_posix()

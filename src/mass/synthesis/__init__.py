@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mass.config import SynthesisConfig
 from mass.seeds import derive
 from mass.synthesis.reading import read
+from mass.synthesis.reasons import COPY, REPEAT, TOO_LONG, UNFINISHED, UNPARSED
 from mass.synthesis.result import Reading
 from mass.types import Example, Params, Sample
 
@@ -38,7 +39,7 @@ def synthesise(
         rows += [lm.synthesis_prompt(problem)] * config.written + [lm.solve_prompt(problem)] * config.attempts
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
     writer = theta if config.writer == "theta" else None
-    samples = lm.sample(rows, config.sampling, row_seeds, writer, with_logprobs=with_logprobs)
+    samples = lm.writing().sample(rows, config.sampling, row_seeds, writer, with_logprobs=with_logprobs)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
@@ -52,12 +53,12 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
     """Attempts may repeat each other: so many times is what the model thinks of an answer."""
     solution = sample.text.strip()
     if not sample.finished:
-        rejected = "unfinished"
+        rejected = UNFINISHED
     elif not solution:
-        rejected = "unparsed: nothing was written"
+        rejected = f"{UNPARSED}: nothing was written"
     else:
         scored = sum(map(len, lm.attempt_row(target, solution)))
-        rejected = "too long" if scored > lm.context else _too_long(lm, target, solution, config)
+        rejected = TOO_LONG if scored > lm.context else _too_long(lm, target, solution, config)
     note = "an attempt at the problem itself"
     return Example(
         target, solution, sample.text, sample.tokens, rejected, attempt=True, note=note, logprobs=sample.logprobs
@@ -67,8 +68,9 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
 def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
     examples: list[Example] = []
     seen: set[tuple[str, str]] = set()
+    form = lm.prompts.opens + lm.prompts.render_written("{problem}", "{solution}")
     for sample in samples:
-        found = read(sample.text, lm.prompts.example)
+        found = read(sample.text, form, opening=lm.prompts.opens)
         key = (_normal(found.problem), _normal(found.solution))
         rejected = _why_rejected(lm, target, sample, found, key in seen, config)
         if not rejected:
@@ -84,20 +86,22 @@ def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: Synth
 
 def _why_rejected(lm: LM, target: str, sample: Sample, found: Reading, repeated: bool, config: SynthesisConfig) -> str:
     if not sample.finished and not found.closed:
-        return "unfinished"
+        return UNFINISHED
     if found.reason:
-        return f"unparsed: {found.reason}"
+        return f"{UNPARSED}: {found.reason}"
     if repeated:
-        return "repeat"
+        return REPEAT
     if not config.allow_copies and _normal(found.problem) == _normal(target):
-        return "copy"
+        return COPY
+    if _normal(found.problem) == _normal(lm.prompts.shown_problem):
+        return f"{COPY} of the example in the prompt"
     return _too_long(lm, found.problem, found.solution, config)
 
 
 def _too_long(lm: LM, problem: str, solution: str, config: SynthesisConfig) -> str:
     """Why the inner loop cannot learn it, or may not; empty where it can."""
     limit = min(config.max_example_tokens, lm.context)
-    return "too long" if lm.example_tokens(problem, solution) > limit else ""
+    return TOO_LONG if lm.example_tokens(problem, solution) > limit else ""
 
 
 def _normal(text: str) -> str:

@@ -42,6 +42,9 @@ _INLINE = re.compile(
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"[\s>+•*\d.)-]*")
+_QUESTION = re.compile(r"\s*([^\n]{1,2000}\?)[ \t]*\n")
+_WORKED = re.compile(r"\\boxed\s?\{|\banswer\b[^\n]{0,20}(?:\bis\b|:)|=", re.IGNORECASE)
+"""What the lines after a question hold where they answer it."""
 _ITEM = re.compile(r"^[ \t]{0,12}(\d{1,3})[.)][ \t]+", re.MULTILINE)
 _PLACE = re.compile(
     r"[<\[{(]?\s{0,4}(?:the new problem|its solution|(?:your|the) (?:new |worked )?(?:problem|question|solution|"
@@ -51,8 +54,12 @@ _PLACE = re.compile(
 """What a form has in place of a text."""
 
 
-def read(text: str, form: str = FORM) -> Reading:
-    """Never raises. `form` is the example of the prompts, whose own labels are read too."""
+def read(text: str, form: str = FORM, *, opening: str = "") -> Reading:
+    """Never raises. `form` is the example of the prompts, whose own labels are read too.
+
+    `opening` are words that were written for the model before the text, and begin the problem. The text then begins
+    with a problem, and where no solution is marked, what follows the question in lines of its own is the solution.
+    """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         return Reading(reason="the text is empty")
@@ -64,7 +71,9 @@ def read(text: str, form: str = FORM) -> Reading:
         return _checked(found)
     if (tagged := _tagged(text)) is not None:
         return _checked(tagged)
-    labelled = _labelled(_in_lines(_unfenced(text, form)), form)
+    labelled = _labelled(_in_lines(_unfenced(opening + text, form)), form)
+    if labelled.reason and opening and (asked := _asked_and_answered(text, form)) is not None:
+        return _checked(asked)
     return found if found is not None and labelled.reason else labelled
 
 
@@ -114,6 +123,15 @@ def _in_lines(text: str) -> str:
         return match[0] if _BULLET.fullmatch(line) else "\n"
 
     return _INLINE.sub(broken, text)
+
+
+def _asked_and_answered(text: str, form: str) -> Reading | None:
+    """Of a text that begins with a problem: its first paragraph, which ends with a question, and what follows. None
+    where it has no such paragraph, or labels that say otherwise."""
+    match = _QUESTION.match(text)
+    if match is None or find_labels(text, form) or not _WORKED.search(text, match.end()):
+        return None
+    return Reading(_tidy(match[1]), _tidy(_without_talk(text[match.end() :])))
 
 
 # --- the parts between labels

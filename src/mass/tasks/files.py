@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import gzip
 import importlib
@@ -12,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from mass import encoding
 from mass.errors import DataError
-from mass.tasks import rows
-from mass.tasks.rows import Row
+from mass.tasks import arrow, rows, values
+from mass.tasks.values import Row
 from mass.types import Task
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -72,8 +72,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) of each line that is not blank."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for line, raw in enumerate(lines, start=1):
-                data = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+            for line, data in enumerate(lines, start=1):
                 if data.strip():
                     yield line, _object(data, f"{path}, line {line}")
     except (OSError, EOFError, zlib.error) as error:
@@ -82,15 +81,28 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _object(data: bytes, where: str) -> Row:
     try:
-        row = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        bad = data[error.start]
-        raise DataError(f"{where} is not UTF-8 (byte 0x{bad:02x} at {error.start}); save the file as UTF-8") from None
+        text = encoding.decode(data)
+    except ValueError as error:
+        raise DataError(f"{where} {error}; save the file as UTF-8") from None
+    try:
+        row = json.loads(text, object_pairs_hook=_once)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); expected one object a line") from None
     if not isinstance(row, dict):
-        raise DataError(f'{where} is {rows.kind(row)}; expected one JSON object a line, like {{"problem": …}}')
+        raise DataError(f'{where} is {values.kind(row)}; expected one JSON object a line, like {{"problem": …}}')
     return cast(Row, row)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object, of which JSON would silently take the last of two values by one name."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the field {twice[:40]!r} is given twice; expected once; leave one out")
+    return row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -101,9 +113,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{path}: {NEEDS_PYARROW}") from None
     try:
         with parquet.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches())
-            yield from enumerate((row for batch in batches for row in batch), start=1)
-    except (OSError, ValueError) as error:  # pyarrow's own are among these
+            yield from enumerate((row for batch in file.iter_batches() for row in arrow.rows(batch)), start=1)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except (OSError, ValueError, NotImplementedError, LookupError, TypeError) as error:  # pyarrow's own are among these
         raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -2,7 +2,8 @@
 
 Loaded through `datasets` (extra `data`). The same rows from a local file are recognised by their fields.
 
-References: lm-evaluation-harness 0.4.13, lm_eval/tasks/{hendrycks_math,minerva_math,gsm8k,aime,humaneval,mbpp,mmlu}.
+References: lm-evaluation-harness 0.4.13, lm_eval/tasks/{hendrycks_math,minerva_math,gsm8k,aime,humaneval,
+mbpp,mmlu,bbh}.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mass.errors import DataError, nearest
-from mass.tasks import files
+from mass.tasks import arrow, files
 from mass.types import Task
 
 NEEDS_DATASETS = "data sets of the hub need `datasets`; install it with `pip install 'mass-adapt[data]'`"
@@ -29,6 +30,8 @@ class Known:
     """Loaded one after the other."""
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
     """Our names -> the hub's."""
+    subjects: bool = False
+    """Whether a configuration is the subject of its rows, which do not name it."""
 
 
 _MATH = (
@@ -39,6 +42,36 @@ _MATH = (
     "number_theory",
     "prealgebra",
     "precalculus",
+)
+
+_BIG_BENCH_HARD = (
+    "boolean_expressions",
+    "causal_judgement",
+    "date_understanding",
+    "disambiguation_qa",
+    "dyck_languages",
+    "formal_fallacies",
+    "geometric_shapes",
+    "hyperbaton",
+    "logical_deduction_five_objects",
+    "logical_deduction_seven_objects",
+    "logical_deduction_three_objects",
+    "movie_recommendation",
+    "multistep_arithmetic_two",
+    "navigate",
+    "object_counting",
+    "penguins_in_a_table",
+    "reasoning_about_colored_objects",
+    "ruin_names",
+    "salient_translation_error_detection",
+    "snarks",
+    "sports_understanding",
+    "temporal_sequences",
+    "tracking_shuffled_objects_five_objects",
+    "tracking_shuffled_objects_seven_objects",
+    "tracking_shuffled_objects_three_objects",
+    "web_of_lies",
+    "word_sorting",
 )
 
 KNOWN: dict[str, Known] = {
@@ -58,6 +91,7 @@ KNOWN: dict[str, Known] = {
     "mmlu": Known(
         "cais/mmlu", ("all",), {"train": "auxiliary_train", "validation": "validation", "dev": "dev", "test": "test"}
     ),
+    "bbh": Known("lukaemon/bbh", _BIG_BENCH_HARD, {"test": "test"}, subjects=True),
 }
 """Name -> the data set of the hub that it stands for."""
 
@@ -103,9 +137,9 @@ def _rows(known: Known, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"where there is a connection (`hf download --repo-type dataset {known.hub}`) or give the path "
                 "of a .jsonl or .parquet file of its rows"
             ) from error
-        for row in loaded:
+        for row in arrow.rows_of(loaded) if hasattr(loaded, "with_format") else loaded:
             number += 1
-            yield number, dict(row)
+            yield number, {"subject": config, **row} if known.subjects else row
 
 
 def _line(error: Exception) -> str:

@@ -1,46 +1,45 @@
 r"""A row of a data set -> Task.
 
 Rows are recognised by their field names: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`text` or `prompt`,
-`code`, `test_list`), MMLU (`question`, `choices`, `answer`), SVAMP (`Body`, `Question`, `Answer`), GSM8K (`question`,
-`answer`), MATH, AIME and our own (`problem`); other names are mapped by `fields`.
+`code`, `test_list`), BIG-Bench Hard (`input`, `target`), SVAMP (`Body`, `Question`, `Answer`), GSM8K (`question`,
+`answer`), MATH, AIME and our own (`problem`), and those with options (`mass.tasks.options`); other names are mapped by
+`fields`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal
-from typing import Any, TypeGuard
 
 from mass.errors import DataError, nearest
+from mass.tasks.options import multiple_choice
+from mass.tasks.values import Row, is_list, kind, names, text_of
 from mass.types import Task
+from mass.verify.extract import boxed
 
 FIELDS = ("problem", "solution", "answer", "subject", "level", "id")
 """What `fields` can map to names of the data set's own."""
-LETTERS = "ABCDEFGHIJ"
 
 _LAYOUTS = (
     "'problem', 'question' and 'answer', 'Body', 'Question' and 'Answer', 'question', 'choices' and 'answer', "
-    "'prompt', 'entry_point' and 'test', or 'text', 'code' and 'test_list'"
+    "'input' and 'target', 'prompt', 'entry_point' and 'test', or 'text', 'code' and 'test_list'"
 )
 _ALSO = {
-    "problem": ("question", "Problem", "Question"),
+    "problem": ("question", "Problem", "Question", "question_stem"),
     "solution": ("Solution",),
     "answer": ("Answer",),
     "subject": ("type",),
     "id": ("unique_id", "ID", "task_id"),
 }
 """Names that stand for ours where ours is absent: GSM8K, AIME, MATH, MATH-500."""
-_PLAIN = ("math", "exact", "choice", "gsm8k-strict", "gsm8k-flexible", "minerva")
+_PLAIN = ("math", "exact", "words", "choice", "gsm8k-strict", "gsm8k-flexible", "minerva")
 """Verifiers that compare final answers; to others an answer is handed as it is."""
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-_LEVEL = re.compile(r"\s*(?:level\s*)?([0-9]{1,9}|\?)\s*", re.I)
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_LEVEL = re.compile(r"\s*(?:level\s*)?([0-9]{1,9}|\?)(?:\.0*)?\s*", re.I)
 _WHOLE = re.compile(r"([0-9]+)\.0+(?![0-9])")
-
-Row = dict[str, Any]
+_LETTER = re.compile(r"\(([A-Z])\)")
+_MATHEMATICS = re.compile(r"[0-9\\^=+$]")
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
@@ -58,18 +57,18 @@ def task(row: Row, mapping: Mapping[str, str], verifier: str | None = None) -> T
     """
     values = _ours(row, mapping)
     judge = verifier or values.get("verifier", "math")
-    solution, answer = _text(values, "solution"), _text(values, "answer")
+    solution, answer = text_of(values, "solution"), text_of(values, "answer")
     if judge in _PLAIN:
         solution, answer = _plain(solution, answer)
     if not isinstance(values["problem"], str) or not values["problem"].strip():
         raise DataError(f"the problem is {kind(values['problem'])}; expected text")
     return Task(
-        problem=_text(values, "problem"),
+        problem=text_of(values, "problem"),
         solution=solution,
         answer=answer,
-        subject=_text(values, "subject"),
+        subject=text_of(values, "subject"),
         level=_level(values.get("level")),
-        id=_text(values, "id"),
+        id=text_of(values, "id"),
         verifier=judge,
     )
 
@@ -96,12 +95,12 @@ def _ours(row: Row, mapping: Mapping[str, str]) -> Row:
                 values[name] = row[other]
     for name, theirs in mapping.items():
         if theirs not in row:
-            raise DataError(f"the field {theirs!r}, mapped to {name!r}, is missing; the row has {_names(row)}")
+            raise DataError(f"the field {theirs!r}, mapped to {name!r}, is missing; the row has {names(row)}")
         values[name] = row[theirs]
     if "problem" not in values:
         example = f'fields={{"problem": {json.dumps(next(iter(row), "name"))}}}'
-        raise DataError(f"no problem among the fields {_names(row)}; expected {_LAYOUTS}; map other names by {example}")
-    return values | _multiple_choice(values, row["choices"]) if "choices" in row else values
+        raise DataError(f"no problem among the fields {names(row)}; expected {_LAYOUTS}; map other names by {example}")
+    return values | multiple_choice(row, values, mapped="answer" in mapping)
 
 
 def _recognised(row: Row, mapping: Mapping[str, str]) -> Row:
@@ -114,30 +113,34 @@ def _recognised(row: Row, mapping: Mapping[str, str]) -> Row:
         return _humaneval(row)
     if "test_list" in row and ("text" in row or "prompt" in row):
         return _mbpp(row)
+    if "input" in row and "target" in row and not {"problem", *_ALSO["problem"]} & row.keys():
+        return _bigbench_hard(row)
     return {}
 
 
 def _humaneval(row: Row) -> Row:
-    entry = _text(row, "entry_point").strip()
+    entry = text_of(row, "entry_point").strip()
     if not re.fullmatch(r"[A-Za-z_]\w*", entry):
-        raise DataError(f"the entry point is {_text(row, 'entry_point')[:40]!r}; expected the name of a function")
+        raise DataError(f"the entry point is {text_of(row, 'entry_point')[:40]!r}; expected the name of a function")
     return {
         "problem": row["prompt"],
         "solution": row.get("canonical_solution"),
-        "answer": f"{_text(row, 'test')}\n\ncheck({entry})\n",
+        "answer": f"{text_of(row, 'test')}\n\ncheck({entry})\n",
         "verifier": "code",
     }
 
 
 def _mbpp(row: Row) -> Row:
     """The problem names the tests, as everyone's prompt does: they alone say what the function is called."""
-    tests = [_text({"test_list": test}, "test_list") for test in row["test_list"]] if _is_list(row["test_list"]) else []
+    tests = (
+        [text_of({"test_list": test}, "test_list") for test in row["test_list"]] if is_list(row["test_list"]) else []
+    )
     if not tests:
         raise DataError(f"the field 'test_list' is {kind(row['test_list'])}; expected a list of assertions")
     imports = row.get("test_imports")
-    setup = [_text({"test_imports": line}, "test_imports") for line in imports] if _is_list(imports) else []
-    setup.append(_text(row, "test_setup_code"))
-    text = _text(row, "text") or _text(row, "prompt")
+    setup = [text_of({"test_imports": line}, "test_imports") for line in imports] if is_list(imports) else []
+    setup.append(text_of(row, "test_setup_code"))
+    text = text_of(row, "text") or text_of(row, "prompt")
     if not text.strip():
         raise DataError("the field 'text' is empty; expected what the function does")
     return {
@@ -149,10 +152,10 @@ def _mbpp(row: Row) -> Row:
 
 
 def _svamp(row: Row) -> Row:
-    body, question = _text(row, "Body").strip(), _text(row, "Question").strip()
+    body, question = text_of(row, "Body").strip(), text_of(row, "Question").strip()
     stop = "" if not body or body[-1] in ".?!,;:" else "."
-    answer = _text(row, "Answer").strip()
-    equation = _WHOLE.sub(r"\1", _text(row, "Equation").strip())
+    answer = text_of(row, "Answer").strip()
+    equation = _WHOLE.sub(r"\1", text_of(row, "Equation").strip())
     if equation.startswith("(") and equation.endswith(")"):
         equation = equation[1:-1].strip()
     steps = f"{equation} = {answer}\n" if equation else ""
@@ -160,77 +163,26 @@ def _svamp(row: Row) -> Row:
     return values | ({"subject": row["Type"]} if "Type" in row else {})
 
 
-def _multiple_choice(values: Row, choices: object) -> Row:
-    """Problem with its choices listed, and the answer as a letter (from an index, a letter, or absent)."""
-    options = [_text({"choices": choice}, "choices") for choice in choices] if _is_list(choices) else []
-    if not 2 <= len(options) <= len(LETTERS):
-        raise DataError(f"the field 'choices' is {kind(choices)}; expected a list of 2 to {len(LETTERS)} texts")
-    letters = LETTERS[: len(options)]
-    lines = [
-        _text(values, "problem"),
-        *(f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)),
-    ]
-    answer = _text(values, "answer").strip()
-    if answer.isdecimal() and int(answer[:9]) < len(letters):
-        answer = letters[int(answer[:9])]
-    if answer and (len(answer) != 1 or answer not in letters):
-        raise DataError(f"the answer is {answer[:40]!r}; expected an index from 0 to {len(letters) - 1} or a letter")
-    solution = _text(values, "solution") or (f"Answer: {answer}" if answer else "")
-    return {"problem": "\n".join(lines), "answer": answer, "solution": solution, "verifier": "choice"}
-
-
-def _text(values: Row, name: str) -> str:
-    """A text field; numbers are written out (145.0 as '145'), null and absent are empty."""
-    value = values.get(name)
-    if isinstance(value, float) and math.isfinite(value):
-        value = int(value) if value.is_integer() else format(Decimal(repr(value)), "f")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return "" if value is None else str(value)
-    if not isinstance(value, str):
-        raise DataError(f"the field {name!r} is {kind(value)}; expected text or a number")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"the field {name!r} holds half a surrogate pair, which is no text; mend its escapes") from None
-    return value
+def _bigbench_hard(row: Row) -> Row:
+    """Its 27 tasks differ in what an answer is, and a row shows it: a letter of the options, a number, or words."""
+    problem, target = text_of(row, "input"), text_of(row, "target").strip()
+    letter = _LETTER.fullmatch(target)
+    if letter and re.search(rf"^\({letter[1]}\)", problem, re.M):
+        target, verifier = letter[1], "choice"
+    else:
+        verifier = "math" if _MATHEMATICS.search(target) else "words"
+    solution = f"Answer: {target}" if target else ""
+    return {"problem": problem, "answer": target, "solution": solution, "verifier": verifier}
 
 
 def _level(value: object) -> int | None:
     """5, 5.0, '5' and 'Level 5' as 5; MATH's 'Level ?' and null as None."""
-    match = _LEVEL.fullmatch(_text({"level": value}, "level") or "?")
+    match = _LEVEL.fullmatch(text_of({"level": value}, "level") or "?")
     if match is None:
         raise DataError(f"the level is {str(value)[:40]!r}; expected a number, as in 5 or 'Level 5'")
     return None if match[1] == "?" else int(match[1])
 
 
 def _final(solution: str) -> str:
-    r"""The final answer of a worked solution: after the last `####`, or in the last closed `\boxed{}`."""
-    if "####" in solution:
-        return solution.rpartition("####")[2].strip()
-    for box in reversed(list(_BOXED.finditer(solution))):
-        depth = 1
-        for token in re.finditer(r"\\.|[{}]", solution[box.end() :], re.S):
-            depth += {"{": 1, "}": -1}.get(token[0], 0)
-            if depth == 0:
-                return solution[box.end() : box.end() + token.start()].strip()
-    return ""
-
-
-def _names(row: Row) -> str:
-    names = [repr(name[:40]) for name in row]
-    return ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "of an empty object"
-
-
-def _is_list(value: object) -> TypeGuard[list[object]]:
-    return isinstance(value, list)
-
-
-def kind(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
-    if isinstance(value, str):
-        return "text" if value.strip() else "empty"
-    if _is_list(value):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return "an object"
-    return "null" if value is None else json.dumps(value)
+    r"""The final answer of a worked solution: after the last `####`, or in the last `\boxed{}`."""
+    return solution.rpartition("####")[2].strip() if "####" in solution else boxed(solution)

@@ -11,15 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mass.errors import DataError, MassError, nearest
 from mass.types import Task, Verdict
-from mass.verify import choice, code, exact, gym, harness, math, own
+from mass.verify import choice, code, exact, gym, harness, math, own, words
 from mass.verify.extract import final_answer
 from mass.verify.likelihood import check_by_likelihood
 
-__all__ = ["VERIFIERS", "check", "check_all", "check_by_likelihood", "final_answer"]
+__all__ = ["VERIFIERS", "check", "check_all", "check_by_likelihood", "final_answer", "has_gold"]
 
 VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "math": math.check,
     "exact": exact.check,
+    "words": words.check,
     "choice": choice.check,
     "code": code.check,
     "gsm8k-strict": harness.gsm8k_strict,
@@ -30,7 +31,7 @@ VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
 """Verifier name -> function. Your own: under a new name here, or named "module:function" or "command:PROGRAM" by the
 task (`mass.verify.own`); what it raises becomes "no verdict"."""
 
-_IN_PROCESS = ("exact", "choice", "gsm8k-strict", "gsm8k-flexible")
+_IN_PROCESS = ("exact", "words", "choice", "gsm8k-strict", "gsm8k-flexible")
 
 
 def check(task: Task, text: str) -> Verdict:
@@ -41,7 +42,7 @@ def check(task: Task, text: str) -> Verdict:
     verifier = VERIFIERS.get(task.verifier) or own.find(task.verifier)
     if verifier is None:
         raise DataError(f"task {task.id!r} names the verifier {task.verifier!r}{nearest(task.verifier, VERIFIERS)}")
-    if not task.answer.strip() and task.verifier in VERIFIERS:
+    if not has_gold(task):
         return Verdict(None, "the task has no answer to compare with", final_answer(text))
     try:
         return verifier(task, text)
@@ -49,6 +50,12 @@ def check(task: Task, text: str) -> Verdict:
         raise
     except Exception as error:
         return Verdict(None, f"the verifier {task.verifier!r} crashed: {type(error).__name__}: {error}")
+
+
+def has_gold(task: Task) -> bool:
+    """Whether an answer to the task can be judged: it has one to compare with, or its verifier is the user's own, which
+    may need none."""
+    return bool(task.answer.strip()) or task.verifier not in VERIFIERS
 
 
 def check_all(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:

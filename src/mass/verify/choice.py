@@ -16,6 +16,7 @@ from mass.types import Task, Verdict
 from mass.verify.boxes import boxed
 from mass.verify.exact import shorten
 from mass.verify.extract import after_hashes, after_marks, settled
+from mass.verify.likelihood import listed
 
 MAX_MENTIONS = 200
 """So many letters are looked at, from the last one back."""
@@ -77,21 +78,20 @@ def check(task: Task, text: str) -> Verdict:
     """Whether the letter chosen in `text` is `task.answer`."""
     gold = task.answer.strip().strip("().").upper()
     options = _options(task.problem)
-    letters = "".join(options) or "ABCDEFGHIJ"
-    if len(gold) != 1 or gold not in letters:
-        return Verdict(None, f"the task's answer {shorten(task.answer)!r} is no letter A to {letters[-1]}")
+    last = max("J", *options)
+    if not ("A" <= gold <= last and len(gold) == 1):
+        return Verdict(None, f"the task's answer {shorten(task.answer)!r} is no letter A to {last}")
     letter, note = _letter(settled(text), options)
-    if letter not in letters or not letter:
-        return Verdict(False, f"no letter A to {letters[-1]} found in the text")
+    if not "A" <= letter <= last:
+        return Verdict(False, f"no letter A to {last} found in the text")
     return Verdict(letter == gold, f"{letter} is {'' if letter == gold else 'not '}{gold}{note}", letter)
 
 
 @lru_cache(maxsize=1024)
 def _options(problem: str) -> Mapping[str, str]:
-    """The options that `problem` lists, letter -> text; empty where they are not A, B and so on."""
-    options = {match[1]: match[2] for match in _OPTION.finditer(problem)}
-    expected = [chr(ord("A") + place) for place in range(len(options))]
-    return options if sorted(options) == expected and len(options) > 1 else {}
+    """The options that `problem` lists, letter -> text."""
+    texts = {match[1]: match[2] for match in _OPTION.finditer(problem)}
+    return {letter: texts.get(letter, "") for letter in listed(problem)}
 
 
 def _letter(text: str, options: Mapping[str, str]) -> tuple[str, str]:

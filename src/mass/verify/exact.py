@@ -14,7 +14,7 @@ from mass.verify.extract import Found, find
 MAX_NUMBER_CHARS = 400
 """Longer digits are compared as text: arithmetic on them would cost more than any answer is worth."""
 
-_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
+_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _RATIONAL = re.compile(
     rf"(?P<sign>[+-]?) *(?:(?P<whole>[0-9]+) +(?P<of>[0-9]+) */ *(?P<by>[0-9]+)"
     rf"|(?P<top>{_DECIMAL})(?: */ *(?P<bottom>-?(?:{_DECIMAL})))?)"
@@ -23,18 +23,23 @@ _FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|(
 _THOUSANDS = re.compile(r",\s*\\!\s*|\{,\}")
 _SPACED = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?: |\\,)[0-9]{3})+(?![0-9])")
 _REPEATING = re.compile(
-    r"(?P<sign>[+-]?)(?P<head>[0-9]*\.[0-9]*)\\overline\s?(?:\{(?P<cycle>[0-9]+)\}|(?P<digit>[0-9]))"
+    r"(?P<sign>[+-]?)(?P<head>[0-9]*\.[0-9]*)\\(?:overline|bar|dot)\s?(?:\{(?P<cycle>[0-9]+)\}|(?P<digit>[0-9]))"
+)
+_GOES_ON = re.compile(
+    r"(?P<sign>[+-]?)(?P<head>[0-9]{0,9}\.[0-9]{0,9}?)(?P<cycle>[0-9]{1,6}?)(?P=cycle){2,}(?P<digit>)(?:\.\.\.|\\[lc]?dots)"
 )
 _MONEY = re.compile(r"\\?[$€£¥]")
 
 
 def number(text: str) -> Fraction | None:
     r"""The rational that `text` writes, or None: `7`, `-3/4`, `1 1/2`, `2.50`, `1,200`, `1 200`, `$5`, `\frac{3}{4}`,
-    `0.\overline{3}`."""
+    `0.\overline{3}`, `0.333...`."""
     if len(text) > MAX_NUMBER_CHARS:
         return None
+    if text.isascii() and text.isdigit():
+        return Fraction(int(text))
     plain = _MONEY.sub("", _THOUSANDS.sub(",", text)).replace("\u2212", "-").strip()
-    if repeating := _REPEATING.fullmatch(plain):
+    if repeating := _REPEATING.fullmatch(plain) or _GOES_ON.fullmatch(plain):
         return _repeating(repeating)
     plain = _SPACED.sub(lambda m: re.sub(r" |\\,", "", m[0]), plain)
     plain = _FRAC.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", plain).strip()

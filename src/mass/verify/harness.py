@@ -38,19 +38,26 @@ def gsm8k_flexible(task: Task, text: str) -> Verdict:
 
 
 def minerva(task: Task, text: str) -> Verdict:
-    found = _FINAL.search(f"{text}I hope it is correct.")
-    if found is None:
+    answer = minerva_answer(text)
+    if answer is None:
         return Verdict(False, "no 'Final Answer: The final answer is … I hope it is correct.' in the text")
-    return math.check(task, rf"\boxed{{{found[1].strip().strip('$')}}}")
+    return math.check(task, rf"\boxed{{{answer}}}")
+
+
+def minerva_answer(text: str) -> str | None:
+    """The answer that `minerva` reads in a text."""
+    found = _FINAL.search(f"{text}I hope it is correct.")
+    return found[1].strip().strip("$") if found else None
 
 
 def _compared(gold: str, answer: str | None) -> Verdict:
     if answer is None:
         return Verdict(False, "the harness's pattern is not in the text")
-    correct = _plain(gold) == _plain(answer)
+    correct = comparable(gold) == comparable(answer)
     return Verdict(correct, f"{shorten(answer)} {'is' if correct else 'is not'} {shorten(gold)}", answer)
 
 
-def _plain(text: str) -> str:
+def comparable(text: str) -> str:
+    """An answer as the two gsm8k verifiers compare it."""
     plain = _HASHES.sub("", text.strip()).replace(",", "").replace("$", "")
     return plain.removesuffix(".").lower()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from mass.errors import DataError
 from mass.types import Batch, Params, Task, Verdict
 
-_OPTION = re.compile(r"^([A-J])\. ", re.M)
+_OPTION = re.compile(r"^(?:([A-Z])\.|\(([A-Z])\)) ", re.M)
 Row = tuple[list[int], list[int]]
 
 
@@ -37,15 +37,22 @@ class Choice:
 
 
 def letters(problem: str) -> list[str]:
-    """The letters that `problem` lists, a line each, as `mass.tasks` writes them. Raises DataError for none."""
-    found: list[str] = []
-    for match in _OPTION.finditer(problem):
-        if match[1] == "A":
-            found = []
-        if match[1] == chr(ord("A") + len(found)):
-            found.append(match[1])
+    """The letters that `problem` lists, a line each, as `mass.tasks` writes them or in brackets. Raises DataError for
+    none."""
+    found = listed(problem)
     if len(found) < 2:
-        raise DataError(f"the problem {problem[:40]!r} lists no choices; expected lines like 'A. …'")
+        raise DataError(f"the problem {problem[:40]!r} lists no choices; expected lines like 'A. …' or '(A) …'")
+    return found
+
+
+def listed(problem: str) -> list[str]:
+    """As `letters`, empty where the problem lists none: the last run of lines that begin with A, B and so on."""
+    found: list[str] = []
+    for letter in (dotted or bracketed for dotted, bracketed in _OPTION.findall(problem)):
+        if letter == "A":
+            found = []
+        if letter == chr(ord("A") + len(found)):
+            found.append(letter)
     return found
 
 

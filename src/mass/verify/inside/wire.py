@@ -82,6 +82,9 @@ def encode(value: Any, refer: Callable[[Any], dict[str, Any]]) -> Any:
     for kind, name, taken_apart in _KINDS:
         if isinstance(value, kind):
             return {name: taken_apart(value, lambda item: encode(item, refer))}
+    for name, kind in _TYPES.items():
+        if value is kind:
+            return {"type": name}
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         return encode(value.item(), refer)
     return refer(value)
@@ -149,8 +152,14 @@ _KINDS: tuple[tuple[type, str, Callable[[Any, Step], Any]], ...] = (
     (datetime.timedelta, "timedelta", lambda v, _step: [v.days, v.seconds, v.microseconds]),
 )
 
+_TYPES = {
+    kind.__name__: kind for kind in (type(None), bool, int, float, str, list, bytes, *(kind for kind, _, _ in _KINDS))
+}
+"""The types of plain data, which travel by name: a test may hand a program the type that it is to look for."""
+
 _BUILDERS: dict[str, Callable[[Any, Step], Any]] = {
     "int": lambda content, _step: int(content, 16),
+    "type": lambda content, _step: _TYPES[content],
     "tuple": lambda content, step: tuple(_items(content, step)),
     "Counter": _counter_of,
     "OrderedDict": _ordered_of,

@@ -1,0 +1,97 @@
+"""What was asked of `model.dtype`, a model's own precision, a device -> the precision of the base weights.
+
+`auto` keeps the precision that the files have where the device is fast at it, and takes float32 elsewhere. A CUDA
+device is fast at bfloat16 from compute capability 8 on, at float16 from 7 on. Of a CPU it is measured: its flags tell
+which instructions it has, and not whether this build of PyTorch uses them well.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+AUTO = "auto"
+FASTER = 1.2
+"""bfloat16 counts as fast on a CPU when a product takes this much less time than in float32."""
+_ROUNDS, _SHAPE = 7, (64, 1024, 1024)
+_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""As safetensors writes them."""
+
+
+def choose(asked: str, own: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, str]:
+    """The precision of the base, and one sentence that says why where `auto` had a choice; else an empty one.
+
+    `own` is None where the files do not say: float32.
+    """
+    if asked != AUTO:
+        return getattr(torch, asked), ""
+    if own in (None, torch.float32, torch.float64):
+        return own or torch.float32, ""
+    own_name = _name(own)
+    if is_fast(device, own):
+        measured = f", {bfloat16_speed_of_cpu():.1f} times as fast as float32" if device.type == "cpu" else ""
+        return own, f"base weights in {own_name}, as its files have them{measured} here (dtype auto)"
+    return torch.float32, f"base weights in float32: {own_name}, its files' own, is no faster here (dtype auto)"
+
+
+def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether 16 bits save time on a device. A CUDA device that is not here is taken for a present-day one."""
+    if device.type == "cuda":
+        least = (8, 0) if dtype == torch.bfloat16 else (7, 0)
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= least
+    return device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_speed_of_cpu() >= FASTER
+
+
+@functools.cache
+def bfloat16_speed_of_cpu() -> float:
+    """Time of a product [64, 1024] x [1024, 1024] in float32 over that in bfloat16; fastest of several rounds each,
+    in turn, so that what else the machine does hits both."""
+    rows, width, out = _SHAPE
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(rows, width, generator=generator), torch.randn(out, width, generator=generator)
+    pairs = {dtype: (x.to(dtype), w.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    times: dict[torch.dtype, list[float]] = {dtype: [] for dtype in pairs}
+    for _ in range(_ROUNDS + 1):
+        for dtype, (a, b) in pairs.items():
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            times[dtype].append(time.perf_counter() - start)
+    fastest = {dtype: min(some[1:]) for dtype, some in times.items()}
+    return fastest[torch.float32] / fastest[torch.bfloat16]
+
+
+def own_dtype(described: Any, place: str) -> torch.dtype | None:
+    """What a configuration says of its weights, else what the first file of weights in the folder `place` has."""
+    for config in (described, described.get_text_config(decoder=True)):
+        said = getattr(config, "dtype", None)
+        if said is not None:
+            return said if isinstance(said, torch.dtype) else getattr(torch, str(said), None)
+    return _of_files(Path(place))
+
+
+def _of_files(folder: Path) -> torch.dtype | None:
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return None
+    try:
+        with safe_open(files[0], framework="pt") as weights:
+            kinds = {_STORED.get(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):  # who loads the weights says what is wrong with them
+        return None
+    return next((kind for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64) if kind in kinds), None)
+
+
+def device_asked(name: str) -> torch.device:
+    """`auto` as the device that it means here."""
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

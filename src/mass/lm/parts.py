@@ -1,0 +1,61 @@
+"""Prompts, bytes that can be spared -> which rows are decoded side by side.
+
+A row holds the keys and values of its prompt and of all that it may write, padded to the longest row beside it, and its
+logits. Where not all rows fit, they are put in order of their length, so that long ones are beside long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mass.lm.growing import ROOM
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """What a row holds while it is decoded."""
+
+    token: float
+    """Bytes of the keys and values of one token, in all layers."""
+    row: float
+    """Bytes beside those: logits as the model gives them, and a copy."""
+
+    def of(self, tokens: int) -> float:
+        """Of a row with so many tokens, prompt and answer."""
+        return self.row + self.token * (tokens + ROOM)
+
+
+def row_bytes(config: Any, itemsize: int) -> RowBytes:
+    """From a model's configuration, with `itemsize` bytes of a number. What a sliding window leaves out is counted;
+    layers without keys and values are too."""
+    config = config.get_text_config()
+    heads, layers = int(getattr(config, "num_attention_heads", None) or 1), int(config.num_hidden_layers)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    both = 2 * groups * width
+    if getattr(config, "kv_lora_rank", None):  # latent attention (DeepSeek): kept as keys and values of all heads
+        both = heads * int(config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
+    return RowBytes(float(layers * both * itemsize), 2.0 * itemsize * int(config.vocab_size))
+
+
+def rows_that_fit(spare: float, tokens: int, each: RowBytes, most: int) -> int:
+    """Rows of so many tokens that are decoded at once in `spare` bytes: at least one, at most `most`."""
+    return max(1, int(min(most, spare / each.of(tokens))))
+
+
+def parts(lengths: Sequence[int], height: int, spare: float, each: RowBytes, most: int) -> list[list[int]]:
+    """Units of `height` rows, the longest of a unit being of `lengths` tokens -> units decoded together, all of them
+    in their order where they fit."""
+    if not lengths:
+        return []
+    if len(lengths) * height <= rows_that_fit(spare, max(lengths), each, most):
+        return [list(range(len(lengths)))]
+    found: list[list[int]] = [[]]
+    for unit in sorted(range(len(lengths)), key=lambda unit: lengths[unit]):
+        fits = rows_that_fit(spare, lengths[unit], each, most)
+        if found[-1] and (len(found[-1]) + 1) * height > fits:
+            found.append([])
+        found[-1].append(unit)
+    return found

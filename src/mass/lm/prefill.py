@@ -1,0 +1,127 @@
+"""Prompts -> a cache that holds them, and the logits after each: every distinct prompt of an adapter is read once.
+
+Rows that share a prompt (the m copies of a synthesis prompt, the votes of one problem) share its pass, and are told
+apart afterwards. Prompts are padded on the left to the longest; where they are of very unequal lengths, the longer ones
+are read alone up to where the shorter begin, and a pass never holds more than `TOKENS` places. None of it changes what
+a row gets, but for rounding.
+
+Legend: N rows in G equal consecutive blocks, one for each adapter of a stack; w distinct prompts of a block, L places.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+from mass.types import Params
+
+TOKENS = 4096
+"""Places of one pass, padding included: bounds its memory, and is enough to keep any device busy."""
+WASTE = 256
+"""Places of padding for whose sake another pass is worth starting."""
+
+Segment = tuple[int, int, int]
+"""First place, place after the last, and how many prompts of each block have begun before the latter."""
+
+
+def prefill(
+    lm: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache, adapter: Params | None, blocks: int
+) -> tuple[Tensor, Tensor]:
+    """Fill the empty cache with N rows; returns the logits [N, V] after each prompt, and the mask [N, L]."""
+    distinct, source = _distinct(prompts, blocks)
+    width = len(distinct) // blocks
+    ids, mask = left_pad(distinct, lm.pad_id, lm.device)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    present, logits = 0, torch.empty(0)
+    for first, end, begun in _segments(_begins(distinct, blocks), ids.shape[1], blocks, _can_be_cut(cache)):
+        if 0 < present < begun:  # rows that begin here take over the places of others, all of which are masked for them
+            select_rows(cache, _of_blocks(blocks, present, torch.arange(begun).clamp_max(present - 1)))
+        present = begun
+        rows = _of_blocks(blocks, width, torch.arange(begun)).to(lm.device)
+        with lm.adapters.use(adapter):
+            out = lm.model(
+                input_ids=ids[rows, first:end],
+                attention_mask=mask[rows, :end],
+                position_ids=positions[rows, first:end],
+                past_key_values=cache,
+                use_cache=True,
+                **({"logits_to_keep": 1} if lm.keeps_logits else {}),
+            )
+        logits = out.logits[:, -1].to(lm.device)
+    if len(distinct) < len(prompts) or source != list(range(len(source))):
+        where = torch.tensor(source)
+        select_rows(cache, where)
+        where = where.to(lm.device)
+        logits, mask = logits[where], mask[where]
+    return logits, mask
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[N, L] tokens and their mask, 1 where they count."""
+    length = max(len(p) for p in prompts)
+    ids = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Let the cache hold these rows of its own, in this order; one may be named several times."""
+    cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType] (int64 all the same); layers of every kind have it
+
+
+def _distinct(prompts: Sequence[Sequence[int]], blocks: int) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The distinct prompts of each block, longest first, every block filled up to the same number; and for each row
+    the place of its prompt among them."""
+    height = len(prompts) // blocks
+    rows = [tuple(prompt) for prompt in prompts]
+    groups = [rows[start : start + height] for start in range(0, len(rows), height)]
+    found = [sorted(dict.fromkeys(group), key=len, reverse=True) for group in groups]
+    width = max(map(len, found))
+    places = [{prompt: number * width + i for i, prompt in enumerate(own)} for number, own in enumerate(found)]
+    source = [place[prompt] for place, group in zip(places, groups, strict=True) for prompt in group]
+    return [prompt for own in found for prompt in own + own[-1:] * (width - len(own))], source
+
+
+def _begins(distinct: Sequence[Sequence[int]], blocks: int) -> list[int]:
+    """[w] where, among L places, the first block's, second block's .. j-th prompt begins, whichever is first."""
+    longest, width = max(map(len, distinct)), len(distinct) // blocks
+    return [longest - max(map(len, distinct[j::width])) for j in range(width)]
+
+
+def _segments(begins: Sequence[int], length: int, blocks: int, may_cut: bool) -> Iterator[Segment]:
+    """Where to cut the L places, so that each pass holds few enough places and little padding."""
+    if not may_cut:
+        yield 0, length, len(begins)
+        return
+    first = 0
+    for at in sorted(set(begins[1:])):
+        begun = bisect_right(begins, at - 1)
+        if (at - first) * (len(begins) - begun) * blocks >= WASTE:
+            yield from _short_enough(first, at, begun, blocks)
+            first = at
+    yield from _short_enough(first, length, len(begins), blocks)
+
+
+def _short_enough(first: int, end: int, begun: int, blocks: int) -> Iterator[Segment]:
+    step = max(1, TOKENS // (begun * blocks))
+    for start in range(first, end, step):
+        yield start, min(start + step, end), begun
+
+
+def _can_be_cut(cache: DynamicCache) -> bool:
+    """Whether all layers keep keys and values alone, which masks tell apart; a recurrent state takes in padding."""
+    return bool(cache.layers) and all(
+        isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in cache.layers
+    )
+
+
+def _of_blocks(blocks: int, height: int, places: Tensor) -> Tensor:
+    """The same places of each block of that height, as rows."""
+    return (torch.arange(blocks)[:, None] * height + places).flatten()
