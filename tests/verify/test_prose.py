@@ -161,6 +161,8 @@ READ = [
     (r"Thus $2!\cdot 5=10$.", "10"),
     (r"There are $7$ triples in all such that $a < b < c$.", "7"),
     ("Then $x=2$, $y=3$ and $x+y=5$.", "5"),
+    ("So there are 450 + 312 = 762 M&M's", "762"),
+    (r"$(1-2) + \dots + (9-10) = 5(-1) = -5.$", "-5"),
     ("There are 6 million of them.", r"6\text{ million}"),
     ("The wall is 5 feet 3 inches high.", r"5\text{ feet} 3\text{ inches}"),
     ("The answer is $6$ million.", r"6\text{ million}"),

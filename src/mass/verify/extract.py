@@ -248,7 +248,7 @@ def _whole(text: str) -> str:
     if _WORD.search(_LATEX_WORD.sub(" ", value)) and not value.isalpha():
         return ""
     left, equals, right = value.rpartition("=")
-    return right.strip() if equals and not _LETTER.search(left) else value
+    return right.strip() if equals and not _LETTER.search(_LATEX_WORD.sub(" ", left)) else value
 
 
 def _last(text: str) -> Found | None:

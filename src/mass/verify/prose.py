@@ -45,7 +45,7 @@ _MEASURE = re.compile(
 )
 _SCALE = re.compile(
     r"\s?(?P<word>(?:(?:hundred|thousand|million|billion|trillion|dozens?|percent|halves|thirds|quarters|fourths|fifths"
-    r"|tenths|hundredths)\b|and an? (?:half|quarter|third)\b|(?:k|K|M|bn)(?![\w/^])"
+    r"|tenths|hundredths)\b|and an? (?:half|quarter|third)\b|(?:k|K|M|bn)(?![\w/^&])"
     r"|(?:[ap]\.m\.?|[AP]\.M\.?|[ap]m|[AP]M)(?!\w))(?: (?:thousand|million|billion))?)"
 )
 _BOUND = re.compile(
