@@ -78,7 +78,7 @@ def test_verdict(gold: str, text: str, expected: bool | None) -> None:
 
 
 def test_the_reason_names_both_answers_and_the_last_resort() -> None:
-    verdict = check(Task("p", answer="7", verifier="exact"), "I get 1 or 8")
+    verdict = check(Task("p", answer="7", verifier="exact"), "I get 1, then 8")
     assert (verdict.correct, verdict.extracted) == (False, "8")
     assert verdict.reason == "8 is not 7; no marked answer, the last number was taken"
 

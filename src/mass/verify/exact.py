@@ -76,7 +76,7 @@ def check(task: Task, text: str) -> Verdict:
     found = find(text)
     if found is None:
         return Verdict(False, "no answer found in the text")
-    gold, value = number(task.answer), number(found.text)
+    gold, value = number(task.answer), number(found.number or found.text)
     equal = gold == value if gold is not None and value is not None else _words(task.answer) == _words(found.text)
     return verdict(equal, found, task.answer)
 

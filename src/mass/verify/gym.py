@@ -46,4 +46,4 @@ def _answer(text: str) -> str | None:
     if tagged:
         return tagged[-1].strip()
     found = find(text)
-    return found.text if found else None
+    return found.number or found.text if found else None

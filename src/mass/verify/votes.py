@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from mass.types import Task
 from mass.verify import choice, harness, math, words
 from mass.verify.exact import number
-from mass.verify.extract import final_answer
+from mass.verify.extract import final_answer, find
 from mass.verify.notation import plain
 from mass.verify.pool import NoVerdict
 
@@ -109,6 +109,11 @@ def _exact_key(answer: str) -> str:
     return " ".join(answer.split()) if value is None else str(value)
 
 
+def _exact_answer(text: str) -> str | None:
+    found = find(text)
+    return found.number or found.text if found else None
+
+
 def _differ(one: str, other: str) -> bool:
     """Answers of other keys are different."""
     del one, other
@@ -121,7 +126,7 @@ def _letter(text: str) -> str | None:
 
 _READINGS: dict[str, tuple[Callable[[str], str | None], Callable[[str], str], Equal]] = {
     "math": (final_answer, _math_key, _math_equal),
-    "exact": (final_answer, _exact_key, _differ),
+    "exact": (_exact_answer, _exact_key, _differ),
     "choice": (_letter, str, _differ),
     "gsm8k-strict": (lambda text: harness.gsm8k_strict(_ANY, text).extracted, harness.comparable, _differ),
     "gsm8k-flexible": (lambda text: harness.gsm8k_flexible(_ANY, text).extracted, harness.comparable, _differ),
