@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mass import scoring
 from mass.config import ScoringConfig
 from mass.errors import ShapeError
 from mass.lm import LM
@@ -206,6 +207,20 @@ def test_micro_batches_change_nothing_but_the_memory(lm: LM, rank: int, monkeypa
     assert [rows for rows, _ in passed] == [3, 1, 1, 1, 2, 1]
     lengths = [length for _, length in passed[1:4]]
     assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_pass_at_a_time_gives_the_gradient_of_all(lm: LM, rank: int, micro_batch: int | None) -> None:
+    eta = moved(init_scorer(lm, ScoringConfig(hidden=4, lora_rank=rank), 0))
+    leaves = {n: t.clone().requires_grad_() for n, t in eta.items()}
+    examples, targets = candidates(lm), ["A longer question?", "Q", "Q, and more"]
+    cotangents = torch.tensor([0.3, -2.0, 1.5], dtype=lm.adapter_dtype)
+    expected = torch.autograd.grad(score(lm, leaves, targets, examples), list(leaves.values()), cotangents)
+    with torch.no_grad():
+        found = scoring.gradient(lm, eta, targets, examples, cotangents, micro_batch)
+    assert list(found) == list(eta)
+    torch.testing.assert_close(tuple(found.values()), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_gradients_reach_all_of_eta_and_nothing_else(lm: LM) -> None:

@@ -58,15 +58,20 @@ def mass_gradients(stack: Stack) -> Gradients:
     with clock.stage("scoring"):
         eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
         rows = practice.targets(stack.problems, groups)
-        scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
+        with torch.set_grad_enabled(not scoring.has_lora(eta)):  # a LoRA's graphs of all rows would be large
+            scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
         cotangent = through.scores
         if config.train.scorer_verdicts:
             scores = practice.spread(scores_N.detach(), *cotangent.shape)
             cotangent = cotangent + config.train.scorer_verdicts * _verdict_gradient(stack, groups, scores, measured)
-        grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(cotangent), materialize_grads=True)
-        eta_gradient = dict(zip(eta, grads, strict=True))
+        if scores_N.requires_grad:
+            grads = torch.autograd.grad(scores_N, list(eta.values()), practice.pick(cotangent), materialize_grads=True)
+            eta_gradient = dict(zip(eta, grads, strict=True))
+        else:
+            cotangent_N = practice.pick(cotangent)
+            eta_gradient = scoring.gradient(lm, eta, *rows, cotangent_N, config.adapt.inner.micro_batch)
     theta_gradient = {name: config.train.gamma * g + anchor.get(name, 0.0) for name, g in through.theta.items()}
     generator, squares = {}, (0.0, 0)
     if config.train.generator and writes:

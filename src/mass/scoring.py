@@ -81,14 +81,43 @@ def score(
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
     rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    longest = max((sum(map(len, row)) for row in rows), default=1)
-    learns = torch.is_grad_enabled() and any(name.startswith(_LORA) for name in eta)
-    size = micro_batch or room.rows_that_fit(lm, max(1, len(rows)), longest, "gradient" if learns else "forward")
-    places = [order[at : at + size] for at in range(0, len(rows), size)]
+    places = _passes(lm, eta, rows, micro_batch)
+    order = [i for some in places for i in some]
     parts = [(lm.batch([rows[i] for i in some]), [examples[i].solution for i in some]) for some in places]
     features = torch.cat([_features(lm, eta, batch, solutions) for batch, solutions in parts])
     return head(eta, features[torch.tensor(order, device=features.device).argsort()])
+
+
+def gradient(
+    lm: LM,
+    eta: Params,
+    problems: Sequence[str],
+    examples: Sequence[Example],
+    cotangents: Float[Tensor, " N"],
+    micro_batch: int | None = None,
+) -> Params:
+    """Of Σ_i cotangent_i s_i with respect to eta, one pass's graph at a time: a scorer with a LoRA is a whole model."""
+    rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
+    leaves, total = {name: t.detach().requires_grad_() for name, t in eta.items()}, dict[str, Tensor]()
+    for some in _passes(lm, eta, rows, micro_batch):
+        with torch.enable_grad():
+            scores = score(lm, leaves, [problems[i] for i in some], [examples[i] for i in some], len(some))
+        grads = torch.autograd.grad(scores, list(leaves.values()), cotangents[some], materialize_grads=True)
+        total = {name: total[name] + g if name in total else g for name, g in zip(leaves, grads, strict=True)}
+    return total
+
+
+def has_lora(eta: Params) -> bool:
+    return any(name.startswith(_LORA) for name in eta)
+
+
+def _passes(lm: LM, eta: Params, rows: Sequence[Row], micro_batch: int | None) -> list[list[int]]:
+    """Numbers of the rows of each pass, from the shortest to the longest."""
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+    longest = max((sum(map(len, row)) for row in rows), default=1)
+    kind = "gradient" if has_lora(eta) else "forward"
+    size = micro_batch or room.rows_that_fit(lm, max(1, len(rows)), longest, kind)
+    return [order[at : at + size] for at in range(0, len(rows), size)]
 
 
 def _row(lm: LM, problem: str, example: Example) -> Row:

@@ -29,7 +29,7 @@ class ModelConfig:
     """Precision of the frozen base weights. auto: as its files have them where the device is fast at that, else
     float32. The adapter is kept in float32 (float64 with a float64 base)."""
     decode_rows: int = 128
-    """Sequences sampled side by side at most; bounds the memory of the KV cache, the result does not depend on it."""
+    """Sequences sampled side by side at most, and never more than fit the device; the result does not depend on it."""
     device_map: str | dict[str, int | str] | None = None
     """Spreads the layers over several GPUs, by accelerate: auto, balanced, balanced_low_0, sequential, or a mapping
     from parts of the model to devices. None: all on `device`."""

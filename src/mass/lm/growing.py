@@ -46,39 +46,33 @@ class _Buffer:
 
 
 class _GrowingLayer(DynamicLayer):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self._buffers = _Buffer(), _Buffer()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """The keys and values for attention, with the new ones."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        keys, values = self._buffers
-        self.keys = keys.keep(keys.appended(self.keys, key_states))
-        self.values = values.keep(values.appended(self.values, value_states))
-        return self.keys, self.values
-
-
-class _GrowingSlidingLayer(DynamicSlidingWindowLayer):
-    """Keeps the last `sliding_window - 1` tokens; attention is given those and the new ones."""
-
-    def __init__(self, sliding_window: int) -> None:
-        super().__init__(sliding_window)
-        self._buffers = _Buffer(), _Buffer()
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        self.cumulative_length += key_states.shape[-2]
         keys, values = self._buffers
         all_keys, all_values = keys.appended(self.keys, key_states), values.appended(self.values, value_states)
-        self.keys = keys.keep(all_keys[:, :, -self.sliding_window + 1 :])
-        self.values = values.keep(all_values[:, :, -self.sliding_window + 1 :])
+        self.keys, self.values = keys.keep(self._kept(all_keys)), values.keep(self._kept(all_values))
         return all_keys, all_values
+
+    def _kept(self, tokens: Tensor) -> Tensor:
+        """What the next tokens may still attend to."""
+        return tokens
+
+
+class _GrowingSlidingLayer(_GrowingLayer, DynamicSlidingWindowLayer):
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.cumulative_length += key_states.shape[-2]
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def _kept(self, tokens: Tensor) -> Tensor:
+        return tokens[:, :, -self.sliding_window + 1 :]
 
 
 def with_room(cache: DynamicCache) -> DynamicCache:

@@ -90,7 +90,7 @@ def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, flo
     if config.train.generator:
         found["generator"] = found.get("generator", 0.0) + clock.gradient(written, at_once)
     read = clock.forward(written, config.adapt.inner.micro_batch or written.count)
-    found["scoring"] = read * (3 if config.adapt.scoring.lora_rank else 1) + _likelihood(clock, config, written)
+    found["scoring"] = read * (4 if config.adapt.scoring.lora_rank else 1) + _likelihood(clock, config, written)
     schedule, steps = inner.schedule, config.adapt.inner.steps
     first, second = len(schedule.gradient_chunks), len(schedule.chunks)
     gradient = clock.gradient(examples, -(-examples.count // first), checkpoint=schedule.checkpoint_gradient)

@@ -127,10 +127,6 @@ class Passes:
 
         return self._measured("gradient", rows, stack, run, lambda live: live.peak)
 
-    def graph(self, rows: Rows) -> float:
-        """Bytes that the graph of a loss over the rows keeps."""
-        return self._measured("graph", rows, None, lambda params: self._losses(rows, params), lambda live: live.held)
-
     def forward(self, rows: Rows) -> float:
         """Bytes of a pass without a gradient, at their peak."""
 

@@ -124,14 +124,9 @@ def memory_of(passes: Passes, step: Step) -> Memory:
             lower = "outer.micro_batch" if rows.count > 1 else "adapt.synthesis.sampling.max_tokens"
             stages.append(Part("generator", held, lower))
         inner = passes.inner(config.adapt.inner, step.examples, step.stack, step.inner_pass(step.examples))
-        graph = (
-            passes.graph(Rows(1, step.written.length - 1, 1)) * step.examples.count
-            if config.adapt.scoring.lora_rank
-            else 0.0
-        )
         lower = "adapt.inner.memory_gb (set it)" if config.adapt.inner.memory_gb is None else "adapt.inner.memory_gb"
-        stages.append(Part("inner loop", graph + inner.peak, lower if not graph else "adapt.scoring.lora_rank to 0"))
-        between = graph + inner.between + step.stack * adapter
+        stages.append(Part("inner loop", inner.peak, lower))
+        between = inner.between + step.stack * adapter
     else:
         between = 0.0
     stages += _outer(passes, step, between, adapter)
@@ -165,6 +160,8 @@ def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
     at_once = min(rows.count, step.config.adapt.inner.micro_batch or rows.count)
     lower = "adapt.inner.micro_batch (set it)" if step.config.adapt.inner.micro_batch is None else "train.stack"
     needed = passes.reading(Rows(at_once, rows.prompt, rows.counted))
+    if step.config.adapt.scoring.lora_rank:
+        needed = max(needed, passes.gradient(Rows(at_once, rows.length - 1, 1)))
     if few := likelihood_pass(step.config, rows, passes.shape.vocabulary):
         needed = max(needed, passes.forward(Rows(few, rows.prompt, rows.counted)))
     return Part("scoring", needed, lower)
