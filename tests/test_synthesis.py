@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from mass.config import SamplingConfig, SynthesisConfig
 from mass.lm import LM
 from mass.prompts import CHATS, PLAIN
+from mass.seeds import derive
 from mass.synthesis import judge, synthesise
+from mass.synthesis.completion import with_solutions
 from mass.synthesis.reading import read
 from mass.synthesis.reasons import rejected_shares, sentence
 from mass.types import Sample
@@ -262,3 +264,28 @@ def test_practice_ends_where_a_second_problem_begins_and_answers_do_not() -> Non
     assert lm.writing().synthesis_prompt("x") == lm.synthesis_prompt("x")
     plain = make_lm()
     assert plain.writing() is plain
+
+
+def test_a_text_that_ends_after_its_problem_is_carried_on() -> None:
+    lm = make_lm(chat=True)
+    end = lm.tokenizer.eos_token_id
+    problem = lm.tokenizer(" What is 2 + 3?", add_special_tokens=False)["input_ids"]
+    prompts = [lm.solve_prompt("1 + 1?")] * 3
+    ended = Sample((*problem, end), " What is 2 + 3?", True)
+    cut_off, whole = dataclasses.replace(ended, finished=False), Sample((5, end), " 1?\nSolution: 2", True)
+    how = SamplingConfig(max_tokens=6, temperature=1.0)
+    first, *others = with_solutions(lm, prompts, [ended, cut_off, whole], how, [1, 2, 3], None)
+    label, label_ids = lm.solution_label()
+    assert label == "\nSolution:"
+    assert others == [cut_off, whole]
+    assert first.tokens[: len(problem) + len(label_ids)] == (*problem, *label_ids)
+    assert first.text.startswith(" What is 2 + 3?\nSolution:")
+    (rest,) = lm.sample([[*prompts[0], *problem, *label_ids]], how, [derive(1, "solution")])
+    assert first.tokens[len(problem) + len(label_ids) :] == rest.tokens
+
+
+def test_a_base_model_is_not_carried_on() -> None:
+    lm = make_lm()
+    end = lm.tokenizer.eos_token_id
+    ended = Sample((5, end), " What is 2 + 3?", True)
+    assert with_solutions(lm, [[3, 4]], [ended], SamplingConfig(4), [1], None) == [ended]

@@ -219,6 +219,11 @@ class LM:
         """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
         return [*self._asking.written(self.prompts.render_written(problem, solution)), self._asking.end_id]
 
+    def solution_label(self) -> tuple[str, list[int]]:
+        """What stands between the problem and the solution of a practice example, as text and as tokens."""
+        label = self.prompts.example.partition("{problem}")[2].partition("{solution}")[0].rstrip()
+        return label, list(self.tokenizer(label, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
     def attempt_row(self, problem: str, solution: str) -> Row:
         """A solution as the scorer reads it: a copy of the problem, written after its synthesis prompt."""
         return self.synthesis_prompt(problem), self.written_ids(problem, solution)

@@ -79,6 +79,11 @@ class Prompts:
         unopened = self.opening if self.chat and not self.opens else ""
         return unopened + self.render_example(problem, solution)
 
+    @property
+    def form(self) -> str:
+        """A whole practice example, with {problem} and {solution} in their places."""
+        return self.opens + self.render_written("{problem}", "{solution}")
+
     def without_form(self) -> Prompts:
         """The same without an opening and a shown example: what suits a synthesis prompt of another form."""
         nothing = dict.fromkeys(("opening", "shown_target", "shown_problem", "shown_solution"), "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mass.config import SynthesisConfig
 from mass.seeds import derive
+from mass.synthesis.completion import with_solutions
 from mass.synthesis.reading import read
 from mass.synthesis.reasons import COPY, REPEAT, TOO_LONG, UNFINISHED, UNPARSED
 from mass.synthesis.result import Reading
@@ -40,6 +41,8 @@ def synthesise(
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
     writer = theta if config.writer == "theta" else None
     samples = lm.writing().sample(rows, config.sampling, row_seeds, writer, with_logprobs=with_logprobs)
+    if not with_logprobs:
+        samples = with_solutions(lm, rows, samples, config.sampling, row_seeds, writer)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
@@ -68,9 +71,8 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
 def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
     examples: list[Example] = []
     seen: set[tuple[str, str]] = set()
-    form = lm.prompts.opens + lm.prompts.render_written("{problem}", "{solution}")
     for sample in samples:
-        found = read(sample.text, form, opening=lm.prompts.opens)
+        found = read(sample.text, lm.prompts.form, opening=lm.prompts.opens)
         key = (_normal(found.problem), _normal(found.solution))
         rejected = _why_rejected(lm, target, sample, found, key in seen, config)
         if not rejected:

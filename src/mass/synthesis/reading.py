@@ -21,6 +21,9 @@ from mass.synthesis.result import Reading
 
 FORM = "Problem: {problem}\nSolution: {solution}"
 
+NO_SOLUTION = "a problem without a marked solution"
+"""Why a text with a problem alone is no practice."""
+
 _SAID = re.compile(
     r"\s*(?:sure|certainly|of course|ok(?:ay)?|absolutely|great|alright|here(?:'s|’s| is| are)|below is|i will|i'll|"
     r"i’ll|let me|as requested)\b[^\n]{0,300}(?:\n|\Z)",
@@ -142,7 +145,7 @@ def _labelled(text: str, form: str) -> Reading:
     solutions = [i for i, label in enumerate(labels) if label.part == "solution"]
     if not solutions:
         asked = any(label.part == "problem" for label in labels)
-        return Reading(reason="a problem without a marked solution" if asked else "no solution is marked")
+        return Reading(reason=NO_SOLUTION if asked else "no solution is marked")
     readings: list[Reading] = []
     for i in solutions:
         goes_on = i > 0 and labels[i - 1].part == "solution" and not _ends(labels[i], labels[i - 1])
