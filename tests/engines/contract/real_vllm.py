@@ -1,18 +1,16 @@
 """A model's folder -> a running vLLM server, on this machine's CPU, and nothing left of it afterwards.
 
 The server runs in a session of its own, in which a guard waits for the end of a pipe that only this process holds: it
-ends when the tests do, and also when they are killed. Whatever vLLM caches goes to a folder that is removed with it.
+ends when the tests do, and also when they are killed. Whatever vLLM caches or logs goes to the folder `home`.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -42,9 +40,8 @@ class NotStarted(Exception):
 class RealVllm:
     """`start` it, and use it as a context manager; `url` is where it listens."""
 
-    def __init__(self, program: Path, base: Path) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="mass-vllm-"))
-        self._log = self._home / "log"
+    def __init__(self, program: Path, base: Path, home: Path) -> None:
+        self._home, self._log = home, home / "log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.command = [str(program), "serve", str(base), "--port", str(port), *OPTIONS.split()]
@@ -84,7 +81,6 @@ class RealVllm:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        shutil.rmtree(self._home, ignore_errors=True)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
