@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from real_vllm import NotStarted, RealVllm
-from served_model import Contract
+from served_model import STAND_IN_ROUNDING, VLLM_ROUNDING, Contract
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
@@ -31,7 +31,7 @@ def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     lm = load_lm(ModelConfig(name=str(base), dtype="float32"), LoraConfig(rank=8, alpha=16.0))
     server = _real(base, tmp_path_factory.mktemp("vllm")) if real else StandIn(base, str(base))
     with server:
-        yield Contract(0.1 if real else 1e-3, server.url, base, lm, folder)
+        yield Contract(VLLM_ROUNDING if real else STAND_IN_ROUNDING, server.url, base, lm, folder)
 
 
 def _real(base: Path, home: Path) -> RealVllm:

@@ -18,6 +18,9 @@ from mass.lm import LM
 from mass.lm.served import sample_at_server
 from mass.types import Params
 
+VLLM_ROUNDING, STAND_IN_ROUNDING = 0.1, 1e-3
+"""Of a real vLLM in bfloat16, and of the stand-in in float32."""
+
 
 @dataclass(frozen=True)
 class Contract:
