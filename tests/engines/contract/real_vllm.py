@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 START_S, STOP_S = 400.0, 20.0
+TIDY_S = 3.0
+"""Python's tracker of shared memory removes what the server left of it, after the server itself."""
 GUARDED = 'exec 3<&0; (trap "" TERM; cat <&3; kill -TERM 0; sleep 5; kill -KILL 0) & exec "$@" 3<&- </dev/null'
 """For `sh -c`: runs its arguments, in whose process group nothing outlives the standard input."""
 OPTIONS = (
@@ -78,6 +80,7 @@ class RealVllm:
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
+            time.sleep(TIDY_S)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
