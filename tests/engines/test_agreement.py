@@ -61,8 +61,8 @@ def test_an_adapter_that_is_applied_with_another_scale_is_refused(
 ) -> None:
     place, seen = server._place, list[object]()
 
-    def louder(name: str) -> object:
-        model = place(name)
+    def louder(name: str, folder: Path) -> object:
+        model = place(name, folder)
         if model not in seen:
             seen.append(model)
             for module in model.modules():

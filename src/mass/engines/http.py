@@ -195,20 +195,25 @@ class HttpEngine:
         body = {"lora_name": name, "lora_path": self._folder.path_at_server(name)}
         try:
             await self._transport.ask(client, LOAD, body, _nothing, once_more=_not_there_yet)
-        except Refused as refused:
-            if "already been loaded" not in refused.message:
-                raise EngineError(f"{refused}; {self._why_not_loaded(refused)}") from refused
+        except EngineError as error:
+            if isinstance(error, Refused) and "already been loaded" in error.message:
+                return
+            raise EngineError(f"{error}{self._why_not_loaded(error)}") from error
 
-    def _why_not_loaded(self, refused: Refused) -> str:
-        if refused.status in (404, 405) and "adapter" not in refused.message.lower():
+    def _why_not_loaded(self, error: EngineError) -> str:
+        """What the user may do about it; vLLM hides paths in its own messages."""
+        said = error.message if isinstance(error, Refused) else str(error)
+        if "adapter " in said.lower() or "add_lora" in said:
             return (
-                "expected a server that loads adapters at run time; start vLLM with --enable-lora and "
+                f"; expected it to load the adapter in {self._folder.there}, which is engine.lora_dir as the server "
+                "sees it; mend engine.lora_dir_on_server, --max-lora-rank or lora.targets"
+            )
+        if isinstance(error, Refused) and error.status in (404, 405):
+            return (
+                "; expected a server that loads adapters at run time; start vLLM with --enable-lora and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             )
-        return (
-            f"expected it to load the adapter in {self._folder.there}, which is engine.lora_dir as the server sees it; "
-            "mend engine.lora_dir_on_server, --max-lora-rank or lora.targets"
-        )
+        return ""
 
 
 async def _version(transport: Transport, client: httpx2.AsyncClient) -> str:

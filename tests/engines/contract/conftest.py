@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from real_vllm import NotStarted, RealVllm
-from served_model import Contract
+from served_model import STAND_IN_ROUNDING, VLLM_ROUNDING, Contract
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_stand_in import StandIn
 
@@ -29,13 +29,13 @@ def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     base: Path = request.getfixturevalue("smollm2" if real else "taught_base")
     folder = tmp_path_factory.mktemp("shared")
     lm = load_lm(ModelConfig(name=str(base), dtype="float32"), LoraConfig(rank=8, alpha=16.0))
-    server = _real(base) if real else StandIn(base, str(base))
+    server = _real(base, tmp_path_factory.mktemp("vllm")) if real else StandIn(base, str(base))
     with server:
-        yield Contract(0.1 if real else 1e-3, server.url, base, lm, folder)
+        yield Contract(VLLM_ROUNDING if real else STAND_IN_ROUNDING, server.url, base, lm, folder)
 
 
-def _real(base: Path) -> RealVllm:
-    server = RealVllm(Path(os.environ["MASS_VLLM"]).absolute(), base)
+def _real(base: Path, home: Path) -> RealVllm:
+    server = RealVllm(Path(os.environ["MASS_VLLM"]).absolute(), base, home)
     try:
         server.start()
     except NotStarted as error:
@@ -64,7 +64,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def adapters(contract: Contract) -> dict[str, Params]:
     """Two that change what the model says by a nat per token and more; written to the folders of their names."""
     made = {name: _strong(contract.lm, seed) for seed, name in enumerate(("one", "two"))}

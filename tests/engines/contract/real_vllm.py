@@ -1,18 +1,16 @@
 """A model's folder -> a running vLLM server, on this machine's CPU, and nothing left of it afterwards.
 
 The server runs in a session of its own, in which a guard waits for the end of a pipe that only this process holds: it
-ends when the tests do, and also when they are killed. Whatever vLLM caches goes to a folder that is removed with it.
+ends when the tests do, and also when they are killed. Whatever vLLM caches or logs goes to the folder `home`.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 START_S, STOP_S = 400.0, 20.0
+TIDY_S = 3.0
+"""Python's tracker of shared memory removes what the server left of it, after the server itself."""
 GUARDED = 'exec 3<&0; (trap "" TERM; cat <&3; kill -TERM 0; sleep 5; kill -KILL 0) & exec "$@" 3<&- </dev/null'
 """For `sh -c`: runs its arguments, in whose process group nothing outlives the standard input."""
 OPTIONS = (
@@ -42,9 +42,8 @@ class NotStarted(Exception):
 class RealVllm:
     """`start` it, and use it as a context manager; `url` is where it listens."""
 
-    def __init__(self, program: Path, base: Path) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="mass-vllm-"))
-        self._log = self._home / "log"
+    def __init__(self, program: Path, base: Path, home: Path) -> None:
+        self._home, self._log = home, home / "log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.command = [str(program), "serve", str(base), "--port", str(port), *OPTIONS.split()]
@@ -81,10 +80,10 @@ class RealVllm:
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
+            time.sleep(TIDY_S)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        shutil.rmtree(self._home, ignore_errors=True)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")

@@ -18,6 +18,9 @@ from mass.lm import LM
 from mass.lm.served import sample_at_server
 from mass.types import Params
 
+VLLM_ROUNDING, STAND_IN_ROUNDING = 0.1, 1e-3
+"""Of a real vLLM in bfloat16, and of the stand-in in float32."""
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -31,7 +34,7 @@ class Contract:
     """In float32, sampling here."""
     folder: Path
     """Shared with the server."""
-    _judges: dict[str | None, Any] = field(default_factory=dict)
+    _judge: list[Any] = field(default_factory=list)
 
     def connect(self, **changes: Any) -> LM:
         """The same model, sampling at the server."""
@@ -47,12 +50,20 @@ class Contract:
         return self.folder / name
 
     def judge(self, name: str | None = None) -> Any:
-        """Transformers' own model in float32; with the adapter in folder `name` as PEFT loads it."""
-        if name not in self._judges:
+        """Transformers' own model in float32, or, from here to the next call, with the adapter in folder `name` as PEFT
+        loads it: one model for all, to be light."""
+        if not self._judge:
             model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
-            model = model if name is None else PeftModel.from_pretrained(model, str(self.folder / name))
-            self._judges[name] = model.eval()
-        return self._judges[name]
+            self._judge.append(PeftModel.from_pretrained(model, str(self.folder / "one"), adapter_name="one").eval())
+        (model,) = self._judge
+        if name is None:
+            model.base_model.disable_adapter_layers()
+            return model
+        if name not in model.peft_config:
+            model.load_adapter(str(self.folder / name), adapter_name=name)
+        model.base_model.enable_adapter_layers()
+        model.set_adapter(name)
+        return model
 
     def post(self, path: str, body: Any) -> httpx2.Response:
         return httpx2.post(f"{self.url}{path}", json=body, timeout=120, trust_env=False)
