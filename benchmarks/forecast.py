@@ -98,8 +98,17 @@ def stages(found: rehearsal.Rehearsal) -> dict[str, float]:
 
 def high_water_mark() -> int:
     """Bytes, from Linux."""
+    return _status("VmHWM")
+
+
+def resident() -> int:
+    """Bytes, now."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def table(expected: Mapping[str, float], real: Mapping[str, float], peak: float, real_peak: float) -> str:

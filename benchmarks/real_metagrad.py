@@ -4,8 +4,9 @@
 
 m rows of random tokens, half of each counted, K inner steps of SGD with a learned rate for each tensor, and the same
 number of tokens as outer loss. A route is a process of its own: the model is loaded, the high-water mark of the process
-is noted, a short meta-gradient warms up, and `--rounds` are timed by the process's own time, which other processes
-change little. The peak is the mark's rise; it holds what PyTorch's operations and the allocator need beside tensors.
+is set back, and `--rounds` are timed by the process's own time, which other processes change little. The peak is the
+mark less the weights and what the process held before it loaded them; what PyTorch's operations and the allocator need
+beside tensors, and what loading left in its arenas, is in it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forecast import high_water_mark
+from forecast import high_water_mark, resident
 
 from mass.config import LoraConfig, ModelConfig
 from mass.inner import SGD, adapt
@@ -57,12 +58,14 @@ def meta_gradient(lm: LM, route: str, args: argparse.Namespace, tokens: int) -> 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """What a process of its own does."""
     torch.set_num_threads(args.threads)
+    before = resident()
     lm = load_lm(ModelConfig(name=args.model, dtype=args.dtype), LoraConfig(rank=args.rank, alpha=2.0 * args.rank))
     weights = sum(p.numel() * p.element_size() for p in {id(p): p for p in lm.model.parameters()}.values())
-    meta_gradient(lm, args.route, args, 8)
-    loaded = high_water_mark()
+    Path("/proc/self/clear_refs").write_text("5")  # the mark is now what is resident
+    left = resident() - before - weights
     seconds = [meta_gradient(lm, args.route, args, args.tokens) for _ in range(args.rounds)]
-    return {"seconds": seconds, "peak_gb": (high_water_mark() - loaded) / 1e9, "weights_gb": weights / 1e9}
+    peak = high_water_mark() - before - weights
+    return {"seconds": seconds, "peak_gb": peak / 1e9, "left_by_loading_gb": left / 1e9, "weights_gb": weights / 1e9}
 
 
 def report(found: dict[str, dict[str, Any]]) -> str:
