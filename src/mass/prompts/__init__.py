@@ -112,9 +112,9 @@ CHAT = Prompts(
     solve="{problem}\n\nReason step by step, and put your final answer within \\boxed{}.",
     synthesis=(
         "Here is a problem:\n\n{problem}\n\n"
-        "Write one new problem that trains the same skills but tells of other things with other numbers. Then solve "
-        "your new problem in a few short steps and put its final answer within \\boxed{}. Answer in exactly this "
-        "form:\nProblem: <the new problem>\nSolution: <its solution>"
+        "Write one new problem that trains the same skills with other things and other numbers, then solve it in a few "
+        "short steps and put its final answer within \\boxed{}. Answer in exactly this form:\n"
+        "Problem: <the new problem>\nSolution: <its solution>"
     ),
     answer_prefix="",
     example=" {problem}\nSolution: {solution}",
@@ -147,8 +147,8 @@ CHATS: PromptSet = {
         ),
         synthesis=(
             "Here is a programming problem:\n\n{problem}\n\n"
-            "Write one new programming problem that trains the same skills but asks for another function. Then solve "
-            f"your new problem in Python, with the complete code in one ```python block. {_FORM}"
+            "Write one new programming problem that trains the same skills with another function, then solve it in "
+            f"Python, with the complete code in one ```python block. {_FORM}"
         ),
         shown_target=(
             "Write a function to find the largest number of a list. Your code should pass these tests:\n\n"
@@ -173,8 +173,8 @@ CHATS: PromptSet = {
         synthesis=(
             "Here is a multiple-choice problem:\n\n{problem}\n\n"
             "Write one new multiple-choice problem that trains the same skills but asks for something else, with its "
-            "choices as lines that begin with 'A. ', 'B. ' and so on. Then solve it in a few short steps, and end with a "
-            f"line 'Answer: X', where X is the letter of the right choice. {_FORM}"
+            "choices as lines that begin with 'A. ', 'B. ' and so on. Then solve it in a few short steps, and end with "
+            f"a line 'Answer: X', where X is the letter of the right choice. {_FORM}"
         ),
         shown_target=(
             "Which gas do plants take from the air for photosynthesis?\nA. Oxygen\nB. Nitrogen\nC. Carbon dioxide\n"
@@ -194,8 +194,8 @@ CHATS: PromptSet = {
         solve="{problem}\n\nReason step by step, and end with a line 'Answer: ' and your final answer after it.",
         synthesis=(
             "Here is a problem:\n\n{problem}\n\n"
-            "Write one new problem that trains the same skills but asks for something else. Then solve your new "
-            f"problem in a few short steps, and end with a line 'Answer: ' and its final answer after it. {_FORM}"
+            "Write one new problem that trains the same skills but asks for something else, then solve it in a few "
+            f"short steps, and end with a line 'Answer: ' and its final answer after it. {_FORM}"
         ),
         shown_target="Sort these words alphabetically: stone, apple, river",
         shown_problem="Sort these words alphabetically: lamp, door, window, chair",
