@@ -129,3 +129,17 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
     begin = time.process_time()
     final_answer(text)
     assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("text", ["exp(2)", "ln(2)", "x²", "x² + 1", "2sqrt(2)", "arctan(1)", "cos(pi/4)", "y = log(3)"])
+def test_a_formula_alone_is_the_answer_with_its_functions_and_powers(text: str) -> None:
+    found = find(text)
+    assert found is not None
+    assert (found.text, found.how) == (text, "whole text")
+
+
+@pytest.mark.parametrize(("text", "value"), [("3² = 9", "9"), ("the logs 5", "5"), ("5 minutes", "5")])
+def test_words_are_no_functions(text: str, value: str) -> None:
+    found = find(text)
+    assert found is not None
+    assert found.number == value or found.text == value

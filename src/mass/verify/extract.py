@@ -94,9 +94,16 @@ _LABEL = re.compile(
 _ALPHANUMERIC = re.compile(r"[^\W_]|\\[A-Za-z{]")
 _UNREAD = re.compile(r"####|box|answer", re.I)
 """Marks without an answer that could be read."""
-_WORD = re.compile(r"[^\W\d_]{2,}")
+_A_LETTER = r"[^\W\d_²³¹⁰-ₜ¼-¾⅐-↋]"
+"""Raised and lowered digits and fractions of one sign count as letters in Unicode, and are none here."""
+_WORD = re.compile(rf"{_A_LETTER}{{2,}}")
+_CALLED = re.compile(
+    r"(?<![A-Za-z])(?:sqrt|cbrt|exp|ln|lo?g|(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|pi|inf(?:inity)?|max|min|gcd|lcm|abs|"
+    r"floor|ceil|binom|mod)(?![A-Za-z])"
+)
+"""Names that stand in a formula without a backslash."""
 _TWO_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s(?:[A-Za-z]{2,}|[0-9$])")
-_LETTER = re.compile(r"[^\W\d_]")
+_LETTER = re.compile(_A_LETTER)
 _TEXT = re.compile(r"\\(?:text|textbf|mbox|mathrm)\s?\{([^{}]*)\}")
 _EMPHASIS = re.compile(r"(\*{1,3}|__|`)(?=\S)(.*\S)\1", re.S)
 _STRAY = re.compile(r"\*\*(?![\w(])|(?<![\w)])\*\*|`")
@@ -245,7 +252,7 @@ def _whole(text: str) -> str:
     value = _tidy(text.strip()[: MAX_BARE_CHARS + 1])
     if len(value) > MAX_BARE_CHARS or "\n" in value or not _ALPHANUMERIC.search(value) or _UNREAD.search(value):
         return ""
-    if _WORD.search(_LATEX_WORD.sub(" ", value)) and not value.isalpha():
+    if _WORD.search(_CALLED.sub(" ", _LATEX_WORD.sub(" ", value))) and not value.isalpha():
         return ""
     left, equals, right = value.rpartition("=")
     return right.strip() if equals and not _LETTER.search(_LATEX_WORD.sub(" ", left)) else value
