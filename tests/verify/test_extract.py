@@ -131,7 +131,7 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
     assert time.process_time() - begin < 5
 
 
-@pytest.mark.parametrize("text", ["exp(2)", "ln(2)", "x²", "x² + 1", "2sqrt(2)", "arctan(1)", "cos(pi/4)", "y = log(3)"])
+@pytest.mark.parametrize("text", ["exp(2)", "ln(2)", "x²", "x² + 1", "2sqrt(2)", "arctan(1)", "y = log(3)"])
 def test_a_formula_alone_is_the_answer_with_its_functions_and_powers(text: str) -> None:
     found = find(text)
     assert found is not None
