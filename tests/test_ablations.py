@@ -196,7 +196,7 @@ def test_copies_are_allowed_or_not_in_training_and_at_test(
     config = config_for(taught_base, sums, "mass-gold")
     stack = stack_of(wide, config, 1)
     target, drawn = stack.problems[0], iter(range(10**6))
-    monkeypatch.setattr(synthesis, "read", lambda *_: Reading(f" {target.upper()} ", f"It is {next(drawn)}."))
+    monkeypatch.setattr(synthesis, "read", lambda *_, **__: Reading(f" {target.upper()} ", f"It is {next(drawn)}."))
     for allowed in (False, True):
         switched = with_adapt(config, "synthesis", allow_copies=allowed)
         assert at_test(switched).synthesis.allow_copies is allowed

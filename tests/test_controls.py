@@ -191,7 +191,7 @@ def test_what_the_scorer_reads_is_written_as_the_generator_writes(taught: Contes
 def test_a_chat_model_reads_an_answer_in_the_form_it_is_asked_for() -> None:
     lm = make_lm(chat=True)
     text = lm.tokenizer.decode(lm.written_ids(" What is {solution}? ", " It is {problem}. "), skip_special_tokens=True)
-    assert text == "Problem: What is {solution}?\nSolution: It is {problem}."
+    assert lm.prompts.opens + text == "Problem: What is {solution}?\nSolution: It is {problem}."
 
 
 # --- practice in the context

@@ -179,7 +179,8 @@ def test_thinking_is_off_unless_it_is_asked_for(folders: Callable[[str], Path], 
     over = loaded(folder, prompts=prompts_file(tmp_path, "=== thinking\nyes"), thinking=False)
     for lm, closed in ((off, True), (on, False), (of_file, False), (over, True)):
         for prompt in (lm.solve_prompt(PROBLEM), lm.synthesis_prompt(PROBLEM)):
-            assert text_of(lm, prompt).endswith(f"<|im_start|>assistant\n{empty if closed else ''}")
+            begun = lm.prompts.opens if prompt == lm.synthesis_prompt(PROBLEM) else ""
+            assert text_of(lm, prompt).endswith(f"<|im_start|>assistant\n{empty if closed else ''}{begun}")
         assert lm.prompts.thinking is not closed
 
 

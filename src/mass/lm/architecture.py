@@ -86,6 +86,7 @@ PUBLISHED: dict[str, Published] = {
         "qwen2",
         "https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct/blob/main/config.json; arXiv 2412.15115, table 1",
         {
+            "dtype": "bfloat16",
             "vocab_size": 151936,
             "hidden_size": 896,
             "intermediate_size": 4864,

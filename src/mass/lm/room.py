@@ -1,8 +1,8 @@
 """Rows of a pass -> a bound on the bytes that it holds, from the model's widths; and how many rows fit what is free.
 
 The bound says whether anything has to be measured or cut at all: it is two to five times what passes of Llama, Qwen and
-Gemma hold (`tests/lm/test_room.py`). The inner loop, whose memory is the largest, is measured where the bound is more
-than what is free (`mass.inner.probe`).
+Gemma hold (`tests/lm/test_pass_room.py`). The inner loop, whose memory is the largest, is measured where the bound is
+more than what is free (`mass.inner.probe`).
 
 Legend: n rows of T tokens, d width of the states.
 """
