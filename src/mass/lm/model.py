@@ -220,7 +220,7 @@ class LM:
         return [*self._asking.written(self.prompts.render_written(problem, solution)), self._asking.end_id]
 
     def solution_label(self) -> tuple[str, list[int]]:
-        """What stands between the problem and the solution of a practice example, as text and as tokens."""
+        """The label between the problem and the solution of a practice example, as text and as tokens."""
         label = self.prompts.example.partition("{problem}")[2].partition("{solution}")[0].rstrip()
         return label, list(self.tokenizer(label, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 

@@ -48,6 +48,6 @@ def with_solutions(
 
 
 def _lacks_solution(lm: LM, sample: Sample) -> bool:
-    """Whether the model opened a problem and ended its turn without a solution."""
+    """True where the model opened a problem and ended its turn without a solution."""
     opened = bool(lm.prompts.opens) and sample.finished and sample.tokens[-1] in lm.end_ids
     return opened and read(sample.text, lm.prompts.form, opening=lm.prompts.opens).reason == NO_SOLUTION

@@ -47,7 +47,7 @@ _INLINE = re.compile(
 _BULLET = re.compile(r"[\s>+•*\d.)-]*")
 _QUESTION = re.compile(r"\s*([^\n]{1,2000}\?)[ \t]*\n")
 _WORKED = re.compile(r"\\boxed\s?\{|\banswer\b[^\n]{0,20}(?:\bis\b|:)|=", re.IGNORECASE)
-"""What the lines after a question hold where they answer it."""
+"""One of these stands in the lines after a question where they answer it."""
 _ITEM = re.compile(r"^[ \t]{0,12}(\d{1,3})[.)][ \t]+", re.MULTILINE)
 _PLACE = re.compile(
     r"[<\[{(]?\s{0,4}(?:the new problem|its solution|(?:your|the) (?:new |worked )?(?:problem|question|solution|"
@@ -129,8 +129,8 @@ def _in_lines(text: str) -> str:
 
 
 def _asked_and_answered(text: str, form: str) -> Reading | None:
-    """Of a text that begins with a problem: its first paragraph, which ends with a question, and what follows. None
-    where it has no such paragraph, or labels that say otherwise."""
+    """Reads a text that begins with a problem: its first paragraph, which ends with a question, is the problem, and what
+    follows the solution. None where it has no such paragraph, or labels that say otherwise."""
     match = _QUESTION.match(text)
     if match is None or find_labels(text, form) or not _WORKED.search(text, match.end()):
         return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from mass.types import Example
 
 UNFINISHED, UNPARSED, REPEAT, COPY, TOO_LONG = REASONS = ("unfinished", "unparsed", "repeat", "copy", "too long")
-"""What `Example.rejected` begins with."""
+"""The reasons that `Example.rejected` can begin with."""
 
 
 def reason_of(example: Example) -> str:
