@@ -129,8 +129,8 @@ def _in_lines(text: str) -> str:
 
 
 def _asked_and_answered(text: str, form: str) -> Reading | None:
-    """Reads a text that begins with a problem: its first paragraph, which ends with a question, is the problem, and what
-    follows the solution. None where it has no such paragraph, or labels that say otherwise."""
+    """Reads a text that begins with a problem: its first paragraph, which ends with a question, is the problem, and
+    what follows is the solution. None where it has no such paragraph, or labels that say otherwise."""
     match = _QUESTION.match(text)
     if match is None or find_labels(text, form) or not _WORKED.search(text, match.end()):
         return None
