@@ -74,7 +74,7 @@ class LoraSites:
         self.config, self._closed_form = config, closed_form
         self.sites = find_sites(model, config.targets)
         self.beside_fused_experts = any("expert" in name and p.dim() == 3 for name, p in model.named_parameters())
-        """Whether the model has routed experts in fused tensors, beside which PEFT misreads some layers' names."""
+        """True where the model has routed experts in fused tensors: beside these, PEFT misreads some layers' names."""
         self._active: ContextVar[InUse | None] = ContextVar("adapter_in_use", default=None)
         for site in self.sites:
             model.get_submodule(site.name).register_forward_hook(self._hook(site.name))

@@ -79,7 +79,7 @@ def _dropped_at_need(folder: Path) -> float:
 
 
 def _address_space() -> float:
-    """What `ulimit -v` leaves."""
+    """Bytes of address space that `ulimit -v` still leaves to this process."""
     try:
         import resource
     except ImportError:  # not on Windows

@@ -20,7 +20,7 @@ class Decoding:
     tokens: int
     """Sampled so far."""
     rows_left: int
-    """That have not ended."""
+    """Rows that have not ended."""
     seconds: float
     """Since its start."""
     left_s: float

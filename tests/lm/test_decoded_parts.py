@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from mass.lm import LM, sampling
 from mass.lm.growing import ROOM
-from mass.lm.parts import RowBytes, parts, row_bytes, rows_that_fit
+from mass.lm.parts import RowBytes, parts, row_bytes, rows_side_by_side
 from mass.types import Sample
 from small_lms import ARCHITECTURES, make_lm, prompt_ids, random_adapter, sample
 
@@ -22,7 +22,7 @@ def test_rows_that_fit() -> None:
     tokens = 100 - ROOM
     assert EACH.of(tokens) == 1100
     for spare, rows in [(0.0, 1), (1099.0, 1), (2199.0, 1), (2200.0, 2), (1e9, 128), (float("inf"), 128)]:
-        assert rows_that_fit(spare, tokens, EACH, 128) == rows
+        assert rows_side_by_side(spare, tokens, EACH, 128) == rows
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -30,7 +30,7 @@ EXAMPLES = (
 )
 METHODS = ("base", "tt-ss", "mass", "mass-unadapted")
 UNTRAINED_METHODS = METHODS[:2]
-"""Of a model that nothing was meta-trained on."""
+"""Methods that `mass demo` compares on a model without a meta-trained checkpoint."""
 WORD_PROBLEMS, MAX_TOKENS = Path(__file__).parents[1] / "tasks" / "word_problems.jsonl", 256
 """Twelve problems, and the tokens of a practice problem and of an answer: a model that solves them needs less."""
 SHOWN, FIRST_SHOWN, SHOWN_STEP = 3, 4, 9

@@ -1,4 +1,4 @@
-"""What is told of work (`mass.progress`) -> a few words now and then: the stage, tokens per second, the time left."""
+"""Reports of progress (`mass.progress`) -> a short line now and then: stage, tokens per second, time left."""
 
 from __future__ import annotations
 

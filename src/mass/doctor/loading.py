@@ -7,7 +7,6 @@ Of an 8 B model that is 2 of 32 layers, and embeddings and output head with the 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mass.adapter import find_sites
 from mass.doctor.report import Loaded, Reach
 from mass.errors import ConfigError, MassError, ModelError
+from mass.free_memory import total_bytes
 from mass.lm.dtype import choose, device_asked, own_dtype
 from mass.lm.load import require_finite
 from mass.lm.source import find_source
@@ -148,7 +148,7 @@ def _require_memory(config: Any, name: str) -> None:
     """Twice the weights: once as the folder has them, with the whole vocabulary, once in float64 without."""
     sizes = {n: p.numel() for n, p in _skeleton(config).named_parameters()}
     needed = 10e-9 * sum(sizes.values())
-    there = 1e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    there = 1e-9 * total_bytes(torch.device("cpu"))
     if needed > there:
         layers = config.get_text_config().num_hidden_layers
         raise ConfigError(

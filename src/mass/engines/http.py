@@ -201,7 +201,7 @@ class HttpEngine:
             raise EngineError(f"{error}{self._why_not_loaded(error)}") from error
 
     def _why_not_loaded(self, error: EngineError) -> str:
-        """What the user may do about it; vLLM hides paths in its own messages."""
+        """Advice to the user, which names the folder: vLLM hides paths in its own messages."""
         said = error.message if isinstance(error, Refused) else str(error)
         if "adapter " in said.lower() or "add_lora" in said:
             return (

@@ -15,7 +15,7 @@ from mass.lm.growing import ROOM
 
 @dataclass(frozen=True)
 class RowBytes:
-    """What a row holds while it is decoded."""
+    """Bytes that one row takes while it is decoded."""
 
     token: float
     """Bytes of the keys and values of one token, in all layers."""
@@ -40,7 +40,7 @@ def row_bytes(config: Any, itemsize: int) -> RowBytes:
     return RowBytes(float(layers * both * itemsize), 2.0 * itemsize * int(config.vocab_size))
 
 
-def rows_that_fit(spare: float, tokens: int, each: RowBytes, most: int) -> int:
+def rows_side_by_side(spare: float, tokens: int, each: RowBytes, most: int) -> int:
     """Rows of so many tokens that are decoded at once in `spare` bytes: at least one, at most `most`."""
     return max(1, int(min(most, spare / each.of(tokens))))
 
@@ -50,11 +50,11 @@ def parts(lengths: Sequence[int], height: int, spare: float, each: RowBytes, mos
     in their order where they fit."""
     if not lengths:
         return []
-    if len(lengths) * height <= rows_that_fit(spare, max(lengths), each, most):
+    if len(lengths) * height <= rows_side_by_side(spare, max(lengths), each, most):
         return [list(range(len(lengths)))]
     found: list[list[int]] = [[]]
     for unit in sorted(range(len(lengths)), key=lambda unit: lengths[unit]):
-        fits = rows_that_fit(spare, lengths[unit], each, most)
+        fits = rows_side_by_side(spare, lengths[unit], each, most)
         if found[-1] and (len(found[-1]) + 1) * height > fits:
             found.append([])
         found[-1].append(unit)

@@ -23,7 +23,7 @@ Kind = Literal["forward", "gradient", "second order"]
 PLAIN_ATTENTION = 128
 """Tokens up to which attention may keep its T x T matrices (`mass.lm.attention`); eager attention always does."""
 CHUNKS = 4
-"""Of logits, alive at once."""
+"""Chunks of logits that are alive at once."""
 
 ADAPTERS = 12
 """Copies of an adapter while it is adapted: start, parameters, gradients, state, their sums, norms and what is kept."""

@@ -44,7 +44,7 @@ _MARKED = re.compile(r"\(?([A-Z])[).:]\s*(.*)", re.S)
 
 @dataclass(frozen=True)
 class Options:
-    """What a row lists."""
+    """The options that a row lists."""
 
     texts: Sequence[str]
     labels: Sequence[str] = ()
