@@ -214,3 +214,22 @@ def test_dropout_with_a_gradient_raises() -> None:
 def test_shapes_that_do_not_fit_raise(tensors: Any) -> None:
     with pytest.raises(ShapeError, match=r"expected \[N, heads, T, d\]"):
         exact_attention(*tensors)
+
+
+# ------------------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("mask_heads", [0, 1, H])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_new_token_attends_as_with_keys_copied_for_each_query_head(
+    heads: int, mask_heads: int, scale: float | None
+) -> None:
+    query, key, value = (t.detach() for t in qkv(heads, queries=1))
+    mask = torch.rand(N, mask_heads, 1, T, generator=torch.Generator().manual_seed(4)) < 0.6 if mask_heads else None
+    if mask is not None:
+        mask[..., 0] = True
+    copied = (t.repeat_interleave(H // heads, 1) for t in (key, value))
+    plain = plain_attention(query, *copied, attn_mask=mask, scale=scale).transpose(1, 2)
+    found, _ = attention.attend(torch.nn.Module(), query, key, value, mask, scaling=scale)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
