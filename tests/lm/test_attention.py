@@ -230,6 +230,6 @@ def test_a_new_token_attends_as_with_keys_copied_for_each_query_head(
     if mask is not None:
         mask[..., 0] = True
     copied = (t.repeat_interleave(H // heads, 1) for t in (key, value))
-    plain = plain_attention(query, *copied, attn_mask=mask, scale=scale).transpose(1, 2)
+    plain = plain_attention(query, *copied, mask, scale=scale).transpose(1, 2)
     found, _ = attention.attend(torch.nn.Module(), query, key, value, mask, scaling=scale)
     torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
