@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mass import tasks, verify
 from mass.config import LoraConfig, ModelConfig, SamplingConfig
-from mass.controls import majority
+from mass.evaluation.controls import majority
 from mass.lm import load_lm
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 from mass.seeds import derive
 from mass.types import Sample, Task
 

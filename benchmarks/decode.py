@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from mass.cli.allocator import restart_with_kept_memory
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 
 OURS, ADAPTED = "mass", "mass, 16 adapters"
 CALLS, BATCH, CONTINUOUS = "generate, a call a row", "generate", "generate_batch"
@@ -80,7 +80,7 @@ class Unavailable(Exception):
 def prepare_mass(point: Point) -> Run:
     import torch
 
-    from mass import progress
+    from mass import timing
     from mass.config import LoraConfig, ModelConfig, SamplingConfig
     from mass.lm import load_lm
     from mass.lm.model import LM
@@ -102,12 +102,12 @@ def prepare_mass(point: Point) -> Run:
 
         def stage(self, name: str) -> None: ...
 
-        def decoding(self, state: progress.Decoding) -> None:
+        def decoding(self, state: timing.Decoding) -> None:
             self.seconds = self.seconds or state.seconds
 
     def run(tokens: int) -> float:
         first, config = First(), SamplingConfig(max_tokens=tokens, temperature=1.0)
-        with progress.listening(first):
+        with timing.listening(first):
             found = sample_rows(lm, prompts, config, range(len(prompts)), adapter, StopStrings(lm.tokenizer, ()))
         _check([len(sample.tokens) for sample in found], tokens)
         return first.seconds

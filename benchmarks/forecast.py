@@ -24,14 +24,15 @@ from typing import Any
 
 import torch
 
-from mass import adapt, rehearsal, synthesis
+from mass.adaptation import adapt, synthesis
 from mass.cli import train as train_verb
 from mass.config import RunConfig
 from mass.lm import LM, load_lm
-from mass.problems import read_problems
-from mass.rehearsal.lengths import Lengths
-from mass.runlog import RunFolder, replace_text
-from mass.train import Trainer
+from mass.preflight import dryrun as rehearsal
+from mass.preflight.dryrun.lengths import Lengths
+from mass.runs.data import read_problems
+from mass.runs.folder import RunFolder, replace_text
+from mass.training.trainer import Trainer
 
 PRACTICE = "practice"
 

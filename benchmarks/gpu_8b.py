@@ -36,13 +36,13 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError
 from mass.lm import LM
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import PLAIN
 from mass.lm.source import TINY, find_source
-from mass.prompts import PLAIN
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 from mass.types import Params
 
 RANK = 16

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig
+from mass.lm.lora import LoraSites
 
 
 def formula_flops(config: LlamaConfig, rank: int, rows: int, tokens: int, steps: int) -> float:

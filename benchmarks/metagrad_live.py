@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mass.inner.live import LiveMemory
+from mass.metagrad.live import LiveMemory
 
 
 def live_bytes(run: Callable[[], Any]) -> int:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.lm.attention import use_exact_attention
 from mass.lm.elementwise import use_closed_forms
 from mass.lm.layers import checkpoint_layers
+from mass.lm.lora import LoraSites
 
 Params = dict[str, Tensor]
 Gradients = dict[str, Tensor]

@@ -15,7 +15,7 @@ from metagrad_routes import BASELINE, ROUTES
 from metagrad_rows import Row, rows_of
 from metagrad_run import points
 
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 
 HEADER = (
     "route",

@@ -24,7 +24,7 @@ from metagrad_plan import Entry, estimated_bytes, estimated_seconds
 from metagrad_problem import Setting
 from metagrad_routes import BASELINE, ROUTES
 
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 
 SCRIPT = Path(__file__).with_name("metagrad.py")
 GIB = 2**30

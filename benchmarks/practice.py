@@ -23,15 +23,15 @@ from statistics import median
 
 import torch
 
-from mass.appraisal import edit_distance
+from mass.adaptation.synthesis import synthesise
 from mass.bootstrap import mean_interval
 from mass.cli.allocator import restart_with_kept_memory
 from mass.config import LoraConfig, ModelConfig, SamplingConfig, SynthesisConfig
+from mass.evaluation.appraisal import edit_distance
 from mass.lm import LM, load_lm
-from mass.prompts import common_kind
-from mass.runlog import replace_text
+from mass.lm.prompts import common_kind
+from mass.runs.folder import replace_text
 from mass.seeds import derive
-from mass.synthesis import synthesise
 from mass.tasks import load
 from mass.types import Example, Task
 

@@ -29,13 +29,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mass import tasks
-from mass.adapter import LoraSites
 from mass.cli.allocator import restart_with_kept_memory
 from mass.config import LoraConfig, ModelConfig
 from mass.inner import SGD, AdamW, Optimizer, adapt
 from mass.lm import LM, load_lm
-from mass.prompts import PLAIN
-from mass.runlog import replace_text
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import PLAIN
+from mass.runs.folder import replace_text
 from mass.types import Batch, Params
 
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64

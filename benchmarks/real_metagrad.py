@@ -26,7 +26,7 @@ from forecast import high_water_mark, resident
 from mass.config import LoraConfig, ModelConfig
 from mass.inner import SGD, adapt
 from mass.lm import LM, load_lm
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 from mass.types import Batch
 
 ROUTES = ("exact", "first_order")

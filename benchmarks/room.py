@@ -25,19 +25,18 @@ from typing import Any
 from room_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_of
 from room_report import write_report
 
-from mass.adapt import Groups
-from mass.baselines import Attempt, Contestant, answer_adapted, answer_plain
-from mass.checkpoint import init_state
+from mass.adaptation.checkpoint import init_state
 from mass.cli.console import duration
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, ScoringConfig
-from mass.controls import Ballots, best_of
 from mass.errors import ConfigError, MassError
+from mass.evaluation.contestants import Attempt, Contestant, answer_adapted, answer_plain
+from mass.evaluation.controls import Ballots, best_of
+from mass.evaluation.runner import Runner
+from mass.evaluation.table import Record, row_of
 from mass.model import UNTRAINED, load
-from mass.runlog import json_values, replace_text
-from mass.running import Runner
+from mass.runs.folder import json_values, replace_text
 from mass.seeds import derive
-from mass.statistics import Record, row_of
-from mass.types import Task
+from mass.types import Groups, Task
 
 RESULTS = "room.json"
 NO_LIMIT = 1e9

@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mass import tasks as task_sets
-from mass.adapt import Groups
-from mass.appraisal import appraise, recogniser
-from mass.baselines import Contestant, training_examples
+from mass.adaptation.synthesis import synthesise
 from mass.config import SamplingConfig
 from mass.errors import ConfigError
+from mass.evaluation.appraisal import appraise, recogniser
+from mass.evaluation.contestants import Contestant, training_examples
 from mass.seeds import derive
-from mass.synthesis import synthesise
 from mass.tasks import minimath
-from mass.types import Example, Task
+from mass.types import Example, Groups, Task
 from mass.verify import check_all
 
 LIKELY, SCORED = "own likely", "own scored"

@@ -16,7 +16,7 @@ from room_practice import SOURCES
 from mass.report.paper_tables import room_decodings, room_setting, room_table
 from mass.report.words import amount, percent, percent_interval, points, points_interval
 from mass.results.stored import GREEDY
-from mass.runlog import replace_text
+from mass.runs.folder import replace_text
 
 _COLOURS = dict(
     zip(SOURCES, ("#0072B2", "#56B4E9", "#7F7F7F", "#882255", "#CC79A7", "#009E73", "#E69F00", "#D55E00"), strict=True)

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/stack.py --out results/stack
 
 A point is B tasks with m practice examples of L tokens each. `loop` adapts one task after the other; `n` passes n rows
-of the whole stack at a time, each row with the adapter of its task, as `mass.practice` does. One meta-gradient is an
+of the whole stack at a time, each row with the adapter of its task, as `mass.adaptation.batch` does. One meta-gradient is an
 adaptation and its backward from random cotangents to the weights, the start and the rates. The routes of a point take
 turns in one process; each is compared with the loop of its own round. Passes over --max-tokens are not run, and said.
 
@@ -29,14 +29,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mass.adapter import LoraSites
+from mass.adaptation.batch import Practice
 from mass.cli.allocator import restart_with_kept_memory
 from mass.config import LoraConfig, ModelConfig
 from mass.inner import SGD, adapt
 from mass.lm import LM, load_lm
-from mass.practice import Practice
-from mass.prompts import PLAIN
-from mass.runlog import replace_text
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import PLAIN
+from mass.runs.folder import replace_text
 from mass.types import Batch, Params
 
 Run = Callable[[], list[Tensor]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mass.doctor import Report, examine
+from mass.preflight.doctor import Report, examine
 from small_lms import make_model, tokenizer
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import transformers
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.lm import LM
-from mass.prompts import PLAIN
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import PLAIN
 from small_lms import tokenizer
 
 _COMMON: dict[str, Any] = {

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mass.doctor.wide import widen
-from mass.inner import SGD, AdamW, Optimizer, adapt
+from mass.metagrad import SGD, AdamW, Optimizer, adapt
+from mass.preflight.doctor.wide import widen
 from unroll import Rule, adamw, sgd, unroll
 
 ADAMW = {"betas": (0.9, 0.99), "eps": 1e-8, "eps_root": 1e-6, "weight_decay": 0.1}

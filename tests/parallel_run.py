@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from mass import parallel
 from mass.cli.main import main
 from mass.config import LoraConfig, ModelConfig, RunConfig
 from mass.errors import ConfigError, DataError, MassError, RunError
-from mass.gradients import Gradients
 from mass.lm import LM, load_lm
-from mass.parallel import Ranks
-from mass.problems import read_problems
-from mass.runlog import RunFolder
-from mass.train import Trainer, train
+from mass.runs.data import read_problems
+from mass.runs.folder import RunFolder
+from mass.training import distributed as parallel
+from mass.training.distributed import Ranks
+from mass.training.gradients import Gradients
+from mass.training.trainer import Trainer, train
 from small_lms import float64_throughout, random_adapter
 from small_runs import config_for
 

@@ -9,12 +9,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig, SamplingConfig
-from mass.doctor.wide import widen
 from mass.lm import LM
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import CHAT, PLAIN
+from mass.preflight.doctor.wide import widen
 from mass.pretrain import train_tokenizer
-from mass.prompts import CHAT, PLAIN
 from mass.types import Batch, Params, Sample, Task
 
 TEMPLATE = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mass import checkpoint
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation import checkpoint
+from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import (
     AtTestConfig,
     InnerConfig,
@@ -24,12 +24,12 @@ from mass.config import (
     TasksConfig,
     TrainConfig,
 )
-from mass.gradients import Gradients, Stack
 from mass.lm import LM
-from mass.metastep import mass_gradients
-from mass.problems import task_stream
-from mass.runlog import RunFolder
-from mass.solverstep import solver_gradients
+from mass.runs.data import task_stream
+from mass.runs.folder import RunFolder
+from mass.training.gradients import Gradients, Stack
+from mass.training.mass_step import mass_gradients
+from mass.training.solver_step import solver_gradients
 from small_lms import random_adapter
 
 METHODS = ["mass", "mass-gold", "solver-grpo", "solver-sft", "self-sft"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inner_problem import Adapt, Params
-from mass.inner import Optimizer, adapt
+from mass.metagrad import Optimizer, adapt
 
 B, N = 3, 4
 

@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass import checkpoint, scoring, synthesis
-from mass.adapt import practise
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation import checkpoint, scoring, synthesis
+from mass.adaptation.adapt import practise
+from mass.adaptation.batch import practice_of, valid_mask
+from mass.adaptation.checkpoint import MetaState, init_state
+from mass.adaptation.synthesis.result import Reading
 from mass.config import RunConfig, at_test
-from mass.gradients import Gradients, Stack
-from mass.inner import SGD, adapt
 from mass.lm import LM
-from mass.metagrad import outer_gradient
-from mass.metastep import mass_gradients
-from mass.outer import gold_losses
-from mass.practice import practice_of, valid_mask
-from mass.problems import task_stream
-from mass.runlog import RunFolder
-from mass.synthesis.result import Reading
-from mass.train import train
+from mass.metagrad import SGD, adapt
+from mass.metagrad.outer import outer_gradient
+from mass.runs.data import task_stream
+from mass.runs.folder import RunFolder
+from mass.training.gradients import Gradients, Stack
+from mass.training.mass_step import mass_gradients
+from mass.training.outer import gold_losses
+from mass.training.trainer import train
 from mass.types import Params
 from small_lms import random_adapter
 from small_runs import config_for, tensors, with_inner

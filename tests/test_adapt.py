@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass.adapt import Clock, adapt_stack, answer_all
-from mass.adapter import adapter_hash, pick
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation.adapt import adapt_stack, answer_all
+from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import (
     AdaptConfig,
     InnerConfig,
@@ -22,6 +21,8 @@ from mass.config import (
     SynthesisConfig,
 )
 from mass.lm import LM, load_lm
+from mass.lm.lora import adapter_hash, pick
+from mass.timing import Clock
 from mass.types import Adaptation, Example
 from small_lms import full_logits, random_adapter
 
@@ -162,7 +163,7 @@ def test_with_a_learning_rate_beyond_reason(lm: LM, state: MetaState, rate: floa
 def test_with_an_update_that_is_not_finite(lm: LM, state: MetaState, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one problem of a stack; its neighbours are adapted as ever."""
     expected = adapt_stack(lm, state, PROBLEMS, [GOOD, GOOD, GOOD], CONFIG, Clock())
-    from mass.practice import Practice
+    from mass.adaptation.batch import Practice
 
     right = Practice.losses
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from mass.adapted_linear import add_delta_in_closed_form
-from mass.adapter import LoraSites, Params, add_delta
 from mass.config import LoraConfig
 from mass.errors import ConfigError
+from mass.lm.lora import LoraSites, Params, add_delta
+from mass.lm.lora_linear import add_delta_in_closed_form
 
 N, T, IN, OUT, R = 4, 3, 5, 6, 2
 SCALING = 0.7
@@ -132,7 +132,7 @@ def used(change: Callable[[nn.Sequential], Any], monkeypatch: pytest.MonkeyPatch
         calls.append(1)
         return add_delta_in_closed_form(*operands)
 
-    monkeypatch.setattr("mass.adapter.add_delta_in_closed_form", counted)
+    monkeypatch.setattr("mass.lm.lora.add_delta_in_closed_form", counted)
     layers = model()
     sites = LoraSites(layers, LoraConfig(targets=["0", "2"], rank=R))
     change(layers)

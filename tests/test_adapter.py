@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass.adapter import (
+from mass.config import LoraConfig
+from mass.errors import ConfigError, ModelError, ShapeError
+from mass.lm import LM
+from mass.lm.lora import (
     LoraSites,
     adapter_hash,
     add_delta,
@@ -20,9 +23,6 @@ from mass.adapter import (
     repeat,
     save_peft,
 )
-from mass.config import LoraConfig
-from mass.errors import ConfigError, ModelError, ShapeError
-from mass.lm import LM
 from small_lms import full_logits, make_lm, make_model, prompt_ids, random_adapter
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from mass import adapt, analysis, synthesis
+from mass import analysis
+from mass.adaptation import adapt, synthesis
 from mass.analysis import analyse
 from mass.config import AdaptConfig, InnerConfig, SamplingConfig, ScoringConfig, SynthesisConfig
 from mass.errors import DataError

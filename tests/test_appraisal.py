@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mass.appraisal import Appraisal, appraise, edit_distance, recogniser
+from mass.evaluation.appraisal import Appraisal, appraise, edit_distance, recogniser
 from mass.types import Example, Task
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mass.checkpoint import init_state
+from mass.adaptation.checkpoint import init_state
+from mass.adaptation.scoring import score, verdict_losses
+from mass.adaptation.synthesis import judge, synthesise
 from mass.config import AdaptConfig, RunConfig, SamplingConfig, SynthesisConfig, at_test
 from mass.errors import ConfigError, ShapeError
 from mass.lm import LM
-from mass.scoring import score, verdict_losses
 from mass.seeds import derive
-from mass.synthesis import judge, synthesise
-from mass.train import train
+from mass.training.trainer import train
 from mass.types import Example, Sample
 from small_lms import make_lm, random_adapter
 from small_runs import config_for, gradients, with_inner

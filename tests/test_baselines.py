@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from mass import adapt, baselines, checkpoint
-from mass.adapter import pick
-from mass.baselines import answer_adapted, answer_plain, contestants, training_examples, training_pool
+from mass.adaptation import adapt, checkpoint
 from mass.config import (
     AdaptConfig,
     EvalConfig,
@@ -25,7 +23,10 @@ from mass.config import (
     to_dict,
 )
 from mass.errors import ConfigError, DataError, ModelError
-from mass.methods import METHODS, TRAINED
+from mass.evaluation import contestants as baselines
+from mass.evaluation.contestants import answer_adapted, answer_plain, contestants, training_examples, training_pool
+from mass.evaluation.methods import METHODS, TRAINED
+from mass.lm.lora import pick
 from mass.model import Mass, load
 from mass.seeds import derive
 from mass.tasks import minimath

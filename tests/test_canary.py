@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from mass import canary
-from mass.adapter import pick
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation.batch import practice_of, valid_mask
+from mass.adaptation.checkpoint import MetaState, init_state
+from mass.adaptation.synthesis import synthesise
 from mass.config import InnerConfig, RunConfig, SamplingConfig
 from mass.errors import ConfigError, DataError
-from mass.gradients import Gradients, Stack
 from mass.lm import LM
-from mass.metagrad import inner_loop, meta_gradients
-from mass.metastep import mass_gradients
-from mass.practice import practice_of, valid_mask
-from mass.problems import canary_stream, read_problems, task_stream
-from mass.runlog import RunFolder
-from mass.synthesis import synthesise
-from mass.train import train
+from mass.lm.lora import pick
+from mass.metagrad.outer import inner_loop, meta_gradients
+from mass.runs.data import canary_stream, read_problems, task_stream
+from mass.runs.folder import RunFolder
+from mass.training import drift as canary
+from mass.training.gradients import Gradients, Stack
+from mass.training.mass_step import mass_gradients
+from mass.training.trainer import train
 from mass.types import Params, Task
 from small_lms import float64_throughout, full_logits, make_lm, random_adapter
 from small_runs import assert_same_run, config_for

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mass import checkpoint
-from mass.adapter import adapter_hash
-from mass.checkpoint import MetaState, fingerprint, init_state
+from mass.adaptation import checkpoint
+from mass.adaptation.checkpoint import MetaState, fingerprint, init_state
 from mass.config import AdaptConfig, InnerConfig, ScoringConfig
 from mass.errors import ModelError
 from mass.lm import LM
+from mass.lm.lora import adapter_hash
 from mass.lm.source import shipped_folder
 from small_lms import make_lm, random_adapter
 

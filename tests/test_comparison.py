@@ -14,17 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mass import synthesis, verify
-from mass.baselines import Attempt, Drawn
+from mass import verify
+from mass.adaptation import synthesis
 from mass.bootstrap import mean_interval
-from mass.comparison import Comparison, evaluate
-from mass.comparison_folder import ComparisonFolder
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, RunError
+from mass.evaluation.contestants import Attempt, Drawn
+from mass.evaluation.evaluate import Comparison, evaluate
+from mass.evaluation.folder import ComparisonFolder
+from mass.evaluation.table import Judged, Record, paired_bootstrap, row_of, wilson
 from mass.model import Mass, load
 from mass.report import html_page, terminal_table
-from mass.runlog import held
-from mass.statistics import Judged, Record, paired_bootstrap, row_of, wilson
+from mass.runs.folder import held
 from mass.tasks import content_hash, minimath
 from mass.tasks import load as load_tasks
 from mass.types import Adaptation, Example, Task, Verdict

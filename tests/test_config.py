@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mass import config
-from mass.checkpoint import adapt_config
+from mass.adaptation.checkpoint import adapt_config
 from mass.config import (
     AdaptConfig,
     AtTestConfig,

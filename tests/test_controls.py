@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from mass import scoring
-from mass.baselines import Attempt, Contestant, answer_adapted, answer_plain
+from mass.adaptation import scoring
+from mass.adaptation.synthesis import synthesise
+from mass.adaptation.synthesis.reading import read
 from mass.config import AdaptConfig, EvalConfig, SamplingConfig, SynthesisConfig
-from mass.controls import Ballots, answer_in_context, best_of, best_places, elect, majority, vote
+from mass.evaluation.contestants import Attempt, Contestant, answer_adapted, answer_plain
+from mass.evaluation.controls import Ballots, answer_in_context, best_of, best_places, elect, majority, vote
 from mass.model import Mass, load
-from mass.synthesis import synthesise
-from mass.synthesis.reading import read
 from mass.tasks import minimath
 from mass.types import Adaptation, Example, Params, Sample
 from small_lms import make_lm

@@ -28,9 +28,9 @@ from inner_problem import (
     worst_error,
 )
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, adapt, differences
-from mass.inner.objective import Objective, autocast_state
-from mass.layerwise import checkpoint
+from mass.metagrad import SGD, AdamW, adapt, differences
+from mass.metagrad.layerwise import checkpoint
+from mass.metagrad.objective import Objective, autocast_state
 from stack_problem import B, N, in_a_stack, one_by_one, stack_inputs, stack_loss, stack_losses, stack_start
 
 CLOSE = 1e-6
@@ -235,7 +235,7 @@ def test_examples_without_weights_to_learn_need_no_owners(monkeypatch: pytest.Mo
 
 
 def everyone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mass.inner.recursion.owners", lambda *rest: torch.zeros_like(rest[-1], dtype=torch.long))
+    monkeypatch.setattr("mass.metagrad.recursion.owners", lambda *rest: torch.zeros_like(rest[-1], dtype=torch.long))
 
 
 def one_step_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

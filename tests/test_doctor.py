@@ -1,4 +1,4 @@
-"""`mass.doctor`: healthy models pass, planted faults fail in the row that names them."""
+"""`mass.preflight.doctor`: healthy models pass, planted faults fail in the row that names them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from transformers import DynamicCache
 
 from examined import examined, failed, saved
 from hybrid_lms import make_hybrid
-from mass.doctor import Check, examine
-from mass.doctor.loading import TEXTS, load
 from mass.errors import ConfigError, MassError, ModelError
 from mass.lm import attention
+from mass.preflight.doctor import Check, examine
+from mass.preflight.doctor.loading import TEXTS, load
 from small_lms import ARCHITECTURES, MIXTURES, tokenizer
 
-examining = importlib.import_module("mass.doctor.examine")
+examining = importlib.import_module("mass.preflight.doctor.examine")
 
 
 @pytest.fixture(scope="module")

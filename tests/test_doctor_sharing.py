@@ -1,4 +1,4 @@
-"""`mass.doctor`: what attentions and rows share makes it cheap, and hides no fault."""
+"""`mass.preflight.doctor`: what attentions and rows share makes it cheap, and hides no fault."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from examined import examined, failed, saved
-from mass import layerwise
-from mass.doctor.problem import Point, Problem
-from mass.doctor.weights import Weights
-from mass.doctor.wide import widen
 from mass.lm import LM
+from mass.metagrad import layerwise
+from mass.preflight.doctor.problem import Point, Problem
+from mass.preflight.doctor.weights import Weights
+from mass.preflight.doctor.wide import widen
 from small_lms import make_model
 
 

@@ -23,8 +23,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass.inner import SGD, AdamW, Optimizer, adapt
 from mass.lm import LM
+from mass.metagrad import SGD, AdamW, Optimizer, adapt
 from mass.types import Batch, Params
 from small_lms import ARCHITECTURES, MIXTURES, float64_throughout, make_lm, random_adapter
 from unroll import Rule, adamw, sgd, unroll

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mass import free_memory
-from mass.free_memory import SHARE, free_bytes, spare_bytes, total_bytes
+from mass.lm import free_memory
+from mass.lm.free_memory import SHARE, free_bytes, spare_bytes, total_bytes
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -79,7 +79,7 @@ def test_where_nobody_says_there_is_no_bound(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="another C library than glibc")
 def test_memory_that_the_allocator_keeps_is_free() -> None:
     program = (
-        "import torch\nfrom mass.free_memory import _held_for_reuse\nbefore = _held_for_reuse()\n"
+        "import torch\nfrom mass.lm.free_memory import _held_for_reuse\nbefore = _held_for_reuse()\n"
         "some = [torch.ones(1 << 22) for _ in range(16)]\nlast = torch.ones(8)\nhad = _held_for_reuse()\ndel some\n"
         "print(_held_for_reuse() - had)"
     )
@@ -90,7 +90,9 @@ def test_memory_that_the_allocator_keeps_is_free() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_limit_of_the_address_space_counts() -> None:
-    program = "import resource, torch\nfrom mass.free_memory import free_bytes\nprint(free_bytes(torch.device('cpu')))"
+    program = (
+        "import resource, torch\nfrom mass.lm.free_memory import free_bytes\nprint(free_bytes(torch.device('cpu')))"
+    )
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({8 * GIB}, {8 * GIB}))\n{program}"
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < 8 * GIB

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mass.adapter import LoraSites
+from mass.adaptation.batch import Practice
 from mass.config import LoraConfig
-from mass.inner import SGD, AdamW, Optimizer, adapt
 from mass.lm import LM
-from mass.practice import Practice
-from mass.prompts import PLAIN
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import PLAIN
+from mass.metagrad import SGD, AdamW, Optimizer, adapt
 from mass.types import Batch, Params
 from small_lms import float64_throughout, make_model, random_adapter, tokenizer
 

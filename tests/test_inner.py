@@ -29,8 +29,9 @@ from inner_problem import (
     worst_error,
 )
 from mass.errors import ConfigError, MassError, ShapeError
-from mass.inner import SGD, AdamW, Optimizer, SecondDerivativeError, adapt, adaptation, memory, recursion
-from mass.inner.recursion import Plan
+from mass.metagrad import SGD, AdamW, Optimizer, SecondDerivativeError, adapt, memory, recursion
+from mass.metagrad import inner_loop as adaptation
+from mass.metagrad.recursion import Plan
 
 
 @pytest.mark.parametrize("kind", ["scalar", "per tensor", "per step", "both"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from mass.errors import ConfigError
-from mass.layerwise import checkpoint, checkpointing, enabled
+from mass.metagrad.layerwise import checkpoint, checkpointing, enabled
 
 
 def doubles(*shape: int, seed: int = 0) -> Tensor:

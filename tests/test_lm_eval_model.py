@@ -15,16 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mass import adapt
-from mass.checkpoint import init_state
+from mass.adaptation import adapt
+from mass.adaptation.checkpoint import init_state
 from mass.config import AdaptConfig, InnerConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, ModelError, RunError
+from mass.evaluation.lm_eval import practice as practices
+from mass.evaluation.lm_eval import registration
+from mass.evaluation.lm_eval.asking import Asking, Scored
+from mass.evaluation.lm_eval.model import MassModel
+from mass.evaluation.lm_eval.practice import TOO_LONG
 from mass.lm import LM
-from mass.lm_eval import practice as practices
-from mass.lm_eval import registration
-from mass.lm_eval.asking import Asking, Scored
-from mass.lm_eval.model import MassModel
-from mass.lm_eval.practice import TOO_LONG
 from mass.model import UNTRAINED, Mass
 from mass.seeds import derive
 from small_lms import full_logits, make_lm, random_adapter, small_sums

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from mass.config import SamplingConfig
 from mass.errors import ConfigError, DataError
-from mass.lm_eval.arguments import AUTO_BATCH, arguments_of
-from mass.lm_eval.problem import FRAMES, cut, unframed
-from mass.lm_eval.requests import Continuation, Document, continuation_of, documents_of, rounds
+from mass.evaluation.lm_eval.arguments import AUTO_BATCH, arguments_of
+from mass.evaluation.lm_eval.problem import FRAMES, cut, unframed
+from mass.evaluation.lm_eval.requests import Continuation, Document, continuation_of, documents_of, rounds
 from mass.tasks.harness import FORMS, prompts
 from mass.types import Task
 

@@ -17,14 +17,14 @@ import pytest
 
 from mass import tasks as task_sets
 from mass import verify
-from mass.adapt import practise
-from mass.adapter import pick
-from mass.comparison import evaluate
+from mass.adaptation.adapt import practise
 from mass.config import EvalConfig, SamplingConfig
+from mass.evaluation.evaluate import evaluate
+from mass.evaluation.lm_eval import register
+from mass.lm.lora import pick
+from mass.lm.prompts import PLAIN, Prompts
 from mass.lm.sampling import StopStrings
-from mass.lm_eval import register
 from mass.model import Mass, load
-from mass.prompts import PLAIN, Prompts
 from mass.seeds import derive
 from mass.tasks import harness
 from mass.types import Task

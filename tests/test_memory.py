@@ -32,11 +32,11 @@ from inner_problem import (
     toy_start,
     worst_error,
 )
-from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, Optimizer, adapt, recursion
-from mass.inner.memory import Schedule
+from mass.lm.lora import LoraSites
+from mass.metagrad import SGD, AdamW, Optimizer, adapt, recursion
+from mass.metagrad.memory import Schedule
 from peak import Peak
 from small_lms import make_lm, make_model, random_adapter
 from unroll import sgd, unroll

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from mass import outer, scoring
-from mass.adapter import repeat
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation import scoring
+from mass.adaptation.batch import practice_of, valid_mask
+from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, InnerConfig, OuterConfig, ScoringConfig
-from mass.inner import SGD, AdamW, recursion
 from mass.lm import LM
-from mass.metagrad import MetaGradients, inner_loop, meta_gradients, optimizer_of
-from mass.practice import practice_of, valid_mask
+from mass.lm.lora import repeat
+from mass.metagrad import SGD, AdamW, recursion
+from mass.metagrad.outer import MetaGradients, inner_loop, meta_gradients, optimizer_of
+from mass.training import outer
 from mass.types import Example, Params, Task
 from small_lms import float64_throughout, make_lm, random_adapter
 from unroll import Rule, adamw, sgd, unroll
@@ -215,7 +216,7 @@ def neighbour_s_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mass.practice import Practice
+    from mass.adaptation.batch import Practice
 
     monkeypatch.setattr(Practice, "pick", lambda self, table: table[self.owners, self.places].flip(0))
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass import outer, policy, synthesis
-from mass.checkpoint import init_state
+from mass.adaptation import synthesis
+from mass.adaptation.batch import valid_mask
+from mass.adaptation.checkpoint import init_state
 from mass.config import LoraConfig, ModelConfig
-from mass.gradients import Stack
 from mass.lm import LM, load_lm
-from mass.metastep import mass_gradients
-from mass.practice import valid_mask
-from mass.problems import task_stream
+from mass.runs.data import task_stream
+from mass.training import outer, policy
+from mass.training.gradients import Stack
+from mass.training.mass_step import mass_gradients
 from small_lms import random_adapter
 from small_runs import ADAPTING, METHODS, config_for, gradients, with_inner, with_outer, worst
 

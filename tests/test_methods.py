@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from mass.errors import ConfigError
-from mass.methods import METHODS, UNTRAINED_METHODS, Choice, check_methods, checkpoint_of, choice_of, in_order
+from mass.evaluation.methods import (
+    METHODS,
+    UNTRAINED_METHODS,
+    Choice,
+    check_methods,
+    checkpoint_of,
+    choice_of,
+    in_order,
+)
 
 
 def test_unknown_methods_name_the_nearest() -> None:

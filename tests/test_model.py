@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mass
-from mass import checkpoint
-from mass.adapt import answer_all
+from mass.adaptation import checkpoint
+from mass.adaptation.adapt import answer_all
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, ModelError
 from mass.model import AdaptedModel, load, load_for

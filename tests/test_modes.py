@@ -31,8 +31,9 @@ from inner_problem import (
     worst_error,
 )
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, Optimizer, adapt, adaptation, recursion, update
-from mass.inner.recursion import Plan
+from mass.metagrad import SGD, AdamW, Optimizer, adapt, recursion, update
+from mass.metagrad import inner_loop as adaptation
+from mass.metagrad.recursion import Plan
 from stack_problem import in_a_stack, one_by_one, stack_inputs, stack_loss
 from unroll import Clip
 

@@ -17,13 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mass import parallel
 from mass.cli.main import main
 from mass.errors import ConfigError, RunError
 from mass.lm import LM
-from mass.parallel import LostProcess, Ranks, speaks
-from mass.runlog import RunFolder
-from mass.train import train
+from mass.runs.folder import RunFolder
+from mass.training import distributed as parallel
+from mass.training.distributed import LostProcess, Ranks, speaks
+from mass.training.trainer import train
 from parallel_run import CASES, cases, lm_of, some_steps
 from small_runs import METHODS, config_for, saved
 

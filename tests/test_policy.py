@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mass.errors import ConfigError, MassError, ShapeError
-from mass.policy import clipped_policy_loss, group_advantages, kl_to_reference, lowest_for_rejected
+from mass.training.policy import clipped_policy_loss, group_advantages, kl_to_reference, lowest_for_rejected
 
 NAN, INF = float("nan"), float("inf")
 

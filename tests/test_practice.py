@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass import synthesis
-from mass.adapt import Clock, adapt_stack
-from mass.checkpoint import init_state
+from mass.adaptation import synthesis
+from mass.adaptation.adapt import adapt_stack
+from mass.adaptation.batch import TOKENS_PER_PASS, Practice, practice_of, rows_per_pass
+from mass.adaptation.checkpoint import init_state
 from mass.config import PracticeConfig, RunConfig, SynthesisConfig, TrainConfig, at_test
-from mass.gradients import Stack
-from mass.metastep import mass_gradients
-from mass.practice import TOKENS_PER_PASS, Practice, practice_of, rows_per_pass
+from mass.timing import Clock
+from mass.training.gradients import Stack
+from mass.training.mass_step import mass_gradients
 from mass.types import Example, Params, Task
 from small_lms import float64_throughout, make_lm, random_adapter
 

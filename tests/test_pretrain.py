@@ -12,12 +12,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mass.adaptation.synthesis.reading import read
 from mass.config import LoraConfig, ModelConfig, PretrainConfig
 from mass.errors import ConfigError
 from mass.lm import load_lm
+from mass.lm.prompts import PLAIN
 from mass.pretrain import batches, build_model, learning_rate, page, pages, pretrain, step_loss, train_tokenizer
-from mass.prompts import PLAIN
-from mass.synthesis.reading import read
 from mass.tasks.minimath import SUBJECTS, Problem, problem_split, recognise
 from mass.verify import final_answer
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from budgets import least
 from inner_problem import Params
-from mass.inner import SGD, AdamW, Losses, Optimizer, adapt, probe
-from mass.inner.memory import Schedule
-from mass.inner.objective import Objective, autocast_state
-from mass.inner.probe import Probe
+from mass.metagrad import SGD, AdamW, Losses, Optimizer, adapt, probe
+from mass.metagrad.memory import Schedule
+from mass.metagrad.objective import Objective, autocast_state
+from mass.metagrad.probe import Probe
 from peak import Peak
 from small_lms import make_lm, random_adapter
 

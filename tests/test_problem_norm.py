@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mass.config import TrainConfig
 from mass.errors import ConfigError
-from mass.metagrad import MetaGradients, meta_gradients
+from mass.metagrad.outer import MetaGradients, meta_gradients
 from mass.types import Params
 
 STEEP = torch.tensor([1.0, 50.0, 0.1]).double()

@@ -11,10 +11,10 @@ import pytest
 from mass.config import AtTestConfig, LoraConfig, ModelConfig, RunConfig, SamplingConfig, TasksConfig
 from mass.errors import ConfigError, DataError
 from mass.lm import LM, load_lm
-from mass.problems import canary_stream, load_tasks, read_problems, task_stream
-from mass.runlog import RunFolder
+from mass.runs.data import canary_stream, load_tasks, read_problems, task_stream
+from mass.runs.folder import RunFolder
 from mass.tasks import minimath
-from mass.train import Trainer
+from mass.training.trainer import Trainer
 from small_lms import small_sums
 from small_runs import METHODS, config_for
 

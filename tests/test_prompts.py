@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mass.adaptation.synthesis.reading import read as read_practice
 from mass.errors import ConfigError
-from mass.prompts import (
+from mass.lm.prompts import (
     CHAT,
     CHATS,
     KINDS,
@@ -24,8 +25,7 @@ from mass.prompts import (
     kind_of,
     to_json,
 )
-from mass.prompts.file import complete, parse, read, write
-from mass.synthesis.reading import read as read_practice
+from mass.lm.prompts_file import complete, parse, read, write
 from mass.types import Task
 from mass.verify import check
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import mass
-from mass import checkpoint
-from mass.baselines import contestants
+from mass.adaptation import checkpoint
 from mass.config import (
     AdaptConfig,
     EvalConfig,
@@ -22,12 +21,13 @@ from mass.config import (
     TrainConfig,
 )
 from mass.errors import ConfigError, RunError
+from mass.evaluation.contestants import contestants
+from mass.evaluation.runner import Runner
 from mass.lm import load_lm
-from mass.problems import read_problems
-from mass.prompts import CHATS, KINDS, PLAIN, PLAINS
-from mass.runlog import RunFolder
-from mass.running import Runner
-from mass.train import Trainer
+from mass.lm.prompts import CHATS, KINDS, PLAIN, PLAINS
+from mass.runs.data import read_problems
+from mass.runs.folder import RunFolder
+from mass.training.trainer import Trainer
 from mass.types import Task
 from small_lms import make_lm
 
@@ -123,8 +123,8 @@ def test_training_asks_as_its_tasks_are_and_goes_on_with_the_same_prompts(tiny_b
 
 
 def test_a_model_spread_over_devices_is_one_processs() -> None:
-    from mass.parallel import Ranks
-    from mass.train import _placed
+    from mass.training.distributed import Ranks
+    from mass.training.trainer import _placed
 
     model = ModelConfig(device_map="auto")
     assert _placed(model, "cuda:1", Ranks()) is model
@@ -134,11 +134,11 @@ def test_a_model_spread_over_devices_is_one_processs() -> None:
 
 
 def test_sampled_programs_have_no_majority() -> None:
-    from mass.baselines import Attempt, Drawn
+    from mass.evaluation.contestants import Attempt, Drawn
 
     runner = Runner([Task("p", answer="assert True", verifier="code")], {}, EvalConfig(), [0], [], None)
     attempt = Attempt("x", 1, 0.0, drawn=(Drawn(1.0, ("1", "2"), 1.0, 0.0),))
-    from mass import running
+    from mass.evaluation import runner as running
 
     assert running._judged_sample(runner.tasks[0], attempt.drawn[0], lambda _: mass.Verdict(True)).majority is None
     assert running._judged_sample(Task("p"), attempt.drawn[0], lambda _: mass.Verdict(True)).majority is True

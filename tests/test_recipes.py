@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from chat_folders import JUDGE, KINDS, REAL, SHARED, chat_folder, practice, two_files
-from mass.checkpoint import describe
+from mass.adaptation.checkpoint import describe
 from mass.cli.main import main
 from mass.lm.architecture import PUBLISHED
 
@@ -53,7 +53,7 @@ def test_one_step_of_a_recipe(
         written.append(config.examples)
         return [practice(config.examples)] * len(problems)
 
-    monkeypatch.setattr("mass.synthesis.synthesise", synthesise)
+    monkeypatch.setattr("mass.adaptation.synthesis.synthesise", synthesise)
     (tmp_path / "judge.py").write_text(JUDGE)
     files = two_files(tmp_path, path.stem, real=False)
     judged = [f"--{kind}.verifier={tmp_path / 'judge.py'}:judge" for kind in ("tasks", "validation")]
@@ -150,7 +150,7 @@ def test_every_command_in_a_recipe_s_comments_parses(
 def test_a_set_of_the_hub_that_cannot_be_reached_is_said_in_one_line(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mass.rehearsal.data.hub_answers", lambda: False)
+    monkeypatch.setattr("mass.preflight.dryrun.data.hub_answers", lambda: False)
     path = next(p for p in RECIPES if p.stem == "mmlu")
     given = [a for a in arguments(path, folders, (tmp_path, tmp_path)) if ".source" not in a]
     assert main([*given, "--dry-run", "--json", "--device-tflops", "1"]) == 2

@@ -12,19 +12,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from chat_folders import chat_folder, practice, sum_rows
-from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig, OuterConfig, RunConfig, SamplingConfig, TasksConfig, TrainConfig
 from mass.errors import DataError
-from mass.inner.live import LiveMemory
 from mass.lm import LM, load_lm
 from mass.lm.architecture import PUBLISHED, Architecture, byte_tokenizer, find_architecture
-from mass.problems import read_problems
-from mass.rehearsal.data import examine
-from mass.rehearsal.lengths import Lengths
-from mass.rehearsal.passes import Passes, Rows, shape_of
-from mass.rehearsal.room import Step, memory_of
-from mass.runlog import RunFolder
-from mass.train import Trainer
+from mass.lm.lora import LoraSites
+from mass.metagrad.live import LiveMemory
+from mass.preflight.dryrun.data import examine
+from mass.preflight.dryrun.lengths import Lengths
+from mass.preflight.dryrun.passes import Passes, Rows, shape_of
+from mass.preflight.dryrun.room import Step, memory_of
+from mass.runs.data import read_problems
+from mass.runs.folder import RunFolder
+from mass.training.trainer import Trainer
 from small_lms import make_lm, random_adapter
 from small_runs import config_for
 
@@ -111,7 +111,7 @@ def test_a_step_s_peak_is_as_expected(sums: Path, tmp_path: Path, monkeypatch: p
     text = practice(1)[0]
     tokens = tuple(range(5, 155))
     written = [dataclasses.replace(text, tokens=tokens, problem=f"p{i}", solution="s") for i in range(3)]
-    monkeypatch.setattr("mass.synthesis.synthesise", lambda *given, **_: [tuple(written)] * len(given[1]))
+    monkeypatch.setattr("mass.adaptation.synthesis.synthesise", lambda *given, **_: [tuple(written)] * len(given[1]))
     monkeypatch.setattr(LM, "example_row", lambda *_: ([5] * 60, [7] * 150))
     monkeypatch.setattr(LM, "solve_prompt", lambda *_: [5] * 60)
     monkeypatch.setattr(LM, "synthesis_prompt", lambda *_: [5] * 70)
@@ -188,7 +188,7 @@ def test_a_verifier_of_ones_own_may_need_no_gold(tmp_path: Path) -> None:
 
 
 def test_the_present_device_is_measured(folder: Path) -> None:
-    from mass.rehearsal.device import measure
+    from mass.preflight.dryrun.device import measure
 
     found = measure(find_architecture(str(folder)), ModelConfig(), LORA, None)
     assert (found.kind, found.measured) == ("cpu", True)

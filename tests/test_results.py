@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mass.bootstrap import Sample, percentiles, two_level
-from mass.comparison import evaluate
 from mass.config import AdaptConfig, EvalConfig, SamplingConfig, SynthesisConfig
 from mass.errors import DataError, RunError
+from mass.evaluation.evaluate import evaluate
 from mass.model import load
 from mass.results import collect, difference, estimate, ratio, read, series
 from mass.results.data import crossing, curves, needed_as_many_as

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mass import appraisal
+from mass.evaluation import appraisal
 from mass.tasks import minimath
 from mass.verify import check
 from small_lms import small_sums

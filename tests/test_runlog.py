@@ -10,7 +10,7 @@ import pytest
 
 from mass.config import RunConfig, TasksConfig, TrainConfig, to_dict
 from mass.errors import RunError
-from mass.runlog import RunFolder, check_folder, held, open_run, replace_text
+from mass.runs.folder import RunFolder, check_folder, held, open_run, replace_text
 
 CONFIG = RunConfig()
 
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
 HOLD = """
 import sys, time
 from pathlib import Path
-from mass.runlog import held
+from mass.runs.folder import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mass import scoring
+from mass.adaptation import scoring
+from mass.adaptation.scoring import head, init_scorer, normalise, score
 from mass.config import ScoringConfig
 from mass.errors import ShapeError
 from mass.lm import LM
-from mass.scoring import head, init_scorer, normalise, score
 from mass.types import Example
 from small_lms import full_logits, make_lm, random_adapter
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass import synthesis, targets
-from mass.checkpoint import init_state
+from mass.adaptation import synthesis
+from mass.adaptation.checkpoint import init_state
 from mass.config import LoraConfig, ModelConfig
-from mass.gradients import Gradients, Stack
 from mass.lm import LM, load_lm
-from mass.problems import task_stream
-from mass.solverstep import solver_gradients
+from mass.runs.data import task_stream
+from mass.training import targets
+from mass.training.gradients import Gradients, Stack
+from mass.training.solver_step import solver_gradients
 from mass.types import Params, Verdict
 from small_lms import random_adapter
 from small_runs import config_for

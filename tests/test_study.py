@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mass.errors import ConfigError
-from mass.runlog import COMPARISON, CONFIG, PRACTICE
+from mass.runs.folder import COMPARISON, CONFIG, PRACTICE
 from mass.study import (
     AnalysisConfig,
     EvaluationConfig,

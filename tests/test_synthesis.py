@@ -11,14 +11,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mass.adaptation.synthesis import judge, synthesise
+from mass.adaptation.synthesis.completion import with_solutions
+from mass.adaptation.synthesis.reading import read
+from mass.adaptation.synthesis.reasons import rejected_shares, sentence
 from mass.config import SamplingConfig, SynthesisConfig
 from mass.lm import LM
-from mass.prompts import CHATS, PLAIN
+from mass.lm.prompts import CHATS, PLAIN
 from mass.seeds import derive
-from mass.synthesis import judge, synthesise
-from mass.synthesis.completion import with_solutions
-from mass.synthesis.reading import read
-from mass.synthesis.reasons import rejected_shares, sentence
 from mass.types import Sample
 from small_lms import make_lm, random_adapter
 

@@ -26,8 +26,8 @@ from inner_problem import (
     worst_error,
 )
 from mass.errors import ConfigError, ShapeError
-from mass.inner import SGD, Traced, adapt, traced
-from mass.inner.recording import Recording
+from mass.metagrad import SGD, Traced, adapt, traced
+from mass.metagrad.recording import Recording
 
 STEPS = 3
 

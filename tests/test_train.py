@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mass import checkpoint
-from mass.checkpoint import init_state
+from mass.adaptation import checkpoint
+from mass.adaptation.checkpoint import init_state
 from mass.config import ModelConfig, RunConfig, TasksConfig, at_test
 from mass.errors import ConfigError, DataError, ModelError, RunError
-from mass.gradients import Gradients, total
 from mass.lm import LM, load_lm
-from mass.problems import Problems, read_problems
-from mass.runlog import RunFolder, held
-from mass.train import Trainer, train
+from mass.runs.data import Problems, read_problems
+from mass.runs.folder import RunFolder, held
+from mass.training.gradients import Gradients, total
+from mass.training.trainer import Trainer, train
 from small_lms import small_sums
 from small_runs import ADAPTING, METHODS, assert_same_run, config_for, tensors
 
@@ -214,7 +214,9 @@ def test_a_base_that_changed_since_is_refused(
 ) -> None:
     config = config_for(taught_base, sums, "mass-gold", steps=1, eval_every=0)
     train(config, tmp_path / "run", False, lambda _: None)
-    monkeypatch.setattr("mass.train.load_lm", lambda *_: load_lm(ModelConfig(name=str(tiny_base)), config.lora))
+    monkeypatch.setattr(
+        "mass.training.trainer.load_lm", lambda *_: load_lm(ModelConfig(name=str(tiny_base)), config.lora)
+    )
     refused(ModelError, "load it with its own base", config, tmp_path / "run", resume=True)
 
 

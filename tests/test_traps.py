@@ -1,7 +1,7 @@
 """Traps around a language model's meta-gradient (DESIGN, "Silent wrong gradients and other traps found").
 
 Each ends in an error or in the right numbers, but for one that only a comparison with central differences finds:
-`mass.inner.check_losses`, or `mass doctor`.
+`mass.metagrad.check_losses`, or `mass doctor`.
 
 Elsewhere: AdamW's eps_root from B = 0 and losses that changed before backward (tests/test_inner.py), fused SDPA made
 exact (tests/lm). Traps of forward-mode autograd (`silu` under dual numbers, `layer_norm` in reverse over forward) are
@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy, layer_norm, scaled_dot_product_at
 from torch.utils.checkpoint import CheckpointError
 
 from mass.errors import ConfigError
-from mass.inner import SGD, AdamW, Optimizer, adapt, check_losses
 from mass.lm import LM
+from mass.metagrad import SGD, AdamW, Optimizer, adapt, check_losses
 from mass.types import Params
 from small_lms import float64_throughout, make_lm, make_model, random_adapter
 

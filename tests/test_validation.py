@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mass import validation, verify
-from mass.adapt import answer_all
-from mass.checkpoint import init_state
+from mass import verify
+from mass.adaptation.adapt import answer_all
+from mass.adaptation.checkpoint import init_state
 from mass.config import RunConfig, at_test
 from mass.lm import LM
-from mass.parallel import Ranks
 from mass.seeds import derive
-from mass.train import train
+from mass.training import validation
+from mass.training.distributed import Ranks
+from mass.training.trainer import train
+from mass.training.validation import evaluate
 from mass.types import Task
-from mass.validation import evaluate
 from small_lms import random_adapter, small_sums
 from small_runs import METHODS, config_for
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mass import tasks as tasks
     from mass import verify as verify
-    from mass.comparison import evaluate as evaluate
+    from mass.evaluation.evaluate import evaluate as evaluate
     from mass.model import Mass as Mass
     from mass.model import load as load
     from mass.types import Adaptation as Adaptation
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "mass.model",
     "Mass": "mass.model",
-    "evaluate": "mass.comparison",
+    "evaluate": "mass.evaluation.evaluate",
     "Adaptation": "mass.types",
     "Example": "mass.types",
     "Solution": "mass.types",

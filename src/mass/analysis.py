@@ -1,9 +1,9 @@
 """A checkpoint and problems -> what its practice is like and what it is worth, before and after meta-training.
 
-For each practice example: whether it is right, of the target's kind, how hard and how far from it (`mass.appraisal`),
+For each practice example: whether it is right, of the target's kind, how hard and how far from it (`mass.evaluation.appraisal`),
 the weight it was given, and its true effect, measured by leaving it in alone: adapt on that example only, with weight 1
 and the same inner loop, and see how much likelier the target's gold solution became and whether the greedy answer
-changed. And what the adaptation does elsewhere: its drift on problems of other subjects (`mass.canary`), and the
+changed. And what the adaptation does elsewhere: its drift on problems of other subjects (`mass.training.drift`), and the
 answers to them before and after.
 
 Legend: P problems, m examples of each, n examples in one pass.
@@ -20,18 +20,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mass.adapt import Adapted, Clock, adapt_stack, practise
-from mass.appraisal import NEAR_COPY, Recognise, appraise, recogniser
-from mass.canary import drifts, sample_answers
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation.adapt import Adapted, adapt_stack, practise
+from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, ScoringConfig, TasksConfig, to_dict
 from mass.errors import DataError
+from mass.evaluation.appraisal import NEAR_COPY, Recognise, appraise, recogniser
 from mass.lm import LM
+from mass.lm.prompts import common_kind
 from mass.model import Mass
-from mass.problems import canary_stream
-from mass.prompts import common_kind
+from mass.runs.data import canary_stream
 from mass.seeds import derive
 from mass.tasks import content_hash
+from mass.timing import Clock
+from mass.training.drift import drifts, sample_answers
 from mass.types import Example, Params, Task
 from mass.verify import check_all
 

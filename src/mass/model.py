@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mass import checkpoint as checkpoints
 from mass import verify
-from mass.adapt import answer_all, practise
-from mass.adapter import pick, save_peft
-from mass.checkpoint import MetaState, init_state
+from mass.adaptation import checkpoint as checkpoints
+from mass.adaptation.adapt import answer_all, practise
+from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
+from mass.lm.lora import pick, save_peft
+from mass.lm.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.lm.source import SHIPPED_MODELS, TINY, shipped_folder
-from mass.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task
 
@@ -49,7 +49,7 @@ class Mass:
     """What a user should know of how it was loaded."""
 
     def asking(self, kind: str) -> Mass:
-        """The same, asked with its prompts for a kind of problem (one of `mass.prompts.KINDS`)."""
+        """The same, asked with its prompts for a kind of problem (one of `mass.lm.prompts.KINDS`)."""
         return self if kind == self.lm.kind else replace(self, lm=self.lm.asking(kind))
 
     def _lm_for(self, problem: object) -> LM:
@@ -192,7 +192,7 @@ def load(
         decode_rows: sequences sampled side by side at most; bounds memory.
         engine: a server that samples instead of this process.
         seed: of an untrained adapter.
-        prompts: a file as `mass prompts` prints one, or `mass.prompts.Prompts`, for all kinds of problems or by kind.
+        prompts: a file as `mass prompts` prints one, or `mass.lm.prompts.Prompts`, for all kinds of problems or by kind.
             None: those the checkpoint was trained with, or the package's own.
         kind: of problems given as plain texts: math, code, choice or other (a `Task` says its own). None: as the
             checkpoint was trained on, or math.

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mass.config import PretrainConfig, to_dict
-from mass.prompts import PLAIN
+from mass.lm.prompts import PLAIN
 from mass.tasks import minimath
 
 if TYPE_CHECKING:

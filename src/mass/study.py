@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 from mass.errors import ConfigError, nearest
-from mass.runlog import COMPARISON, CONFIG, PRACTICE, RunFolder
+from mass.runs.folder import COMPARISON, CONFIG, PRACTICE, RunFolder
 
 
 @dataclass(frozen=True)

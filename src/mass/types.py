@@ -104,7 +104,7 @@ class Batch:
         return self.input_ids.shape[0]
 
     def select(self, index: Tensor | None) -> Batch:
-        """Rows `index` [n], cut to the longest of them; all rows when it is None, as `mass.inner.Losses` are called."""
+        """Rows `index` [n], cut to the longest of them; all rows when it is None, as `mass.metagrad.Losses` are called."""
         if index is None:
             return self
         mask = self.attention_mask[index]
@@ -128,7 +128,7 @@ class Adaptation:
     state_seed: int | None = None
     """Of an untrained start."""
     base_fingerprint: str = ""
-    """Tells one base from another; see `mass.checkpoint.fingerprint`."""
+    """Tells one base from another; see `mass.adaptation.checkpoint.fingerprint`."""
     dtype: str = "float32"
     """Precision of the base."""
     lora: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -136,7 +136,7 @@ class Adaptation:
     quantization: str = "none"
     """Of the base weights: none, 4bit or 8bit."""
     kind: str = "math"
-    """Of the problem: what an answer must end with; see `mass.prompts`."""
+    """Of the problem: what an answer must end with; see `mass.lm.prompts`."""
     prompts: dict[str, Any] = field(default_factory=dict[str, Any])
     """The prompts that asked for practice and answers; the model's default where it is empty."""
     engine: str = ""
@@ -191,3 +191,7 @@ class Solution:
     text: str
     answer: str | None
     adaptation: Adaptation | None = None
+
+
+Groups = list[tuple[Example, ...]]
+"""The practice examples of each of B problems."""

@@ -65,7 +65,7 @@ def solve(run: Run, tiny_base: Path) -> Run:
 @pytest.fixture
 def checkpoint(tiny_base: Path, tmp_path: Path) -> Path:
     """An untrained checkpoint of the random model, configured for 3 inner steps and little text."""
-    from mass.checkpoint import init_state, save
+    from mass.adaptation.checkpoint import init_state, save
     from mass.config import AdaptConfig, InnerConfig, LoraConfig, ModelConfig, SamplingConfig, SynthesisConfig
     from mass.lm import load_lm
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mass.doctor.loading import load
-from mass.doctor.report import Check, Loaded, Reach, Report
+from mass.preflight.doctor.loading import load
+from mass.preflight.doctor.report import Check, Loaded, Reach, Report
 
 
 def test_the_shipped_model_is_healthy(run: Callable) -> None:
@@ -49,7 +49,7 @@ def test_nothing_safe_is_exit_code_1_with_a_way_out(
         base.model.model.layers[0].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.1))
         return base
 
-    monkeypatch.setattr(importlib.import_module("mass.doctor.examine"), "load", in_training)
+    monkeypatch.setattr(importlib.import_module("mass.preflight.doctor.examine"), "load", in_training)
     ran = run("doctor", tiny_base, "--attention", "eager", "--dtype", "float64")
     assert ran.code == 1
     assert "  fail: eager, same loss twice: " in ran.out
@@ -61,7 +61,7 @@ def test_what_was_not_finite_is_null_in_json(run: Callable, monkeypatch: pytest.
     loaded = Loaded("m", "M", 1, 1, (), 2, 2, 3, 0.0, "float32")
     check = Check("first derivative", "fail", "eager", float("inf"), 1e-6, "", "")
     report = Report(loaded, Reach(1, ("q",), 0.5, ()), (check,), 0.0)
-    monkeypatch.setattr("mass.doctor.examine", lambda *_, **__: report)
+    monkeypatch.setattr("mass.preflight.doctor.examine", lambda *_, **__: report)
     ran = run("doctor", "m", "--json")
     assert ran.code == 1
     assert "Infinity" not in ran.out

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mass.prompts import CHATS, PLAIN, PLAINS
-from mass.prompts.file import complete, parse
+from mass.lm.prompts import CHATS, PLAIN, PLAINS
+from mass.lm.prompts_file import complete, parse
 
 OWN = "=== solve\nTask: {problem}\nSteps:\n=== solve choice\nPick: {problem}\nSteps:\n"
 

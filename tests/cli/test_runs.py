@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mass import running
 from mass.cli.console import Pace, duration
 from mass.cli.training import Monitor, plain_line
-from mass.runlog import held
+from mass.evaluation import runner as running
+from mass.runs.folder import held
 from mass.tasks import minimath
 
 METRICS = {

@@ -19,9 +19,9 @@ PRACTICE = (Example("What is 1 + 1?", "1+1=2. Answer: 2"), Example("What is 2 + 
 @pytest.fixture
 def practises(monkeypatch: pytest.MonkeyPatch) -> None:
     """The random model writes nothing that parses; let synthesis give practice all the same."""
-    import mass.synthesis
+    import mass.adaptation.synthesis
 
-    monkeypatch.setattr(mass.synthesis, "synthesise", lambda _, problems, *__: [PRACTICE for _ in problems])
+    monkeypatch.setattr(mass.adaptation.synthesis, "synthesise", lambda _, problems, *__: [PRACTICE for _ in problems])
 
 
 def write_tasks(path: Path, *rows: object) -> Path:
@@ -155,11 +155,11 @@ def test_standard_input(solve: Callable, monkeypatch: pytest.MonkeyPatch, argume
 
 @pytest.mark.usefixtures("practises")
 def test_save_adapter_writes_a_peft_folder(solve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mass.adapt
+    import mass.adaptation.adapt
 
     stacks: list[object] = []
-    whole = mass.adapt.adapt_stack
-    monkeypatch.setattr(mass.adapt, "adapt_stack", lambda *args: (stacks.append(args), whole(*args))[1])
+    whole = mass.adaptation.adapt.adapt_stack
+    monkeypatch.setattr(mass.adaptation.adapt, "adapt_stack", lambda *args: (stacks.append(args), whole(*args))[1])
     ran = solve("What is 3 + 4?", "--save-adapter", tmp_path / "adapter", "--json")
     assert ran.code == 0
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"

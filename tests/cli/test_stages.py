@@ -12,7 +12,7 @@ import pytest
 
 from mass.cli import comparing, console, stages
 from mass.cli.stages import StageWatch, words
-from mass.progress import Decoding, listening, stage, tell_decoding
+from mass.timing import Decoding, listening, stage, tell_decoding
 from small_lms import make_lm, prompt_ids, sample
 
 HALF_WAY = Decoding(tokens=1200, rows_left=3, seconds=20.0, left_s=31.0)

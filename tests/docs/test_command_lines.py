@@ -15,7 +15,7 @@ from reading import PAGES, ROOT, SHELLS, Block, Command
 from mass.cli import options
 from mass.cli.main import VERBS, module_of
 from mass.errors import MassError
-from mass.lm_eval.arguments import arguments_of
+from mass.evaluation.lm_eval.arguments import arguments_of
 
 COMMANDS = [c for page in PAGES for b in reading.blocks(page) if b.language in SHELLS for c in reading.commands(b)]
 HARNESS = "lm-eval"

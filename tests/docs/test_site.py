@@ -128,7 +128,7 @@ def test_a_dead_link_a_dead_anchor_or_a_name_that_is_none_stops_the_build(site: 
     wrong = {
         "a link to nothing": ("[x](nowhere.md)", "nowhere.md"),
         "an anchor to nothing": ("[x](engine.md#no-such-part)", "no-such-part"),
-        "a name to nothing": ("::: mass.inner.no_such_name", "no_such_name"),
+        "a name to nothing": ("::: mass.metagrad.no_such_name", "no_such_name"),
     }
     assert site.is_dir()
     for what, (text, said) in wrong.items():

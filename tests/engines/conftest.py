@@ -13,13 +13,13 @@ from vllm_stand_in import StandIn
 
 from mass.config import EngineConfig
 from mass.lm import LM
-from mass.lm.served import sample_at_server
+from mass.lm.remote.connect import sample_at_server
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between tries are a thousandth."""
-    monkeypatch.setattr("mass.engines.transport.FIRST_WAIT_S", 5e-4)
+    monkeypatch.setattr("mass.lm.remote.transport.FIRST_WAIT_S", 5e-4)
 
 
 @pytest.fixture

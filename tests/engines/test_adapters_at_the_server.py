@@ -14,10 +14,10 @@ import pytest
 from vllm_stand_in import Fault, StandIn
 
 from mass.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig
-from mass.engines.folder import fresh_name, older_than
 from mass.errors import ConfigError, EngineError
 from mass.lm import LM, load_lm
-from mass.lm.served import sample_at_server
+from mass.lm.remote.connect import sample_at_server
+from mass.lm.remote.folder import fresh_name, older_than
 from small_lms import make_lm, random_adapter
 
 SHORT = SamplingConfig(max_tokens=6, temperature=0.0)

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm_stand_in import StandIn
 
-from mass.engines import agreement
-from mass.engines.answers import mean_difference
 from mass.errors import EngineError
 from mass.lm import LM
-from mass.lm.served import _local  # pyright: ignore[reportPrivateUsage]
+from mass.lm.remote import agreement
+from mass.lm.remote.answers import mean_difference
+from mass.lm.remote.connect import _local  # pyright: ignore[reportPrivateUsage]
 
 
 def perturbed(base: Path, amount: float) -> torch.nn.Module:

@@ -15,12 +15,12 @@ import pytest
 from vllm_stand_in import Fault, StandIn
 
 from mass.config import EngineConfig, ModelConfig, SamplingConfig, to_dict
-from mass.engines.failures import message_of
-from mass.engines.transport import Transport, _retry_after_s
 from mass.errors import ConfigError, EngineError
 from mass.lm import LM
+from mass.lm.remote.connect import sample_at_server
+from mass.lm.remote.failures import message_of
+from mass.lm.remote.transport import Transport, _retry_after_s
 from mass.lm.sampling import StopStrings
-from mass.lm.served import sample_at_server
 
 COMPLETE = "/v1/completions"
 GREEDY = SamplingConfig(max_tokens=14, temperature=0.0)

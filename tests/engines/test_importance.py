@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from mass.adaptation.synthesis import synthesise
 from mass.config import OuterConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ShapeError
 from mass.lm import LM
-from mass.outer import Solutions, policy_losses, sample_solutions, verifier_losses
-from mass.policy import clipped_policy_loss, truncated_ratio
-from mass.synthesis import synthesise
+from mass.training.outer import Solutions, policy_losses, sample_solutions, verifier_losses
+from mass.training.policy import clipped_policy_loss, truncated_ratio
 from mass.types import Example, Sample, Verdict
 from mass.types import _example as example_of  # pyright: ignore[reportPrivateUsage]
 from small_lms import random_adapter, small_sums

@@ -12,9 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from vllm_stand_in import StandIn
 
-from mass.adapter import pick, repeat, save_peft
 from mass.config import SamplingConfig
 from mass.lm import LM
+from mass.lm.lora import pick, repeat, save_peft
 from mass.types import Params
 from small_lms import random_adapter, small_sums
 

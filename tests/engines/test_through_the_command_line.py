@@ -12,8 +12,8 @@ from vllm_stand_in import Fault, StandIn
 
 from mass.cli.main import main
 from mass.config import EngineConfig
-from mass.runlog import RunFolder
-from mass.train import train
+from mass.runs.folder import RunFolder
+from mass.training.trainer import train
 from small_runs import config_for
 
 SMALL = ("--adapt.synthesis.examples=2", "--adapt.synthesis.sampling.max_tokens=32", "--adapt.answer.max_tokens=14")

@@ -11,9 +11,9 @@ import pytest
 from vllm_stand_in import Fault, StandIn
 
 from mass.config import EngineConfig, SamplingConfig
-from mass.engines.transport import Transport, wait_s
 from mass.errors import DataError, EngineError, ShapeError
 from mass.lm import LM
+from mass.lm.remote.transport import Transport, wait_s
 from mass.types import Sample
 
 COMPLETE = "/v1/completions"
@@ -146,7 +146,7 @@ def test_a_late_answer_and_one_that_drips(lm: LM, remote: Callable[..., LM], ser
 def test_the_deadline_holds_for_all_that_is_asked_at_once(
     remote: Callable[..., LM], server: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mass.engines.transport.FIRST_WAIT_S", 0.2)
+    monkeypatch.setattr("mass.lm.remote.transport.FIRST_WAIT_S", 0.2)
     server.faults[COMPLETE] = [Fault(status=503, headers={"Retry-After": "60"})] * 50
     start = time.monotonic()
     with pytest.raises(EngineError, match=r"not all is sampled after 0.5 s; raise engine.deadline_s"):
@@ -155,7 +155,7 @@ def test_the_deadline_holds_for_all_that_is_asked_at_once(
 
 
 def test_the_wait_doubles_to_a_limit_and_is_not_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mass.engines.transport.FIRST_WAIT_S", 0.5)
+    monkeypatch.setattr("mass.lm.remote.transport.FIRST_WAIT_S", 0.5)
     for attempt in range(20):
         whole = min(30.0, 0.5 * 2**attempt)
         waits = [wait_s(attempt) for _ in range(20)]

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-import mass.doctor.text
 import mass.lm.sampling
+import mass.preflight.doctor.text
 from hybrid_lms import DECODED, REFUSED, hybrid_lm, make_hybrid
 from mass.config import SamplingConfig
-from mass.doctor.text import differing_texts
 from mass.errors import ModelError
 from mass.lm import LM
 from mass.lm.cache import new_cache, padding_trace, require_decodable
 from mass.lm.prefill import select_rows
+from mass.preflight.doctor.text import differing_texts
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 12, 40, 7, 33, 21, 8, 60, 61], [11, 12, 13], [70, 71, 9, 10, 15, 16], [5, 9], [66, 44, 33]]
@@ -121,7 +121,7 @@ def test_the_doctor_sees_text_that_differs(monkeypatch: pytest.MonkeyPatch) -> N
     lm = hybrid_lm("Gemma2")
     with_ends(monkeypatch, [])
     assert differing_texts(lm, 0) == 0
-    monkeypatch.setattr(mass.doctor.text, "_generated", lambda *_: [1] * 16)
+    monkeypatch.setattr(mass.preflight.doctor.text, "_generated", lambda *_: [1] * 16)
     assert differing_texts(lm, 0) == 1
     with pytest.raises(ModelError, match="form of its own"):
         differing_texts(hybrid_lm("Mamba2"), 0)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig
 from mass.errors import ConfigError, ModelError
-from mass.inner import SGD, adapt
-from mass.layerwise import checkpoint, checkpointing
 from mass.lm import LM, attention, layers
 from mass.lm.attention import NAME
 from mass.lm.layers import checkpoint_layers
-from mass.prompts import PLAIN
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import PLAIN
+from mass.metagrad import SGD, adapt
+from mass.metagrad.layerwise import checkpoint, checkpointing
 from mass.types import Batch, Params
 from small_lms import (
     ARCHITECTURES,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import mass.lm.dtype
 from family_folders import make_folder
-from mass.checkpoint import describe, init_state, save
+from mass.adaptation.checkpoint import describe, init_state, save
 from mass.config import AdaptConfig, LoraConfig, ModelConfig
 from mass.lm import load_lm
 from mass.lm.architecture import PUBLISHED, find_architecture

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from mass.errors import ConfigError
-from mass.inner import SGD, adapt
 from mass.lm import LM, elementwise
 from mass.lm.elementwise import _plain_rms_norm, _rms_norm, drop_closed_forms, rms_norm, silu, use_closed_forms
+from mass.metagrad import SGD, adapt
 from mass.types import Batch, Params
 from small_lms import ARCHITECTURES, float64_throughout, make_lm, make_model, random_adapter
 

@@ -9,7 +9,7 @@ import torch
 
 from mass.errors import DataError
 from mass.lm.logprobs import of_logits
-from mass.prompts import CHAT, KINDS
+from mass.lm.prompts import CHAT, KINDS
 from mass.types import Batch
 from small_lms import ARCHITECTURES, full_logits, make_lm, random_adapter
 

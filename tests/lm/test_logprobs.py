@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass import canary
 from mass.errors import ConfigError
-from mass.inner import SGD, adapt, traced
 from mass.lm import LM, logprobs
 from mass.lm.head import Head
 from mass.lm.logprobs import Predictions, always_chunked, of_logits, of_states
+from mass.metagrad import SGD, adapt, traced
+from mass.training import drift as canary
 from mass.types import Batch, Params
 from peak import Peak
 from small_lms import ARCHITECTURES, float64_throughout, make_lm, random_adapter
@@ -344,7 +344,7 @@ def test_a_second_order_pass_holds_a_fraction_of_its_logits() -> None:
 PROGRAM = """
 import sys, torch
 sys.path[:0] = {path}
-from mass.inner import SGD, adapt
+from mass.metagrad import SGD, adapt
 from small_lms import make_lm, random_adapter
 
 def high():

@@ -14,14 +14,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hybrid_lms import REFUSED, make_hybrid
-from mass.adapter import LoraSites, save_peft
-from mass.checkpoint import init_state, save
+from mass.adaptation.checkpoint import init_state, save
 from mass.config import AdaptConfig, LoraConfig, ModelConfig
-from mass.doctor import examine
 from mass.errors import ModelError
 from mass.lm import LM, load_lm
 from mass.lm.architecture import find_architecture
+from mass.lm.lora import LoraSites, save_peft
 from mass.model import load
+from mass.preflight.doctor import examine
 from small_lms import TEMPLATE, make_lm, make_model, tokenizer
 
 

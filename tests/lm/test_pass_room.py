@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass import free_memory
 from mass.errors import ConfigError
-from mass.inner import SGD, adapt, memory
-from mass.inner.memory import Schedule
-from mass.lm import LM, room
+from mass.lm import LM, free_memory, room
+from mass.metagrad import SGD, adapt, memory
+from mass.metagrad.memory import Schedule
 from mass.types import Params
 from peak import Peak
 from small_lms import ARCHITECTURES, make_lm, random_adapter

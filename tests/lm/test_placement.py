@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from mass import layerwise
-from mass.adapter import add_delta, find_sites
 from mass.errors import ModelError
 from mass.lm import LM
 from mass.lm.layers import checkpoint_layers
+from mass.lm.lora import add_delta, find_sites
 from mass.lm.placement import bits_and_bytes, bring_inputs, moved, stay_in_place
+from mass.metagrad import layerwise
 from mass.types import Batch
 from small_lms import make_lm, make_model, random_adapter
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mass.adapter import pick
 from mass.config import SamplingConfig
 from mass.lm import LM
 from mass.lm import prefill as module
 from mass.lm.growing import with_room
+from mass.lm.lora import pick
 from mass.lm.prefill import _begins, _distinct, _segments, prefill
 from mass.types import Params
 from small_lms import ARCHITECTURES, float64_throughout, make_lm, prompt_ids, random_adapter

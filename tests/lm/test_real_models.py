@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from family_folders import FAMILIES, make_folder, tokenizer_of
-from mass.adapt import answer_all
-from mass.adapter import pick, save_peft
-from mass.checkpoint import init_state
+from mass.adaptation.adapt import answer_all
+from mass.adaptation.checkpoint import init_state
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, ModelConfig, SamplingConfig, ScoringConfig
 from mass.errors import ConfigError, ModelError
 from mass.lm import LM, load_lm
-from mass.prompts import CHATS, PLAINS
+from mass.lm.lora import pick, save_peft
+from mass.lm.prompts import CHATS, PLAINS
 from mass.types import Example
 
 INDEX = "model.safetensors.index.json"

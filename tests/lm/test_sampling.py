@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mass.adapter import pick
 from mass.config import SamplingConfig
 from mass.errors import DataError, ShapeError
 from mass.lm import LM
 from mass.lm.drawing import draw
+from mass.lm.lora import pick
 from mass.lm.prefill import left_pad
 from mass.types import Params, Sample
 from small_lms import ARCHITECTURES, make_lm, prompt_ids, random_adapter, sample

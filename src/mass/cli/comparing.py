@@ -18,7 +18,7 @@ from mass.cli.stages import watching
 from mass.config import EvalConfig
 
 if TYPE_CHECKING:
-    from mass.comparison import Comparison
+    from mass.evaluation.evaluate import Comparison
     from mass.model import Mass
     from mass.types import Task
 
@@ -92,8 +92,8 @@ def compare(
 ) -> Comparison:
     """Run the methods, and leave every answer, the table and its page in the folder."""
     from mass.cli.report import write_comparison_page
-    from mass.comparison import evaluate
-    from mass.methods import check_methods
+    from mass.evaluation.evaluate import evaluate
+    from mass.evaluation.methods import check_methods
 
     names = check_methods(methods)
     with ComparisonMonitor(len(names), console.stderr()) as monitor:

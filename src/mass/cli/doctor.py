@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.table import Table
 
-    from mass.doctor import Check, Report
+    from mass.preflight.doctor import Check, Report
 
 EXAMPLES = (
     "mass doctor tiny",
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     report = _examine(given, attentions)
     if given.json:
-        from mass.runlog import json_values
+        from mass.runs.folder import json_values
 
         print(json.dumps(json_values(report.to_dict()), allow_nan=False), flush=True)
     else:
@@ -85,7 +85,7 @@ def _checked(given: Namespace) -> list[str]:
 
 
 def _examine(given: Namespace, attentions: Sequence[str]) -> Report:
-    from mass.doctor import examine
+    from mass.preflight.doctor import examine
 
     def report(progress: Callable[[str], None]) -> Report:
         return examine(

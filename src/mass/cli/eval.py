@@ -14,7 +14,7 @@ from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import dated_folder, new_folder
 from mass.config import EvalConfig, to_dict
 from mass.errors import ConfigError
-from mass.runlog import COMPARISON, RECORDS
+from mass.runs.folder import COMPARISON, RECORDS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -45,9 +45,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     from mass.cli.comparing import compare, print_comparison
-    from mass.methods import check_methods
+    from mass.evaluation.methods import check_methods
     from mass.model import load
-    from mass.problems import note_of_golds
+    from mass.runs.data import note_of_golds
 
     check_methods(methods)
     if given.tasks is None:
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
 def _folder(given: Namespace) -> Path:
     """A new one, or with --resume that of a comparison which is not finished. Raises ConfigError and RunError."""
     if given.resume:
-        from mass.comparison_folder import ComparisonFolder
+        from mass.evaluation.folder import ComparisonFolder
 
         if given.out is None:
             raise ConfigError("--resume is given without --out; expected the folder of the comparison to go on with")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from mass.errors import MassError
-from mass.parallel import speaks
+from mass.training.distributed import speaks
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from mass.errors import RunError
-from mass.runlog import is_used
+from mass.runs.folder import is_used
 
 
 def new_folder(option: str, folder: Path) -> None:

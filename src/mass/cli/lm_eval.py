@@ -27,8 +27,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from mass.cli import console
     from mass.cli.stages import watching
-    from mass.lm_eval import main
-    from mass.parallel import at_start
+    from mass.evaluation.lm_eval import main
+    from mass.training.distributed import at_start
 
     if not at_start().first:
         return main(arguments)
@@ -44,6 +44,6 @@ def _documented() -> list[str]:
     """Each model argument with the string under it."""
     from docstring_parser import parse_from_object
 
-    from mass.lm_eval.arguments import Arguments
+    from mass.evaluation.lm_eval.arguments import Arguments
 
     return [f"  {found.arg_name:<13} {found.description}" for found in parse_from_object(Arguments).params]

@@ -13,7 +13,7 @@ from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import new_folder
 from mass.config import PretrainConfig, to_dict
 from mass.errors import ConfigError, RunError
-from mass.runlog import held
+from mass.runs.folder import held
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -12,7 +12,7 @@ from mass.errors import ConfigError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from mass.prompts import PromptSet
+    from mass.lm.prompts import PromptSet
 
 EXAMPLES = (
     "mass prompts > mine.txt                      # change them, then: mass solve ... --prompts mine.txt",
@@ -24,7 +24,7 @@ EXAMPLES = (
 
 def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
-    from mass.prompts.file import read, write
+    from mass.lm.prompts_file import read, write
 
     if given.print_config:
         options.print_yaml({name: getattr(given, name) for name in ("form", "checkpoint", "check")})
@@ -38,13 +38,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _prompts(form: str | None, checkpoint: str | None) -> PromptSet:
-    from mass.prompts import defaults
+    from mass.lm.prompts import defaults
 
     if checkpoint is None:
         return defaults(chat=form != "plain")
     if form is not None:
         raise ConfigError("--form and --checkpoint are both given; expected one: a checkpoint brings its own prompts")
-    from mass.checkpoint import describe
+    from mass.adaptation.checkpoint import describe
 
     prompts = describe(Path(checkpoint)).prompts
     if prompts is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mass import encoding
-from mass.checkpoint import adapt_config
+from mass.adaptation.checkpoint import adapt_config
 from mass.errors import DataError, RunError
 from mass.model import lora_of
 from mass.types import Adaptation, Solution, Task

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
     from rich.table import Table
 
-    from mass.rehearsal import Rehearsal
-    from mass.rehearsal.duration import Duration
+    from mass.preflight.dryrun import Rehearsal
+    from mass.preflight.dryrun.duration import Duration
 
 Line = tuple[str, str, str]
 """What is spoken of, its value, and a remark."""
@@ -27,8 +27,8 @@ FIRST_CHARACTERS = 400
 
 def rehearse(config: RunConfig, given: Namespace) -> int:
     """Print what the run would be; 2 where something is in its way. Processes after the first say nothing."""
-    from mass import rehearsal
-    from mass.parallel import at_start
+    from mass.preflight import dryrun as rehearsal
+    from mass.training.distributed import at_start
 
     ranks = at_start()
     if not ranks.first:

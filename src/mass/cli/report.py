@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mass import encoding
 from mass.cli import console, options
 from mass.errors import RunError
-from mass.runlog import COMPARISON, CONFIG, METRICS
+from mass.runs.folder import COMPARISON, CONFIG, METRICS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mass.synthesis.reasons import rejected_shares
+from mass.adaptation.synthesis.reasons import rejected_shares
 from mass.types import Adaptation, Example, Solution, Task, Verdict
 
 MAX_PRACTICE_CHARS = 180

@@ -152,7 +152,7 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
 
     For a record: the one that made it, unless another is given.
     """
-    from mass.checkpoint import init_state
+    from mass.adaptation.checkpoint import init_state
     from mass.model import UNTRAINED, load, load_for
 
     if record is not None:

@@ -1,4 +1,4 @@
-"""Reports of progress (`mass.progress`) -> a short line now and then: stage, tokens per second, time left."""
+"""Reports of progress (`mass.timing`) -> a short line now and then: stage, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mass.cli.console import duration
-from mass.progress import Decoding, listening
+from mass.timing import Decoding, listening
 
 LOOK_EVERY_S = 0.5
 FIRST_AFTER_S = 2.0

@@ -39,8 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("--out is missing; expected a folder for the run, as in --out runs/first")
     folder = Path(given.out)
     from mass.cli.training import Monitor
-    from mass.parallel import at_start
-    from mass.train import train
+    from mass.training.distributed import at_start
+    from mass.training.trainer import train
 
     ranks = at_start()
     if not ranks.first:  # the first process of this run shows it and writes its page
@@ -111,7 +111,7 @@ def _note_stacks(config: RunConfig, processes: int) -> None:
 def _say_how_to_resume(folder: Path, step: int | None, arguments: Sequence[str]) -> None:
     import shlex
 
-    from mass.runlog import CONFIG, RunFolder
+    from mass.runs.folder import CONFIG, RunFolder
 
     if not (folder / CONFIG).is_file():
         console.note("stopped before the run began; nothing was written")

@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mass.adaptation.synthesis.reasons import REASONS
 from mass.cli.console import LINE_EVERY_S, REFRESH_EVERY_S, Pace, duration
 from mass.cli.stages import watching
-from mass.synthesis.reasons import REASONS
 
 SHOWN = (
     ("outer loss", "outer loss", "{:.4f}"),

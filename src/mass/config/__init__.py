@@ -162,7 +162,7 @@ class InnerConfig:
     """K."""
     micro_batch: int | None = None
     """Rows (examples of all problems adapted side by side) per pass of the inner loss. None: chosen by their length and
-    the kind of device, see mass.practice. Results are the same but for rounding; smaller needs less memory."""
+    the kind of device, see mass.adaptation.batch. Results are the same but for rounding; smaller needs less memory."""
     memory_gb: float | None = None
     """What the inner loop may hold beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
     micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: what
@@ -294,7 +294,7 @@ class TrainConfig:
     """Weight of the KL divergence of the solver from the base."""
     canary_kl: float = 0.0
     """Weight of learned safety: the KL divergence (nats per token) of theta from the adapted theta_K on answers to
-    problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.canary."""
+    problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.training.drift."""
     canary_tasks: int = 2
     """Such problems for each adapted problem, where canary_kl is above 0."""
     max_problem_norm: float | None = None

@@ -14,15 +14,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import MassError, ModelError
 from mass.lm.dtype import choose, device_asked, own_dtype
 from mass.lm.load import prompts_of
+from mass.lm.lora import LoraSites
 from mass.lm.model import LM
+from mass.lm.prompts import MATH, with_thinking
+from mass.lm.prompts_file import read
 from mass.lm.source import find_source
-from mass.prompts import MATH, with_thinking
-from mass.prompts.file import read
 
 
 @dataclass(frozen=True)

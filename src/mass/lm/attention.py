@@ -34,7 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mass.errors import ConfigError, ModelError, ShapeError
-from mass.layerwise import autocast_kind, refuse_derivative, third_derivative
+from mass.metagrad.layerwise import autocast_kind, refuse_derivative, third_derivative
 
 NAME = "mass_exact_sdpa"
 """How transformers knows `attend`; it stands in a model's configuration in memory, never in a saved one."""

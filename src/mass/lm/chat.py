@@ -16,7 +16,7 @@ from datetime import date
 from typing import Any
 
 from mass.errors import ModelError
-from mass.prompts import Prompts
+from mass.lm.prompts import Prompts
 
 Turn = tuple[str, str]
 """(role, text)."""

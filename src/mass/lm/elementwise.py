@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mass.layerwise import refuse_derivative, third_derivative
-from mass.optimizers import wide
+from mass.metagrad.layerwise import refuse_derivative, third_derivative
+from mass.metagrad.optimizers import wide
 
 _WAY_OUT = "call mass.lm.elementwise.drop_closed_forms on the model"
 _PLAIN = "_mass_plain"

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mass.layerwise import autocast_kind
-from mass.optimizers import wide
+from mass.metagrad.layerwise import autocast_kind
+from mass.metagrad.optimizers import wide
 
 FARTHEST = 1e9
 """The ramp's end: every cap is reached there."""

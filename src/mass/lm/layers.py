@@ -1,4 +1,4 @@
-"""A transformers model -> the same model, whose decoder layers can be checkpointed (`mass.layerwise.checkpointing`).
+"""A transformers model -> the same model, whose decoder layers can be checkpointed (`mass.metagrad.layerwise.checkpointing`).
 
 The gradient of a checkpointed layer reaches what is handed to it by hand: tensors among its arguments, its own
 parameters (under `torch.func.functional_call` those that stand in for them at the call), and the LoRA parameters in
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mass import layerwise
-from mass.adapter import InUse, LoraSites
 from mass.errors import ConfigError, ModelError
+from mass.lm.lora import InUse, LoraSites
+from mass.metagrad import layerwise
 
 _ADAPTERS = "_mass_adapters"
 """Attribute of a wrapped layer: the functions that tell which adapter it has in use."""
@@ -28,7 +28,7 @@ _Lora = tuple[InUse | None, Callable[[InUse | None], AbstractContextManager[None
 
 
 def checkpoint_layers(model: nn.Module, *adapters: LoraSites) -> list[str]:
-    """Make the decoder layers of a transformers model honour `mass.layerwise.checkpointing`; returns their names.
+    """Make the decoder layers of a transformers model honour `mass.metagrad.layerwise.checkpointing`; returns their names.
 
     Outside such a block, and without a gradient, a layer computes what it did before. `adapters` are those through
     which LoRA parameters come in; a model with parameters of its own (peft, `functional_call`) needs none. Each layer's
@@ -41,7 +41,7 @@ def checkpoint_layers(model: nn.Module, *adapters: LoraSites) -> list[str]:
     if not layers:
         raise ModelError(
             f"{type(model).__name__} has no layers to checkpoint, expected GradientCheckpointingLayer of transformers; "
-            "call mass.layerwise.checkpoint on each of your layers yourself"
+            "call mass.metagrad.layerwise.checkpoint on each of your layers yourself"
         )
     for name, layer in layers:
         if "forward" in vars(layer):

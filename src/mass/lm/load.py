@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mass.adapter import LoraSites
 from mass.config import LoraConfig, ModelConfig
 from mass.errors import ConfigError, DataError, ModelError
 from mass.lm.cache import require_decodable
 from mass.lm.dtype import choose, device_asked, own_dtype
+from mass.lm.lora import LoraSites
 from mass.lm.model import LM
 from mass.lm.placement import stay_in_place, weights_options
-from mass.lm.served import sample_at_server
+from mass.lm.prompts import MATH, PromptSet, with_thinking
+from mass.lm.prompts_file import Sections, complete, read
+from mass.lm.remote.connect import sample_at_server
 from mass.lm.source import Source, find_source
-from mass.prompts import MATH, PromptSet, with_thinking
-from mass.prompts.file import Sections, complete, read
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import linear
 
-from mass.layerwise import autocast_kind, refuse_derivative, third_derivative
 from mass.lm.head import Head
-from mass.optimizers import wide
+from mass.metagrad.layerwise import autocast_kind, refuse_derivative, third_derivative
+from mass.metagrad.optimizers import wide
 
 CHUNK = {"cpu": 1 << 23}
 """Logits of one chunk, by kind of device: 32 MiB in float32, of which two to four are alive. Enough rows, 55 of
@@ -50,7 +50,7 @@ def always_chunked() -> Generator[None, None, None]:
 
 
 def is_recorded() -> bool:
-    """Whether operations are being recorded (`mass.inner.recording`) and tensors have shapes alone."""
+    """Whether operations are being recorded (`mass.metagrad.recording`) and tensors have shapes alone."""
     return get_proxy_mode() is not None
 
 
@@ -281,7 +281,7 @@ def _recorded_value(
     cap: float | None,
     slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One operation in the record of a pass (`mass.inner.recording`): a compiler that saw the chunks would find the
+    """One operation in the record of a pass (`mass.metagrad.recording`): a compiler that saw the chunks would find the
     logits of two derivatives alike, and keep them all."""
     return _value_by_chunks(states, targets, weight, bias, scale, cap, slope)
 

@@ -16,9 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mass.adapter import LoraSites
 from mass.config import EngineConfig, LoraConfig, SamplingConfig
-from mass.engines.protocol import Engine
 from mass.errors import DataError, ModelError
 from mass.lm import logprobs
 from mass.lm.attention import use_exact_attention
@@ -28,8 +26,10 @@ from mass.lm.head import Head, HeadReader
 from mass.lm.head_input import use_contiguous_head
 from mass.lm.layers import checkpoint_layers
 from mass.lm.logprobs import Predictions
+from mass.lm.lora import LoraSites
+from mass.lm.prompts import KINDS, MATH, Prompts, PromptSet
+from mass.lm.remote.protocol import Engine
 from mass.lm.sampling import StopStrings, sample_rows
-from mass.prompts import KINDS, MATH, Prompts, PromptSet
 from mass.types import Batch, Params, Sample
 
 WRITING = "writing"
@@ -42,7 +42,7 @@ class LM:
     """A frozen causal language model. Nothing here changes its weights.
 
     Its attention becomes twice differentiable (`mass.lm.attention`), its SiLU and RMSNorm get second derivatives in
-    closed form (`mass.lm.elementwise`), and its layers honour `mass.layerwise.checkpointing`. Raises ModelError for an
+    closed form (`mass.lm.elementwise`), and its layers honour `mass.metagrad.layerwise.checkpointing`. Raises ModelError for an
     attention that has no exact second derivative.
     """
 
@@ -52,7 +52,9 @@ class LM:
         use_exact_attention(model)
         use_closed_forms(model)
         use_contiguous_head(model)
-        with suppress(ModelError):  # of a kind that cannot be checkpointed: who asks for it gets an error of mass.inner
+        with suppress(
+            ModelError
+        ):  # of a kind that cannot be checkpointed: who asks for it gets an error of mass.metagrad
             checkpoint_layers(model, adapters)
         self.model = model
         self.reader = HeadReader(model)
@@ -69,7 +71,7 @@ class LM:
         """Of the base weights: none, 4bit or 8bit."""
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.engine: Engine | None = None
-        """Who samples instead of this process (`mass.lm.served`)."""
+        """Who samples instead of this process (`mass.lm.remote.connect`)."""
         self.engine_of: Callable[[LM], Engine] | None = None
         """Makes the engine of a copy that is asked otherwise, or has adapters of another shape."""
         self.engine_config = EngineConfig()
@@ -98,7 +100,7 @@ class LM:
         self.engine = None if self.engine_of is None else self.engine_of(self)
 
     def asking(self, kind: str) -> LM:
-        """The same model, asked with its prompts for a kind of problem (`mass.prompts.KINDS`)."""
+        """The same model, asked with its prompts for a kind of problem (`mass.lm.prompts.KINDS`)."""
         if kind == self.kind:
             return self
         if kind not in self._views:

@@ -2,7 +2,7 @@
 
 The bound says whether anything has to be measured or cut at all: it is two to five times what passes of Llama, Qwen and
 Gemma hold (`tests/lm/test_pass_room.py`). The inner loop, whose memory is the largest, is measured where the bound is
-more than what is free (`mass.inner.probe`).
+more than what is free (`mass.metagrad.probe`).
 
 Legend: n rows of T tokens, d width of the states.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from mass import free_memory
+from mass.lm import free_memory
 
 if TYPE_CHECKING:
     from mass.lm.model import LM

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mass.adapter import LoraSites, laid_out, pick
 from mass.config import SamplingConfig
 from mass.errors import DataError, ShapeError
-from mass.free_memory import spare_bytes
 from mass.lm.cache import new_cache
 from mass.lm.drawing import draw, logprobs_of
+from mass.lm.free_memory import spare_bytes
 from mass.lm.growing import with_room
+from mass.lm.lora import LoraSites, laid_out, pick
 from mass.lm.parts import parts, row_bytes
 from mass.lm.prefill import prefill, select_rows
-from mass.progress import Decoding, tell_decoding
+from mass.timing import Decoding, tell_decoding
 from mass.types import Params, Sample
 
 

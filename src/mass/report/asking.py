@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mass.errors import DataError, nearest
-from mass.methods import METHODS, choice_of
+from mass.evaluation.methods import METHODS, choice_of
 from mass.results import Estimate, Evaluation, Part, Results, StoredRow, Training, difference, estimate, ratio, series
 from mass.results.estimates import Series, Some
 from mass.results.stored import GREEDY

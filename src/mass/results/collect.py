@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mass import runlog
 from mass.errors import DataError, RunError
 from mass.results.packing import pack
 from mass.results.stored import EVALUATION, PRACTICE, ROOM, TRAINING
-from mass.runlog import COMPARISON, CONFIG, METRICS, RECORDS, RunFolder, json_values, replace_text
+from mass.runs import folder as runlog
+from mass.runs.folder import COMPARISON, CONFIG, METRICS, RECORDS, RunFolder, json_values, replace_text
 
 ROOM_FILE = "room.json"
 MAX_POINTS = 25

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mass.errors import DataError, nearest
-from mass.prompts import CHAT, Prompts
+from mass.lm.prompts import CHAT, Prompts
 from mass.types import Task
 
 

@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mass.adapter import save_peft
 from mass.config import EngineConfig
 from mass.lm import LM
-from mass.lm.served import sample_at_server
+from mass.lm.lora import save_peft
+from mass.lm.remote.connect import sample_at_server
 from mass.types import Params
 
 VLLM_ROUNDING, STAND_IN_ROUNDING = 0.1, 1e-3

@@ -20,8 +20,8 @@ from torch import Tensor
 from mass.config import EngineConfig, SamplingConfig
 from mass.errors import EngineError
 from mass.lm import LM
+from mass.lm.remote.connect import sample_at_server
 from mass.lm.sampling import StopStrings
-from mass.lm.served import sample_at_server
 from mass.types import Params, Sample
 
 GREEDY = SamplingConfig(max_tokens=12, temperature=0.0)

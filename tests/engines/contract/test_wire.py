@@ -25,7 +25,7 @@ LOAD, UNLOAD, COMPLETE, MODELS = (
 
 
 def completion(contract: Contract, **changes: Any) -> dict[str, Any]:
-    """As our client asks (`mass.engines.answers.request_body`), greedily for four tokens."""
+    """As our client asks (`mass.lm.remote.answers.request_body`), greedily for four tokens."""
     lm = contract.lm
     plain = {
         "model": str(contract.base), "prompt": lm.solve_prompt("Compute 1 + 1."), "max_tokens": 4, "n": 1, "seed": 1,

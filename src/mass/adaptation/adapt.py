@@ -1,0 +1,197 @@
+"""Test time: problems -> practice -> weights -> adapted adapters -> answers, with a record of each.
+
+No gold and no verifier takes part. Problems are adapted side by side as a stack, each with its own adapter; the base
+and the checkpoint are never changed. An update that cannot be trusted (not finite, exploding, or without a valid
+example) is discarded: that problem is answered by the unadapted weights, and its record says so.
+
+Legend: B problems, m examples of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mass.adaptation import scoring, synthesis
+from mass.adaptation.batch import Practice, practice_of, valid_mask
+from mass.adaptation.checkpoint import MetaState
+from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
+from mass.lm import LM
+from mass.lm.lora import adapter_hash, pick, repeat
+from mass.lm.prompts import to_json
+from mass.metagrad.outer import inner_loop
+from mass.seeds import derive
+from mass.timing import Clock
+from mass.types import Adaptation, Groups, Params, Sample
+from mass.verify import final_answer
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A stack of B adapted adapters and how they came about."""
+
+    stack: Params
+    """[B, ...]; that of a problem that fell back is the start itself."""
+    groups: Groups
+    """The examples of each problem with scores, weights and losses before and after."""
+    fallbacks: tuple[str, ...]
+    """Per problem: why it fell back, or empty."""
+    update_norms: tuple[float, ...]
+    """Norm of the change over the norm of the start, both over all tensors of the adapter."""
+
+
+@torch.no_grad()
+def adapt_stack(
+    lm: LM, state: MetaState, problems: Sequence[str], groups: Groups, config: AdaptConfig, clock: Clock
+) -> Adapted:
+    """Score the examples, weigh them, and take K steps on them from theta, for B problems side by side."""
+    start = repeat(state.theta, len(problems))
+    practice = practice_of(lm, groups)
+    if practice is None or config.inner.steps == 0:
+        reason = "no valid example" if practice is None else ""
+        return Adapted(start, groups, (reason,) * len(problems), (0.0,) * len(problems))
+    valid = valid_mask(groups, lm.device)
+    with clock.stage("scoring"):
+        scores = torch.zeros(valid.shape, dtype=lm.adapter_dtype, device=lm.device)
+        if config.scoring.normalise != "uniform":
+            rows = practice.targets(problems, groups)
+            scores = practice.spread(scoring.score(lm, state.eta, *rows, config.inner.micro_batch), *valid.shape)
+        weights = scoring.normalise(scores, valid, config.scoring.normalise)
+    with clock.stage("inner loop"):
+        rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
+        size = practice.rows_per_pass(config.inner.micro_batch)
+        stack = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size))(
+            start, practice.pick(weights), rates
+        )
+        norms = _update_norms(stack, start)
+        fallbacks = [
+            _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)
+        ]
+        keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
+        stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
+    with clock.stage("practice losses"):
+        before, after = practice.measured(start, size), practice.measured(stack, size)
+    groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
+    return Adapted(stack, groups, tuple(fallbacks), tuple(norms))
+
+
+def _update_norms(stack: Params, start: Params) -> list[float]:
+    def squares(tensors: list[Tensor]) -> Tensor:
+        return torch.stack([t.double().square().flatten(1).sum(1) for t in tensors]).sum(0)
+
+    change = squares([stack[name] - start[name] for name in stack])
+    return (change / squares([start[name] for name in stack]).clamp_min(1e-300)).sqrt().tolist()
+
+
+def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
+    if not any_valid:
+        return "no valid example"
+    if norm != norm or norm == float("inf"):
+        return "non-finite update"
+    return "exploding update" if norm > limit else ""
+
+
+def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
+    """Examples with score, weight, loss before and loss after filled in."""
+    rows = zip(practice.owners.tolist(), practice.places.tolist(), *[c.tolist() for c in columns], strict=True)
+    found = {(b, j): (s, w, before, after) for b, j, s, w, before, after in rows}
+    return [
+        tuple(
+            dataclasses.replace(e, score=v[0], weight=v[1], loss_before=v[2], loss_after=v[3])
+            if (v := found.get((b, j)))
+            else e
+            for j, e in enumerate(group)
+        )
+        for b, group in enumerate(groups)
+    ]
+
+
+def practise(
+    lm: LM,
+    state: MetaState,
+    problems: Sequence[str],
+    config: AdaptConfig,
+    seeds: Sequence[int],
+    clock: Clock | None = None,
+    replay: Groups | None = None,
+) -> tuple[list[Adaptation], Adapted]:
+    """Write practice for each problem and adapt to it, without answering: the records have no texts and no verdicts.
+
+    `replay` are practice examples to use instead of sampling new ones.
+    """
+    clock = clock or Clock()
+    with clock.stage("synthesis"):
+        groups = replay or synthesis.synthesise(lm, problems, config.synthesis, seeds, state.theta)
+    adapted = adapt_stack(lm, state, problems, groups, config, clock)
+    description, digest = to_dict(config), config_hash(config)
+    records = [
+        Adaptation(
+            problem=problem,
+            model=lm.name,
+            seed=seeds[b],
+            config=description,
+            config_hash=digest,
+            kind=lm.kind,
+            prompts=to_json({lm.kind: lm.prompts})[lm.kind],
+            stacked=len(problems),
+            examples=adapted.groups[b],
+            fallback=adapted.fallbacks[b],
+            adapter_hash=adapter_hash(pick(adapted.stack, b)),
+            update_norm=adapted.update_norms[b],
+            tokens={"synthesis": sum(len(e.tokens) for e in adapted.groups[b])},
+            seconds=clock.shares(len(problems)),
+        )
+        for b, problem in enumerate(problems)
+    ]
+    return records, adapted
+
+
+def answer_all(
+    lm: LM,
+    state: MetaState,
+    problems: Sequence[str],
+    config: AdaptConfig,
+    seeds: Sequence[int],
+    *,
+    unadapted: bool = True,
+    replay: Groups | None = None,
+) -> tuple[list[Adaptation], Adapted]:
+    """Adapt to each problem and answer it; the records carry no verdicts.
+
+    Args:
+        unadapted: also answer with theta as it is, for comparison.
+        replay: practice examples to use instead of sampling new ones.
+    """
+    clock = Clock()
+    records, adapted = practise(lm, state, problems, config, seeds, clock, replay)
+    with clock.stage("answer"):
+        answers = sample_answers(lm, problems, config.answer, seeds, adapted.stack)
+    records = [_answered(record, sample) for record, sample in zip(records, answers, strict=True)]
+    if unadapted:
+        with clock.stage("unadapted answer"):
+            plain = sample_answers(lm, problems, config.answer, seeds, state.theta)
+        records = [_answered(record, sample, unadapted=True) for record, sample in zip(records, plain, strict=True)]
+    seconds = clock.shares(len(problems))
+    return [dataclasses.replace(record, seconds=seconds) for record in records], adapted
+
+
+def sample_answers(
+    lm: LM, problems: Sequence[str], config: SamplingConfig, seeds: Sequence[int], adapter: Params
+) -> list[Sample]:
+    """One answer to each problem under a stack of adapters or one for all. The same seed gives the same random numbers
+    with and without adaptation: what differs is the weights."""
+    prompts = [lm.solve_prompt(problem) for problem in problems]
+    return lm.sample(prompts, config, [derive(seed, "answer") for seed in seeds], adapter)
+
+
+def _answered(record: Adaptation, sample: Sample, *, unadapted: bool = False) -> Adaptation:
+    text = sample.text.strip()
+    if unadapted:
+        tokens = {**record.tokens, "unadapted answer": len(sample.tokens)}
+        return dataclasses.replace(record, unadapted_text=text, tokens=tokens)
+    tokens = {**record.tokens, "answer": len(sample.tokens)}
+    return dataclasses.replace(record, text=text, answer=final_answer(sample.text), tokens=tokens)

@@ -1,0 +1,226 @@
+"""Problems -> attempts of the controls: the same cost spent otherwise, so that a gain can be told from its price.
+
+A majority vote and the scorer's choice are made among n sampled answers; in-context puts the practice that mass writes
+before the problem instead of into the weights. Names: `mass.evaluation.methods`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from mass.adaptation import scoring, synthesis
+from mass.adaptation.batch import rows_per_pass
+from mass.config import EvalConfig, SamplingConfig
+from mass.evaluation.contestants import Attempt, Contestant, after, answer_prompts
+from mass.lm import LM
+from mass.seeds import derive
+from mass.types import Example, Groups, Params, Sample
+from mass.verify.votes import ballots as ballots_of
+
+Tick = Callable[[int], None]
+"""Told how many of the problems are as good as done."""
+
+
+@dataclass
+class Ballots:
+    """Sampled answers to each problem, drawn when they are asked for and kept, so that several methods share them.
+
+    Sample j of a problem has seed (its seed, j).
+    """
+
+    lm: LM
+    adapter: Params | None
+    problems: Sequence[str]
+    seeds: Sequence[int]
+    sampling: SamplingConfig
+    stack: int = 32
+    """Problems sampled side by side."""
+    verifiers: Sequence[str] = ()
+    """The name of each problem's verifier, which tells what answers are one; none: all are mathematical."""
+    _samples: list[list[Sample]] = field(default_factory=list[list[Sample]])
+    _seconds: float = 0.0
+
+    def first(self, n: int, tick: Tick | None = None) -> list[list[Sample]]:
+        """The first n samples of each problem."""
+        self._draw(n, tick)
+        return [samples[:n] for samples in self._samples]
+
+    def matching(self, tokens: float, tick: Tick | None = None) -> int:
+        """The least n that generates at least so many tokens per problem, of those from the first guess on: that is
+        `tokens` over the mean length of one sample of each problem, rounded up."""
+        n = max(1, math.ceil(tokens / self._tokens(1)))
+        self._draw(n, tick)
+        while self._tokens(n) < tokens:
+            n += 1
+        return n
+
+    def seconds(self, n: int) -> float:
+        """What n samples of one problem took, as a share of all that were drawn."""
+        return self._seconds / len(self.problems) * n / len(self._samples[0])
+
+    def _tokens(self, n: int) -> float:
+        """Generated tokens per problem."""
+        return sum(len(s.tokens) for samples in self.first(n) for s in samples) / len(self.problems)
+
+    def _draw(self, n: int, tick: Tick | None) -> None:
+        self._samples = self._samples or [[] for _ in self.problems]
+        known, start = len(self._samples[0]), time.perf_counter()
+        for at in range(0, len(self.problems) if n > known else 0, self.stack):
+            part = range(at, min(at + self.stack, len(self.problems)))
+            prompts = [self.lm.solve_prompt(self.problems[i]) for i in part for _ in range(known, n)]
+            row_seeds = [derive(self.seeds[i], "vote", j) for i in part for j in range(known, n)]
+            drawn = iter(self.lm.sample(prompts, self.sampling, row_seeds, self.adapter))
+            for i in part:
+                self._samples[i] += [next(drawn) for _ in range(known, n)]
+            if tick is not None:
+                tick(part.stop)
+        self._seconds += time.perf_counter() - start
+
+
+# --- the vote
+
+
+def vote(ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
+    """The majority answer of n samples of each problem."""
+    drawn = ballots.first(n, tick)
+    verifiers = ballots.verifiers or ["math"] * len(drawn)
+    return [elect(samples, verifier, ballots.seconds(n)) for samples, verifier in zip(drawn, verifiers, strict=True)]
+
+
+def elect(samples: Sequence[Sample], verifier: str = "math", seconds: float = 0.0) -> Attempt:
+    """The sample that `majority` names."""
+    chosen, tally = majority([sample.text for sample in samples], verifier)
+    tokens = sum(len(s.tokens) for s in samples)
+    return Attempt(samples[chosen].text.strip(), tokens, seconds, votes=tally, samples=len(samples))
+
+
+def majority(texts: Sequence[str], verifier: str = "math") -> tuple[int, dict[str, int]]:
+    """The place of the first text that gives the answer most texts give (of equals, the answer seen first), and the
+    votes of each answer.
+
+    Answers are one where the verifier of that name finds them equal (`mass.verify.votes`). Texts without an answer do
+    not vote; where none votes, the first is named.
+    """
+    given = ballots_of(texts, verifier)
+    tally = Counter(answer for answer in given if answer is not None)
+    chosen = given.index(max(tally, key=lambda answer: tally[answer])) if tally else 0
+    return chosen, dict(tally)
+
+
+# --- the scorer's choice
+
+
+def best_of(contestant: Contestant, ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
+    """Of n samples of each problem the one that the scorer likes most, read as an example whose problem is the target.
+
+    Of equals it is the one seen first. Samples that did not end, or do not fit the scorer's context, are not chosen;
+    where none is left, the first sample answers.
+    """
+    drawn = ballots.first(n, tick)
+    start = time.perf_counter()
+    chosen = best_places(contestant, ballots.problems, drawn)
+    seconds = ballots.seconds(n) + (time.perf_counter() - start) / len(drawn)
+    return [
+        Attempt(samples[place].text.strip(), sum(len(s.tokens) for s in samples), seconds, samples=n)
+        for samples, place in zip(drawn, chosen, strict=True)
+    ]
+
+
+@torch.no_grad()
+def best_places(contestant: Contestant, problems: Sequence[str], samples: Sequence[Sequence[Sample]]) -> list[int]:
+    """The place, among the samples of each problem, of the one that the contestant's scorer likes most."""
+    lm, state = contestant.lm, contestant.state
+    assert state is not None
+    rows = [
+        (b, j, example)
+        for b, (problem, group) in enumerate(zip(problems, samples, strict=True))
+        for j, sample in enumerate(group)
+        if (example := _as_example(lm, problem, sample)) is not None
+    ]
+    best: dict[int, tuple[float, int]] = {}
+    if rows:
+        longest = max(len(lm.synthesis_prompt(problems[b])) + len(e.tokens) for b, _, e in rows)
+        size = min(lm.decode_rows, rows_per_pass(lm.device.type, longest) or lm.decode_rows)
+        targets, examples = [problems[b] for b, _, _ in rows], [e for _, _, e in rows]
+        scores = scoring.score(lm, state.eta, targets, examples, size).tolist()
+        for (b, j, _), score in zip(rows, scores, strict=True):
+            if b not in best or score > best[b][0]:
+                best[b] = (score, j)
+    return [best.get(b, (0.0, 0))[1] for b in range(len(problems))]
+
+
+def _as_example(lm: LM, problem: str, sample: Sample) -> Example | None:
+    """A sampled answer as the practice example "this very problem, and the answer"; None where it cannot be read."""
+    if not sample.finished or not sample.text.strip():
+        return None
+    prompt, tokens = lm.attempt_row(problem, sample.text)
+    fits = len(prompt) + len(tokens) <= lm.context
+    return Example(problem, sample.text.strip(), tokens=tuple(tokens)) if fits else None
+
+
+# --- practice in the context
+
+
+def answer_in_context(
+    contestant: Contestant,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    config: EvalConfig,
+    written: Sequence[Attempt] | None = None,
+) -> list[Attempt]:
+    """Answer each problem with its valid practice examples standing before it, and the weights as they are.
+
+    `written` are the attempts of mass at the same problems, whose practice is used; None: it is written now.
+    """
+    lm = contestant.lm
+    groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
+    fitting = [_fitting(lm, group, p, config.answer.max_tokens) for group, p in zip(groups, problems, strict=True)]
+    attempts = answer_prompts(contestant, [prompt for prompt, _ in fitting], seeds, config)
+    return [
+        dataclasses.replace(
+            attempt,
+            tokens=attempt.tokens + tokens,
+            seconds=attempt.seconds + seconds,
+            drawn=after(attempt.drawn, tokens, seconds),
+            left_out=left_out,
+        )
+        for attempt, (tokens, seconds), (_, left_out) in zip(attempts, costs, fitting, strict=True)
+    ]
+
+
+def _written(
+    contestant: Contestant, problems: Sequence[str], seeds: Sequence[int]
+) -> tuple[Groups, list[tuple[int, float]]]:
+    """Practice, and the tokens and seconds that it took."""
+    start = time.perf_counter()
+    groups = synthesis.synthesise(contestant.lm, problems, contestant.config.synthesis, seeds, contestant.theta)
+    seconds = (time.perf_counter() - start) / len(problems)
+    return groups, [(sum(len(e.tokens) for e in group), seconds) for group in groups]
+
+
+def _written_by(attempts: Sequence[Attempt]) -> tuple[Groups, list[tuple[int, float]]]:
+    records = [attempt.record for attempt in attempts if attempt.record is not None]
+    return [r.examples for r in records], [(r.tokens["synthesis"], r.seconds["synthesis"]) for r in records]
+
+
+def _fitting(lm: LM, group: Sequence[Example], problem: str, answer_tokens: int) -> tuple[list[int], int]:
+    """The prompt with the examples that leave room for the answer, in the order of their writing, and how many valid
+    ones did not."""
+    shots: list[tuple[str, str]] = []
+    left_out, prompt = 0, lm.solve_prompt(problem)
+    for example in group:
+        if example.valid:
+            longer = lm.shots_prompt([*shots, (example.problem, example.solution)], problem)
+            if len(longer) + answer_tokens <= lm.context:
+                shots.append((example.problem, example.solution))
+                prompt = longer
+            else:
+                left_out += 1
+    return prompt, left_out

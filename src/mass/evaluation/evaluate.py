@@ -1,0 +1,340 @@
+"""Tasks x methods -> a comparison: a row for each method, every answer with its verdict, and what repeats it all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mass.adaptation.checkpoint import fingerprint, state_hash
+from mass.adaptation.synthesis.reasons import sentence as usable_sentence
+from mass.config import EvalConfig, config_hash, to_dict
+from mass.errors import ConfigError, DataError
+from mass.evaluation.contestants import Checkpoints, answer_plain, contestants, training_pool
+from mass.evaluation.folder import ComparisonFolder
+from mass.evaluation.methods import (
+    ADAPTING,
+    IN_CONTEXT,
+    TT_SS_LIKELIHOOD,
+    UNTRAINED_METHODS,
+    check_methods,
+    choice_of,
+    in_order,
+)
+from mass.evaluation.runner import Found, Progress, Runner
+from mass.evaluation.table import Record, Row, label_of, mean_tokens, row_of
+from mass.lm.prompts import CODE, common_kind, kind_of, to_json
+from mass.model import Mass
+from mass.runs import provenance
+from mass.runs.data import note_of_golds
+from mass.runs.folder import held, json_values
+from mass.seeds import derive
+from mass.tasks import content_hash, minimath
+from mass.types import Example, Task
+
+MAX_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side on the same problems. `to_dict` is what `mass.report` reads."""
+
+    rows: list[Row]
+    tasks: dict[str, Any]
+    model: str
+    config: dict[str, Any]
+    config_hash: str
+    seed: int
+    created: str
+    version: str | None
+    """Of the package; None when it runs without being installed."""
+    commit: str | None
+    """Of the package's source, as a training run's provenance has it; of the last sitting."""
+    examples: list[dict[str, Any]]
+    notes: list[str]
+    records: tuple[Record, ...]
+    """Every answer, by method and then in the order of the tasks; not part of `to_dict`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rows", "records")}
+        return json_values({**fields, "rows": [dataclasses.asdict(row) for row in self.rows]})
+
+
+def evaluate(
+    model: Mass,
+    tasks: Iterable[Task],
+    methods: Sequence[str] = ("base", "tt-ss", "mass"),
+    *,
+    checkpoints: Checkpoints | None = None,
+    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    train_tasks: Sequence[Task] | None = None,
+    source: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Comparison:
+    """Let methods answer the same tasks, and compare them.
+
+    Args:
+        methods: of `mass.evaluation.methods.METHODS`; also 'maj@8' for a number of votes of your own.
+        checkpoints: trained method -> run folder; what is missing comes from the model, or from the package for
+            a shipped model. 'untrained' runs the method from an untrained state.
+        train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
+        source: where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
+        out: an empty or new folder; each answer is written to `records.jsonl` as it comes, the table at the end.
+        resume: go on with the comparison in `out` that was broken off, which must have been asked the same.
+
+    Raises:
+        ConfigError: an unknown method, or one whose checkpoint is missing.
+        DataError: no tasks, none with an answer to judge by, or a problem too long for the model.
+        RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
+    """
+    names, tasks = check_methods(methods), list(tasks)
+    if not tasks:
+        raise DataError("there are no tasks to answer; give at least one")
+    _check_votes(names, tasks)
+    note_of_golds(tasks)
+    model = model.asking(common_kind(tasks))
+    config = dataclasses.replace(config, synthesis=config.synthesis or model.config.synthesis)
+    trained_from = _built_in(source)
+    runner = Runner(
+        tasks=tasks,
+        contestants=contestants(model, names, config, checkpoints or {}, seed),
+        config=config,
+        seeds=[derive(seed, "eval", index) for index in range(len(tasks))],
+        pool=training_pool(train_tasks, seed, [t.problem for t in tasks], trained_from) if "base-ttt" in names else [],
+        progress=on_progress,
+    )
+    runner.check_lengths()
+    folder = None if out is None else ComparisonFolder(Path(out))
+    with _held(folder, resume=resume):
+        found = _opened(folder, runner, names, model, seed, resume=resume)
+        for name in in_order(names):
+            so_far = found.setdefault(name, [])
+            for records in runner.run(name, found, len(so_far)):
+                so_far += records
+                if folder is not None:
+                    folder.write(records)
+        pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
+        comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
+        if folder is not None:
+            comparison = dataclasses.replace(comparison, notes=[*comparison.notes, *_sittings_note(folder)])
+            folder.finish(comparison.to_dict())
+    return comparison
+
+
+def _held(folder: ComparisonFolder | None, *, resume: bool) -> AbstractContextManager[None]:
+    if folder is None:
+        return nullcontext()
+    folder.check(resume=resume)
+    return held(folder.path)
+
+
+def _opened(
+    folder: ComparisonFolder | None, runner: Runner, names: Sequence[str], model: Mass, seed: int, *, resume: bool
+) -> dict[str, list[Record]]:
+    """What is answered already."""
+    if folder is None:
+        if resume:
+            raise ConfigError("resume is set without out; expected the folder of the comparison to go on with")
+        return {}
+    asked, found = _asked(runner, names, model, seed), dict[str, list[Record]]()
+    if resume:
+        found = folder.resume(asked, runner.tasks, in_order(names), runner.config.stack)
+    else:
+        folder.begin(asked)
+    folder.note(provenance.sitting(model.lm, sum(map(len, found.values()))))
+    return found
+
+
+def _asked(runner: Runner, names: Sequence[str], model: Mass, seed: int) -> dict[str, Any]:
+    """All that the answers and their verdicts are a function of, but for the versions that provenance notes; first what
+    an option says, then what follows from it."""
+    states = {name: runner.contestants[name].state for name in names}
+    return {
+        "seed": seed,
+        "methods": list(names),
+        "model": {
+            "name": model.lm.name,
+            "fingerprint": fingerprint(model.lm),
+            "dtype": model.lm.dtype,
+            "quantization": model.lm.quantization,
+            "sampled by": model.lm.sampled_by,
+        },
+        "tasks": {"size": len(runner.tasks), "hash": content_hash(runner.tasks), "gold": _gold_hash(runner.tasks)},
+        "practice of base-ttt": {"hash": content_hash(runner.pool), "gold": _gold_hash(runner.pool)},
+        **_configuration(runner, names, model),
+        "weights": {name: state_hash(state) for name, state in states.items() if state is not None},
+    }
+
+
+def _gold_hash(tasks: Sequence[Task]) -> str:
+    return config_hash({"gold": [[task.answer, task.solution, task.verifier] for task in tasks]})
+
+
+def _check_votes(names: Sequence[str], tasks: Sequence[Task]) -> None:
+    """Raises ConfigError for a vote on programs: no two of them are alike, so the first would always win."""
+    for name in names:
+        choice = choice_of(name)
+        if choice is not None and choice.how == "majority" and any(kind_of(task) == CODE for task in tasks):
+            raise ConfigError(
+                f"{name} votes on final answers, and a program has none; expected tasks with answers; leave {name} "
+                "out, or use best-of-n, or --samples for pass@n"
+            )
+
+
+# --- the whole
+
+
+def _comparison(
+    runner: Runner,
+    found: Found,
+    model: Mass,
+    seed: int,
+    source: Mapping[str, Any] | None,
+    pool: str,
+) -> Comparison:
+    base, resamples = found.get("base"), runner.config.resamples
+    rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
+    given = dict(source or {})
+    config = _configuration(runner, list(found), model)
+    return Comparison(
+        rows=rows,
+        tasks={
+            "source": given.get("source", "unnamed"),
+            "split": given.get("split"),
+            "size": len(runner.tasks),
+            "seed": given.get("seed"),
+            **{name: given[name] for name in ("levels", "subjects") if given.get(name) is not None},
+            "hash": content_hash(runner.tasks),
+        },
+        model=model.lm.name,
+        config=config,
+        config_hash=config_hash(config),
+        seed=seed,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=provenance.versions().get("mass-adapt"),
+        commit=provenance.commit(),
+        examples=_examples(runner, found),
+        notes=_notes(runner, found, pool, model),
+        records=tuple(record for records in found.values() for record in records),
+    )
+
+
+def _configuration(runner: Runner, names: Sequence[str], model: Mass) -> dict[str, Any]:
+    return {
+        "prompts": {"kind": model.lm.kind, **to_json({"asked": model.lm.prompts})},
+        "eval": to_dict(runner.config),
+        "adapt": {name: to_dict(runner.contestants[name].config) for name in names if name in ADAPTING},
+        "training": {name: training for name in names if (training := runner.contestants[name].training)},
+    }
+
+
+def _sittings_note(folder: ComparisonFolder) -> list[str]:
+    """Where it was broken off, or done at several commits."""
+    sittings, commits = folder.sittings(), folder.commits()
+    if len(sittings) < 2:
+        return []
+    begun = ", ".join(str(sitting["step"]) for sitting in sittings[1:])
+    at = f" At commits {', '.join(commit[:7] for commit in commits)}." if len(commits) > 1 else ""
+    return [f"Answered in {len(sittings)} sittings; broken off after {begun} answers.{at}"]
+
+
+def _built_in(source: Mapping[str, Any] | None) -> str:
+    """The built-in source that the tasks come from, else minimath."""
+    name = str((source or {}).get("source") or "")
+    return name if name in minimath.SOURCES else minimath.MINIMATH
+
+
+def _notes(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
+    config, notes = runner.config, list[str]()
+    for name, contestant in runner.contestants.items():
+        if contestant.origin:
+            notes.append(f"{name}: {contestant.origin}.")
+    if "base-ttt" in found:
+        m = runner.contestants["base-ttt"].config.synthesis.examples
+        notes.append(f"base-ttt adapts to {m} problems with worked solutions, drawn for each answer from {pool}.")
+    notes += [f"{name}: {said}." for name in found if (said := usable_sentence(_written(found[name])))]
+    notes += [_choice_note(name, found, config) for name in found if choice_of(name) is not None]
+    if IN_CONTEXT in found:
+        notes.append(_in_context_note(found[IN_CONTEXT]))
+    notes += model.notes
+    if len(kinds := {kind_of(task) for task in runner.tasks}) > 1:
+        notes.append(
+            f"The tasks are of several kinds ({', '.join(sorted(kinds))}); all were asked as '{model.lm.kind}'."
+        )
+    notes += filter(None, [note_of_golds(runner.tasks)])
+    if any(record.verdict.correct is None for records in found.values() for record in records):
+        notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
+    notes.append(
+        "Intervals are 95%: Wilson's for accuracies; for differences from base the percentile bootstrap over the same "
+        f"problems, {config.resamples:,} resamples."
+    )
+    return notes
+
+
+def _written(records: Sequence[Record]) -> list[Example]:
+    """The practice that a model wrote for these answers."""
+    adaptations = (record.attempt.record for record in records)
+    return [example for a in adaptations if a is not None for example in a.examples if example.tokens]
+
+
+def _choice_note(name: str, found: Found, config: EvalConfig) -> str:
+    choice, label = choice_of(name), label_of(name, found[name])
+    assert choice is not None
+    whose = "base answers" if choice.sampler == "base" else "answers of the unadapted checkpoint of mass"
+    how = "majority vote of" if choice.how == "majority" else "the one that the scorer of mass likes most of"
+    said = f"{label}: {how} that many {whose} sampled at temperature {config.vote_temperature:g}"
+    if choice.n is not None:
+        return f"{said}."
+    if "mass" not in found:
+        return f"{said}; n is configured (votes), as mass was not compared."
+    cost = f"{mean_tokens(found[name]):.1f} against {mean_tokens(found['mass']):.1f}"
+    return f"{said}; n was chosen to generate at least as many tokens per problem as mass ({cost})."
+
+
+def _in_context_note(records: Sequence[Record]) -> str:
+    left_out = sum(record.attempt.left_out for record in records)
+    return (
+        f"{IN_CONTEXT}: the valid practice that mass writes stands before each problem instead of changing weights; "
+        f"{left_out} examples at {sum(record.attempt.left_out > 0 for record in records)} of {len(records)} problems "
+        "did not fit the context and were left out."
+    )
+
+
+def _examples(runner: Runner, found: Found) -> list[dict[str, Any]]:
+    """The first tasks with their practice and the answers before and after, of the foremost adapting method."""
+    method = next(
+        (name for name in ("mass", "mass-gold", "tt-ss", TT_SS_LIKELIHOOD, "base-ttt") if name in found), None
+    )
+    if method is None:
+        return []
+    same = "base" if method in UNTRAINED_METHODS else f"{method}-unadapted"
+    before = list(found.get(same, ()))[:MAX_EXAMPLES]
+    if not before:
+        problems = [task.problem for task in runner.tasks[:MAX_EXAMPLES]]
+        config = dataclasses.replace(runner.config, samples=0)
+        plain = answer_plain(runner.contestants[method], problems, runner.seeds[:MAX_EXAMPLES], config)
+        before = runner.judge(method, 0, plain)
+    return [_example(after, plain) for after, plain in zip(found[method], before, strict=False)]
+
+
+def _example(after: Record, before: Record) -> dict[str, Any]:
+    adaptation = after.attempt.record
+    assert adaptation is not None
+    shown = ("problem", "solution", "weight", "loss_before", "loss_after", "rejected")
+    return {
+        "problem": after.task.problem,
+        "answer": after.task.answer,
+        "unadapted_text": before.attempt.text,
+        "text": after.attempt.text,
+        "correct": after.verdict.correct,
+        "unadapted_correct": before.verdict.correct,
+        "practice": [{name: getattr(example, name) for name in shown} for example in adaptation.examples],
+    }

@@ -1,0 +1,131 @@
+"""Methods x tasks -> records: every answer with its verdict. Here, and only here, gold is looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mass.config import EvalConfig
+from mass.evaluation.contestants import Attempt, Contestant, Drawn, answer_adapted, answer_plain, training_examples
+from mass.evaluation.controls import Ballots, answer_in_context, best_of, majority, vote
+from mass.evaluation.methods import ADAPTING, IN_CONTEXT, Choice, choice_of
+from mass.evaluation.table import Judged, Record, mean_tokens
+from mass.lm import room
+from mass.lm.prompts import CODE, kind_of
+from mass.types import Task, Verdict
+from mass.verify import check_all
+
+Progress = Callable[[str, int, int], None]
+"""(method, problems done, problems in all); first with those that were done before this process began."""
+Found = Mapping[str, Sequence[Record]]
+"""The records of the methods that have run."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What the methods of one comparison share."""
+
+    tasks: list[Task]
+    contestants: dict[str, Contestant]
+    config: EvalConfig
+    seeds: list[int]
+    pool: list[Task]
+    """What base-ttt draws from."""
+    progress: Progress | None
+    ballots: dict[tuple[str, int], Ballots] = field(default_factory=dict[tuple[str, int], Ballots])
+    """By sampler and the model as it asks (a checkpoint may have prompts of its own): answers that several methods
+    choose among."""
+
+    def check_lengths(self) -> None:
+        """Raises DataError before the first answer, not after the hundredth, for a problem the model cannot read."""
+        for name, contestant in self.contestants.items():
+            for task in self.tasks:
+                contestant.lm.solve_prompt(task.problem)
+                if name in ADAPTING:
+                    contestant.lm.synthesis_prompt(task.problem)
+
+    def run(self, method: str, found: Found, first: int = 0) -> Iterator[list[Record]]:
+        """The records of one method from the task `first` on, where a stack begins, as they come."""
+        self._tick(method, first)
+        choice = choice_of(method)
+        if choice is not None:
+            if first == 0:
+                yield self.judge(method, 0, self._choose(method, choice, found))
+                self._tick(method, len(self.tasks))
+            return
+        stack = self.config.stack
+        if method in ADAPTING:
+            stack = room.stack_that_fits(self.contestants[method].lm, stack)
+        for start in range(first, len(self.tasks), stack):
+            part = slice(start, start + stack)
+            problems = [task.problem for task in self.tasks[part]]
+            yield self.judge(method, start, self._attempts(method, problems, part, found))
+            self._tick(method, start + len(problems))
+
+    def judge(self, method: str, start: int, attempts: Sequence[Attempt]) -> list[Record]:
+        """Verdicts on the attempts at task `start` and those after it."""
+        tasks = self.tasks[start : start + len(attempts)]
+        pairs = list(zip(tasks, attempts, strict=True))
+        texts = [(i, text) for i, (_, attempt) in enumerate(pairs) for text in _texts(attempt)]
+        places = {key: place for place, key in enumerate(dict.fromkeys(texts))}
+        verdicts = check_all([(tasks[i], text) for i, text in places])
+        return [
+            _judged(task, method, attempt, lambda text, i=i: verdicts[places[i, text]])
+            for i, (task, attempt) in enumerate(pairs)
+        ]
+
+    def _attempts(self, method: str, problems: Sequence[str], part: slice, found: Found) -> list[Attempt]:
+        contestant, seeds = self.contestants[method], self.seeds[part]
+        if method == IN_CONTEXT:
+            written = [record.attempt for record in found["mass"][part]] if "mass" in found else None
+            return answer_in_context(contestant, problems, seeds, self.config, written)
+        if method not in ADAPTING:
+            return answer_plain(contestant, problems, seeds, self.config)
+        practice = None
+        if method == "base-ttt":
+            practice = training_examples(contestant.lm, self.pool, contestant.config.synthesis, seeds)
+        return answer_adapted(contestant, problems, seeds, self.config, practice)
+
+    def _choose(self, method: str, choice: Choice, found: Found) -> list[Attempt]:
+        contestant, config = self.contestants[method], self.config
+        key = (choice.sampler, id(contestant.lm))
+        if key not in self.ballots:
+            sampling = dataclasses.replace(config.answer, temperature=config.vote_temperature)
+            problems = [task.problem for task in self.tasks]
+            verifiers = [task.verifier for task in self.tasks]
+            self.ballots[key] = Ballots(
+                contestant.lm, contestant.theta, problems, self.seeds, sampling, config.stack, verifiers
+            )
+        ballots, n = self.ballots[key], config.votes if choice.n is None else choice.n
+
+        def tick(done: int) -> None:
+            self._tick(method, done)
+
+        if choice.n is None and "mass" in found:
+            n = ballots.matching(mean_tokens(found["mass"]), tick)
+        if choice.how == "majority":
+            return vote(ballots, n, tick)
+        return best_of(contestant, ballots, n, tick)
+
+    def _tick(self, method: str, done: int) -> None:
+        if self.progress is not None:
+            self.progress(method, done, len(self.tasks))
+
+
+def _texts(attempt: Attempt) -> list[str]:
+    return [attempt.text, *(text for drawn in attempt.drawn for text in drawn.texts)]
+
+
+def _judged(task: Task, method: str, attempt: Attempt, verdict_on: Callable[[str], Verdict]) -> Record:
+    verdict = verdict_on(attempt.text)
+    if attempt.record is not None:
+        attempt = dataclasses.replace(attempt, record=dataclasses.replace(attempt.record, verdict=verdict))
+    sampled = tuple(_judged_sample(task, drawn, verdict_on) for drawn in attempt.drawn)
+    return Record(task, method, attempt, verdict, sampled)
+
+
+def _judged_sample(task: Task, drawn: Drawn, verdict_on: Callable[[str], Verdict]) -> Judged:
+    correct = tuple(verdict_on(text).correct for text in drawn.texts)
+    most = None if kind_of(task) == CODE else correct[majority(drawn.texts, task.verifier)[0]]  # programs do not vote
+    return Judged(drawn, correct, most)

@@ -1,0 +1,287 @@
+"""Answers with their verdicts -> a row of the table: accuracy, the paired difference from base, what changed, cost.
+
+Accuracy is correct / judged; an answer without a verdict is counted apart, not as wrong. Intervals are 95%: Wilson's
+for an accuracy (Wilson 1927), the percentile bootstrap over problems (Efron 1979) for the difference from base on the
+problems that both have a verdict on. Of sampled answers, the mean accuracy over the samples of a problem is what is
+averaged and drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mass.bootstrap import Interval, mean_interval, wilson
+from mass.evaluation.contestants import Attempt, Drawn
+from mass.evaluation.methods import choice_of
+from mass.types import Adaptation, Task, Verdict
+
+
+@dataclass(frozen=True)
+class Group:
+    """A method's accuracy on the problems of one subject or level."""
+
+    n: int
+    accuracy: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A method's sampled answers at one temperature, beside the row it belongs to."""
+
+    temperature: float
+    samples: int
+    """N: answers sampled for each problem."""
+    accuracy: float | None
+    """Mean over problems of the share of a problem's judged answers that are correct."""
+    interval: Interval | None
+    difference: float | None
+    """Accuracy minus that of base at the same temperature, on the problems that both have a verdict on."""
+    difference_interval: Interval | None
+    pass_at_n: float | None
+    """Share of the problems that at least one of the N answers is right on."""
+    pass_interval: Interval | None
+    maj_at_n: float | None
+    """Share of the problems that the most frequent of the N answers is right on."""
+    maj_interval: Interval | None
+    tokens_per_answer: float
+    """Of one answer, not of N; practice included."""
+    seconds_per_answer: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. What compares with base is None in the base row, and everywhere when base was not run."""
+
+    method: str
+    label: str
+    """The method; with the n that was chosen for 'maj@n'."""
+    n: int
+    """Problems."""
+    no_verdict: int
+    accuracy: float | None
+    """Share of the judged answers that are correct; None when none was judged."""
+    interval: Interval | None
+    difference: float | None
+    difference_interval: Interval | None
+    helped: int | None
+    """Problems wrong under base, right under the method."""
+    hurt: int | None
+    unchanged: int | None
+    tokens_per_answer: float
+    """All generated tokens, practice and votes included."""
+    seconds_per_answer: float
+    fallbacks: int
+    by_subject: dict[str, Group]
+    by_level: dict[str, Group]
+    sampled: tuple[SampledRow, ...] = ()
+    """By temperature; empty when no answers were sampled, or the method chooses among sampled ones itself."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdicts on the sampled answers to one task at one temperature."""
+
+    drawn: Drawn
+    correct: tuple[bool | None, ...]
+    majority: bool | None
+    """The verdict on the most frequent answer."""
+
+    @property
+    def share(self) -> float | None:
+        """Of the judged answers, how many are correct; None when none is judged."""
+        judged = [right for right in self.correct if right is not None]
+        return sum(judged) / len(judged) if judged else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One method's answer to one task."""
+
+    task: Task
+    method: str
+    attempt: Attempt
+    verdict: Verdict
+    sampled: tuple[Judged, ...] = ()
+    """By temperature."""
+
+    def to_dict(self) -> dict[str, Any]:
+        attempt, adaptation = self.attempt, self.attempt.record
+        return {
+            "task": self.task.id,
+            "subject": self.task.subject,
+            "level": self.task.level,
+            "problem": self.task.problem,
+            "gold": self.task.answer,
+            "method": self.method,
+            "text": attempt.text,
+            "correct": self.verdict.correct,
+            "reason": self.verdict.reason,
+            "extracted": self.verdict.extracted,
+            "tokens": attempt.tokens,
+            "seconds": attempt.seconds,
+            **({} if attempt.votes is None else {"votes": attempt.votes}),
+            **({"samples": attempt.samples} if attempt.samples != 1 else {}),
+            **({"left_out": attempt.left_out} if attempt.left_out else {}),
+            **({"sampled": [_sampled_dict(judged) for judged in self.sampled]} if self.sampled else {}),
+            "adaptation": None if adaptation is None else adaptation.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], task: Task) -> Record:
+        """Inverse of `to_dict`, also after a trip through JSON, in which numbers that are not finite become None."""
+        adaptation, sampled = data["adaptation"], tuple(_judged(values) for values in data.get("sampled", ()))
+        attempt = Attempt(
+            data["text"],
+            data["tokens"],
+            data["seconds"],
+            None if adaptation is None else Adaptation.from_dict(adaptation),
+            data.get("votes"),
+            data.get("samples", 1),
+            tuple(judged.drawn for judged in sampled),
+            data.get("left_out", 0),
+        )
+        return Record(
+            task, data["method"], attempt, Verdict(data["correct"], data["reason"], data["extracted"]), sampled
+        )
+
+
+def _sampled_dict(judged: Judged) -> dict[str, Any]:
+    drawn = judged.drawn
+    return {
+        "temperature": drawn.temperature,
+        "texts": list(drawn.texts),
+        "correct": list(judged.correct),
+        "majority": judged.majority,
+        "tokens": drawn.tokens,
+        "seconds": drawn.seconds,
+    }
+
+
+def _judged(values: Mapping[str, Any]) -> Judged:
+    drawn = Drawn(values["temperature"], tuple(values["texts"]), values["tokens"], values["seconds"])
+    return Judged(drawn, tuple(values["correct"]), values["majority"])
+
+
+def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, seed: int) -> Interval | None:
+    """95% percentile interval of the mean difference over problems drawn again with replacement.
+
+    Each problem's difference is +1, -1 or 0, so a resample is one multinomial draw of the three counts.
+    """
+    n = helped + hurt + unchanged
+    if n == 0:
+        return None
+    counts = np.random.default_rng(seed).multinomial(n, [helped / n, hurt / n, unchanged / n], size=resamples)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None, resamples: int, seed: int) -> Row:
+    """The row of one method, compared with the records of base on the same tasks where there are any."""
+    base_row = method == "base"
+    total = _group(records)
+    change = Change(0.0) if base_row else Change() if base is None else _change(records, base, resamples, seed)
+    return Row(
+        method=method,
+        label=label_of(method, records),
+        n=total.n,
+        no_verdict=sum(r.verdict.correct is None for r in records),
+        accuracy=total.accuracy,
+        interval=total.interval,
+        difference=change.difference,
+        difference_interval=change.interval,
+        helped=change.helped,
+        hurt=change.hurt,
+        unchanged=change.unchanged,
+        tokens_per_answer=mean_tokens(records),
+        seconds_per_answer=sum(r.attempt.seconds for r in records) / len(records),
+        fallbacks=sum(bool(r.attempt.record and r.attempt.record.fallback) for r in records),
+        by_subject=_groups(records, lambda task: task.subject or None),
+        by_level=dict(sorted(_groups(records, lambda task: task.level).items(), key=lambda item: int(item[0]))),
+        sampled=tuple(
+            _sampled_row(records, None if base_row else base, place, resamples, seed)
+            for place in range(len(records[0].sampled))
+        ),
+    )
+
+
+def _sampled_row(
+    records: Sequence[Record], base: Sequence[Record] | None, place: int, resamples: int, seed: int
+) -> SampledRow:
+    """The row of the temperature at `place` among those that were sampled."""
+    judged = [record.sampled[place] for record in records]
+    shares = [j.share for j in judged]
+    known = [share for share in shares if share is not None]
+    before = [record.sampled[place].share for record in base] if base else [None] * len(shares)
+    changes = [a - b for a, b in zip(shares, before, strict=True) if a is not None and b is not None]
+    passes = [any(right is True for right in j.correct) for j in judged if j.share is not None]
+    votes = [j.majority for j in judged if j.majority is not None]
+    return SampledRow(
+        temperature=judged[0].drawn.temperature,
+        samples=len(judged[0].correct),
+        accuracy=_mean(known),
+        interval=mean_interval(known, resamples, seed),
+        difference=_mean(changes),
+        difference_interval=mean_interval(changes, resamples, seed),
+        pass_at_n=_mean(passes),
+        pass_interval=wilson(sum(passes), len(passes)),
+        maj_at_n=_mean(votes),
+        maj_interval=wilson(sum(votes), len(votes)),
+        tokens_per_answer=sum(j.drawn.tokens for j in judged) / len(judged),
+        seconds_per_answer=sum(j.drawn.seconds for j in judged) / len(judged),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def label_of(method: str, records: Sequence[Record]) -> str:
+    """The method; 'maj@9' for a 'maj@n' of nine votes."""
+    choice = choice_of(method)
+    return method if choice is None else choice.label(records[0].attempt.samples)
+
+
+def mean_tokens(records: Sequence[Record]) -> float:
+    """Generated tokens per answer."""
+    return sum(r.attempt.tokens for r in records) / len(records)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A method against base, on the problems that both have a verdict on."""
+
+    difference: float | None = None
+    interval: Interval | None = None
+    helped: int | None = None
+    hurt: int | None = None
+    unchanged: int | None = None
+
+
+def _change(records: Sequence[Record], base: Sequence[Record], resamples: int, seed: int) -> Change:
+    verdicts = [(r.verdict.correct, b.verdict.correct) for r, b in zip(records, base, strict=True)]
+    pairs = [(now, before) for now, before in verdicts if now is not None and before is not None]
+    helped = sum(now and not before for now, before in pairs)
+    hurt = sum(before and not now for now, before in pairs)
+    unchanged = len(pairs) - helped - hurt
+    difference = (helped - hurt) / len(pairs) if pairs else None
+    return Change(difference, paired_bootstrap(helped, hurt, unchanged, resamples, seed), helped, hurt, unchanged)
+
+
+def _group(records: Sequence[Record]) -> Group:
+    judged = [r.verdict.correct for r in records if r.verdict.correct is not None]
+    return Group(len(records), sum(judged) / len(judged) if judged else None, wilson(sum(judged), len(judged)))
+
+
+def _groups(records: Sequence[Record], part_of: Callable[[Task], str | int | None]) -> dict[str, Group]:
+    """By the name of the part, in order of first appearance; tasks that belong to none are left out."""
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        part = part_of(record.task)
+        if part is not None:
+            parts.setdefault(str(part), []).append(record)
+    return {name: _group(part) for name, part in parts.items()}

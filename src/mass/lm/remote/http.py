@@ -1,0 +1,267 @@
+"""Prompts, seeds, adapters -> samples of a server that speaks vLLM's API, checked one by one.
+
+    POST /v1/load_lora_adapter {lora_name, lora_path}    each adapter of the stack, under a name of its own
+    POST /v1/completions {model: lora_name, prompt: token ids, seed, ...}    one for each prompt
+    POST /v1/unload_lora_adapter {lora_name}    also after an error or Ctrl-C, and then the folder is deleted
+
+All or nothing: a sample that is still missing or wrong after its retries raises EngineError, and the run stops with
+what it has recorded. Leaving out the problems that a server fails on would favour the short ones.
+
+An adapter known to one replica is unknown to the others, so a load balancer before several servers does not do
+(vllm-project/vllm issue 12174): give each process of a run a server of its own, by {rank} in its address.
+
+References: https://docs.vllm.ai/en/latest/features/lora/ (adapters at run time);
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server/ (completions);
+https://github.com/vllm-project/vllm/pull/22587 (return_token_ids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import httpx2
+
+from mass.config import EngineConfig, SamplingConfig
+from mass.errors import DataError, EngineError, MassError, ShapeError
+from mass.lm.lora import detach, pick
+from mass.lm.remote.answers import Asked, read_completion, request_body
+from mass.lm.remote.failures import Refused
+from mass.lm.remote.folder import SharedFolder, check_loadable, fresh_name, older_than
+from mass.lm.remote.listing import Served, read_served
+from mass.lm.remote.protocol import Local
+from mass.lm.remote.transport import Transport, json_of
+from mass.types import Params, Sample
+
+T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, None]]
+LOAD, UNLOAD, COMPLETIONS, MODELS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions", "/v1/models"
+UNLOAD_S = 10.0
+"""Seconds an unloading may take, after whatever came before it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The prompts of one adapter."""
+
+    adapter: Params | None
+    places: range
+
+
+class HttpEngine:
+    """Samples by a server. `connect` makes one; a call holds its own connections, so threads may share it."""
+
+    def __init__(self, local: Local, config: EngineConfig, served: Served) -> None:
+        self.local, self.config, self.served = local, config, served
+        self.context = min(local.context, served.context or local.context)
+        self._transport = Transport(config)
+        self._folder = SharedFolder(config)
+
+    @classmethod
+    def connect(cls, local: Local, config: EngineConfig) -> HttpEngine:
+        """Find the base at the server, and remove adapters that killed processes left.
+
+        Raises ConfigError for adapters it would not load; EngineError when it cannot be reached or has not the base.
+        """
+        check_loadable(local.sites, config)
+        transport, folder = Transport(config), SharedFolder(config)
+
+        async def look() -> Served:
+            async with transport.session() as client:
+                cards = await transport.ask(client, MODELS, None, json_of)
+                served = read_served(cards, local.name, config)
+                served = replace(served, version=await _version(transport, client))
+                for name in older_than(served.adapters, config.orphan_hours):
+                    await _unload(transport, client, name)
+            for name in folder.orphans(config.orphan_hours):
+                folder.delete(name)
+            return served
+
+        return cls(local, config, _run(look))
+
+    @property
+    def description(self) -> str:
+        """For records: what samples, without its address."""
+        version = f", vLLM {self.served.version}" if self.served.version else ""
+        return f"http {self.served.name}{version}"
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: SamplingConfig,
+        seeds: Sequence[int],
+        adapter: Params | None = None,
+        *,
+        with_logprobs: bool = False,
+    ) -> list[Sample]:
+        """As `mass.lm.LM.sample`. The server draws its own random numbers from the seeds, and rounds its own way.
+
+        Raises EngineError where one sample cannot be had; ConfigError for an adapter without `engine.lora_dir`.
+        """
+        if len(seeds) != len(prompts):
+            raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
+        if prompts and (longest := max(map(len, prompts))) >= self.context:
+            raise DataError(
+                f"a prompt of {longest} tokens; the server reads at most {self.context - 1}; shorten it or raise its "
+                "--max-model-len"
+            )
+        blocks = _blocks(adapter, len(prompts))
+        found: dict[int, Sample] = {}
+
+        async def row(client: httpx2.AsyncClient, place: int, name: str) -> None:
+            limit = min(config.max_tokens, self.context - len(prompts[place]))
+            names = self.served.names if name == self.served.name else frozenset({name})
+            asked = Asked(tuple(prompts[place]), limit, names, with_logprobs)
+            found[place] = await self._complete(client, name, asked, config, seeds[place])
+
+        _run(lambda: self._all(blocks, row))
+        return [found[place] for place in range(len(prompts))]
+
+    async def _complete(
+        self, client: httpx2.AsyncClient, name: str, asked: Asked, config: SamplingConfig, seed: int
+    ) -> Sample:
+        body = request_body(name, asked, self.local, seed=seed, temperature=config.temperature, top_p=config.top_p)
+        try:
+            return await self._transport.ask(
+                client, COMPLETIONS, body, lambda response: read_completion(response, asked, self.local)
+            )
+        except Refused as refused:
+            if refused.status == 404 and name != self.served.name:
+                raise EngineError(
+                    f"{refused}; the adapter was loaded a moment ago; expected one server at engine.url, not a load "
+                    "balancer before several: an adapter loaded at one is unknown to the others"
+                ) from refused
+            raise
+
+    async def _all(
+        self, blocks: Sequence[Block], row: Callable[[httpx2.AsyncClient, int, str], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Every row of every block, within the deadline. The first failure cancels the rest."""
+        failures: list[MassError] = []
+        side_by_side = anyio.CapacityLimiter(self.config.adapters)
+        requests = anyio.CapacityLimiter(self.config.requests)
+        with anyio.move_on_after(self.config.deadline_s) as deadline:
+            async with self._transport.session() as client:
+
+                async def guarded(limiter: anyio.CapacityLimiter, work: Work) -> None:
+                    try:
+                        async with limiter:
+                            await work()
+                    except MassError as failure:
+                        failures.append(failure)
+                        deadline.cancel()
+
+                async def block(one: Block) -> None:
+                    async with self._loaded(client, one.adapter) as name, anyio.create_task_group() as rows:
+                        for place in one.places:
+                            rows.start_soon(guarded, requests, lambda place=place: row(client, place, name))
+
+                async with anyio.create_task_group() as group:
+                    for one in blocks:
+                        group.start_soon(guarded, side_by_side, lambda one=one: block(one))
+        if failures:
+            raise failures[0]
+        if deadline.cancelled_caught:
+            raise EngineError(
+                f"{self.config.root}: not all is sampled after {self.config.deadline_s:g} s; raise engine.deadline_s, "
+                "or ask for less at once"
+            )
+
+    @asynccontextmanager
+    async def _loaded(self, client: httpx2.AsyncClient, adapter: Params | None) -> AsyncGenerator[str, None]:
+        """The name to ask for within the block. However it ends, the server forgets the adapter and the files go."""
+        if adapter is None:
+            yield self.served.name
+            return
+        name, asked = fresh_name(), False
+        try:
+            await anyio.to_thread.run_sync(self._folder.write, name, adapter, self.local.sites, self.local.name)
+            asked = True
+            await self._load(client, name)
+            yield name
+        finally:
+            with anyio.CancelScope(shield=True):
+                if asked:
+                    await _unload(self._transport, client, name)
+                self._folder.delete(name)
+
+    async def _load(self, client: httpx2.AsyncClient, name: str) -> None:
+        """A lost answer is asked for again, and then the name may be there already: it is ours alone."""
+        body = {"lora_name": name, "lora_path": self._folder.path_at_server(name)}
+        try:
+            await self._transport.ask(client, LOAD, body, _nothing, once_more=_not_there_yet)
+        except EngineError as error:
+            if isinstance(error, Refused) and "already been loaded" in error.message:
+                return
+            raise EngineError(f"{error}{self._why_not_loaded(error)}") from error
+
+    def _why_not_loaded(self, error: EngineError) -> str:
+        """Advice to the user, which names the folder: vLLM hides paths in its own messages."""
+        said = error.message if isinstance(error, Refused) else str(error)
+        if "adapter " in said.lower() or "add_lora" in said:
+            return (
+                f"; expected it to load the adapter in {self._folder.there}, which is engine.lora_dir as the server "
+                "sees it; mend engine.lora_dir_on_server, --max-lora-rank or lora.targets"
+            )
+        if isinstance(error, Refused) and error.status in (404, 405):
+            return (
+                "; expected a server that loads adapters at run time; start vLLM with --enable-lora and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+            )
+        return ""
+
+
+async def _version(transport: Transport, client: httpx2.AsyncClient) -> str:
+    try:
+        return str((await transport.ask(client, "/version", None, json_of)).get("version", ""))[:40]
+    except EngineError:  # not every server says
+        return ""
+
+
+async def _unload(transport: Transport, client: httpx2.AsyncClient, name: str) -> None:
+    """Best effort: what was sampled is good whether or not the server forgets; the next start sweeps what it kept."""
+    with anyio.move_on_after(UNLOAD_S):
+        try:
+            await transport.ask(client, UNLOAD, {"lora_name": name}, _nothing)
+        except EngineError:
+            return
+
+
+def _not_there_yet(refused: Refused) -> bool:
+    """Whether the server has not found the folder, as over a network drive it may not for a moment."""
+    return refused.status == 404 and "adapter" in refused.message.lower()
+
+
+def _nothing(response: httpx2.Response) -> None:
+    """vLLM says `Success: ...` in plain text, other servers something else; the status says it all."""
+
+
+def _blocks(adapter: Params | None, count: int) -> list[Block]:
+    """Which rows use which adapter. One that changes nothing (all of B is zero) is the base, exactly."""
+    if count == 0:
+        return []
+    if adapter is None or all(not bool(t.any()) for name, t in adapter.items() if name.endswith("lora_B")):
+        return [Block(None, range(count))]
+    adapter = detach(adapter)
+    tensors = list(adapter.values())
+    if tensors[0].dim() == 2:
+        return [Block(adapter, range(count))]
+    if all(t.stride(0) == 0 or len(t) == 1 for t in tensors):  # one, repeated
+        return [Block(pick(adapter, 0), range(count))]
+    many = len(tensors[0])
+    if count % many:
+        raise ShapeError(f"{count} prompts for a stack of {many} adapters; expected a multiple")
+    height = count // many
+    return [Block(pick(adapter, g), range(g * height, (g + 1) * height)) for g in range(many)]
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """In an event loop of its own, in a thread of its own: also where a loop already runs, as in a notebook. Ctrl-C
+    cancels the work, and waits until it has cleaned up."""
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(work)

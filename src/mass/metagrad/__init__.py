@@ -1,0 +1,28 @@
+"""weights, losses, starting parameters -> adapted parameters, with exact meta-gradients in flat memory.
+
+    from mass.inner import SGD, AdamW, adapt
+
+`adapt` is one autograd node; `docs/engine.md` derives its backward. Nothing here knows what a language model is.
+"""
+
+from mass.metagrad.check import check_losses
+from mass.metagrad.compiled import Traced, TracedLosses, traced
+from mass.metagrad.inner_loop import SecondDerivativeError, adapt
+from mass.metagrad.objective import Losses
+from mass.metagrad.optimizers import SGD, AdamW, Optimizer, Rate, Rates, State
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Losses",
+    "Optimizer",
+    "Rate",
+    "Rates",
+    "SecondDerivativeError",
+    "State",
+    "Traced",
+    "TracedLosses",
+    "adapt",
+    "check_losses",
+    "traced",
+]

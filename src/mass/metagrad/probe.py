@@ -1,0 +1,172 @@
+"""Passes of a few examples, run once -> the bytes that a pass of n examples holds, for any n.
+
+Part of a pass grows with its examples (their graphs), part does not (the gradient of the parameters, which for a stack
+of adapters may be the larger). On a CPU the bytes alive after each operation are known: with those of two and of three
+examples each moment is a line in n, and the peak the highest of the lines. (With one example some operations are left
+out.) On CUDA the peaks alone are known: n examples have at most n/k of that of k, as no part grows faster than n.
+
+Legend: m examples, n of them in a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mass.metagrad.live import LimitReached, LiveMemory
+from mass.metagrad.objective import Objective, leaves
+from mass.types import Params
+
+NOTABLE, WORTHWHILE = 0.05, 12
+"""Share of the parameters' gradient in one example's pass, and number of examples, from which more than one is run."""
+MEASURED_ON_CUDA = 8
+"""Examples of the second pass, where peaks alone are known."""
+
+Line = tuple[float, float]
+"""(bytes whatever n is, bytes for each example)"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of a pass of n examples."""
+
+    graph: Line
+    """What the graph of its gradient holds."""
+    moments: tuple[Line, ...]
+    """What is alive at the moments that may be its peak."""
+
+    def held(self, n: int) -> float:
+        return _at(self.graph, n)
+
+    def peak(self, n: int) -> float:
+        return max(_at(line, n) for line in self.moments)
+
+    def largest(self, free: float) -> float:
+        """The largest n, not rounded, whose peak is at most `free`; infinite where it does not grow."""
+        if self.peak(1) > free:
+            return 0.0
+        return min((free - fixed) / each if each > 0 else math.inf for fixed, each in self.moments)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass of `examples` was seen to hold."""
+
+    examples: int
+    held: float
+    peak: float
+    history: Sequence[int]
+    """Bytes after each operation; empty where only the peak is known."""
+    in_full: bool
+    """Whether its peak was seen, not guessed from its graph."""
+
+
+class Probe:
+    """Costs of first-order and second-order passes, each measured once: of the last example, alone and repeated.
+
+    A pass that goes beyond the limit is broken off; it costs infinitely much. Where `plenty` times all examples' graphs
+    fit, a second-order pass is measured up to its graph alone, and counted as twice as much at its peak; with
+    `in_full` none is.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        params: Params,
+        weights_m: Tensor,
+        limit: float,
+        plenty: int,
+        *,
+        in_full: bool = False,
+    ) -> None:
+        self._objective, self._params, self._weights_m = objective, leaves(params), weights_m
+        self._limit, self._plenty, self._in_full = max(limit, 0.0), plenty, in_full
+        self._known: dict[tuple[bool, bool, bool], Cost] = {}
+
+    def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+        return self._cost(False, checkpoint, limited)
+
+    def second_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+        return self._cost(True, checkpoint, limited)
+
+    def _cost(self, second_order: bool, checkpoint: bool, limited: bool) -> Cost:
+        key = second_order, checkpoint, limited
+        if key not in self._known:
+            self._known[key] = self._measured(second_order, checkpoint, self._limit if limited else math.inf)
+        return self._known[key]
+
+    def _measured(self, second_order: bool, checkpoint: bool, limit: float) -> Cost:
+        passes = list[_Pass]()
+        with suppress(LimitReached):
+            passes.append(self._run(1, second_order, checkpoint, limit))
+            for examples in self._more(passes[0], second_order):
+                passes.append(self._run(examples, second_order, checkpoint, limit))
+        return _joined(passes)
+
+    def _more(self, one: _Pass, second_order: bool) -> Sequence[int]:
+        """Examples of further passes, where something does not grow with them and that may change the schedule."""
+        count, graphs = len(self._weights_m), self._plenty if second_order else 0
+        everything = count * (graphs * one.held + one.peak)
+        gradient = sum(p.numel() * p.element_size() for p in self._params.values())
+        enough = everything <= self._limit and not self._in_full
+        if count < WORTHWHILE or enough or gradient < NOTABLE * one.peak or not one.in_full:
+            return ()
+        return (2, 3) if one.history else (min(MEASURED_ON_CUDA, count, max(2, int(self._limit / one.peak))),)
+
+    def _run(self, examples: int, second_order: bool, checkpoint: bool, limit: float) -> _Pass:
+        index = torch.full((examples,), len(self._weights_m) - 1, device=self._weights_m.device)
+        params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
+        roomy = 0.0 if self._in_full else self._limit / (self._plenty * len(self._weights_m))
+        with LiveMemory(params[0].device, limit) as live:
+            found, _ = self._objective.gradient(
+                self._params, weights, index, checkpoint=checkpoint, create_graph=second_order
+            )
+            held, outputs = live.held, [g for g in found.values() if g.requires_grad]
+            del found
+            in_full = not outputs or checkpoint or held > roomy
+            if outputs and in_full:
+                torch.autograd.grad(outputs, [*params, weights], outputs, allow_unused=True)
+            peak = live.peak if in_full else max(live.peak, 2 * held)
+        return _Pass(examples, max(held, 1.0), max(peak, 1.0), live.history, in_full)
+
+
+def _joined(passes: Sequence[_Pass]) -> Cost:
+    """From passes of one example, and perhaps of more; none at all is too much."""
+    if not passes:
+        return Cost((0.0, math.inf), ((0.0, math.inf),))
+    one, before, last = passes[0], passes[max(0, len(passes) - 2)], passes[-1]
+    if last is one:
+        return Cost((0.0, one.held), ((0.0, one.peak),))
+    graph = _line((before.examples, before.held), (last.examples, last.held))
+    if before.history and len(before.history) == len(last.history):
+        moments = {
+            _line((before.examples, a), (last.examples, b)) for a, b in zip(before.history, last.history, strict=True)
+        }
+        return Cost(graph, _highest(moments))
+    each = last.peak / last.examples
+    return Cost(graph, ((one.peak - each, each),))
+
+
+def _line(a: tuple[int, float], b: tuple[int, float]) -> Line:
+    """Through two points (examples, bytes)."""
+    each = (b[1] - a[1]) / (b[0] - a[0])
+    return a[1] - a[0] * each, each
+
+
+def _highest(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Without those that are below another for every n >= 1."""
+    kept = list[Line]()
+    for line in sorted(lines, key=lambda line: (line[1], _at(line, 1)), reverse=True):
+        if not kept or _at(line, 1) > _at(kept[-1], 1):
+            kept.append(line)
+    return tuple(kept)
+
+
+def _at(line: Line, n: int) -> float:
+    fixed, each = line
+    return fixed + n * each

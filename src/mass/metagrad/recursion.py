@@ -1,0 +1,199 @@
+"""weights, rates, start -> θ_K and its tape; a cotangent of θ_K and the tape -> those of weights, rates and start.
+
+Forward: g_j = ∇_θ Σ_i w_{j,i} ℓ_i(θ_j),  (θ_{j+1}, s_{j+1}) = U(θ_j, clip(g_j), s_j, r_j),  j = 0..K-1.
+Backward, from the last step to the first (docs/engine.md): through U alone, then the second-order pass in direction u.
+
+Legend: K steps, m examples, P parameter tensors.
+
+References: arXiv 2603.03524 (the method); Franceschi et al. 2017, arXiv 1703.01785 (reverse hyper-gradients);
+Pearlmutter 1994 (Hessian-vector products); Shaban et al. 2019, arXiv 1810.10667 (truncation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mass.errors import ConfigError
+from mass.metagrad.arguments import Mode
+from mass.metagrad.differences import central_differences, owners
+from mass.metagrad.memory import Schedule
+from mass.metagrad.objective import Sum, leaves
+from mass.metagrad.optimizers import State, adapter_norms, wide
+from mass.metagrad.passes import Begun, Passes, Wanted
+from mass.metagrad.update import Step, Update, pull, pull_through_update
+from mass.types import Params
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an adaptation needs beside tensors."""
+
+    passes: Passes
+    update: Update
+    names: tuple[str, ...]
+    mode: Mode
+    schedule: Schedule
+
+    def differentiated(self, steps: int) -> range:
+        """The steps that the backward goes through."""
+        return range(max(0, steps - self.mode.last) if self.mode.last is not None else 0, steps)
+
+
+@dataclass
+class Tape:
+    """What the forward leaves for the backward."""
+
+    steps: list[Step] = field(default_factory=list[Step])
+    """Adapter-sized, one for each step that is differentiated."""
+    graphs: dict[tuple[int, int], Begun] = field(default_factory=dict[tuple[int, int], Begun])
+    """By step and micro-batch: those that the memory budget let the forward keep."""
+
+
+def run(plan: Plan, weights_Km: Tensor, rates_KP: Tensor, params: Params, tape: Tape | None = None) -> Params:
+    """θ_K; writes the tape when there is one."""
+    if len(weights_Km) == 0:
+        return {name: p.detach().clone() for name, p in params.items()}
+    differentiated = plan.differentiated(len(weights_Km))
+    params = {name: p.detach() for name, p in params.items()}
+    state = plan.update.optimizer.init(params)
+    for j, weights_m in enumerate(weights_Km.detach()):
+        grads, graphs = _gradient(plan, params, weights_m, _kept(plan, j, len(weights_Km), tape))
+        if tape is not None and j in differentiated:
+            tape.steps.append(Step(params, grads, state))
+            tape.graphs |= {(j, c): graph for c, graph in graphs.items()}
+        params, state = plan.update(params, grads, state, rates_KP[j].detach(), j)
+        del grads, graphs  # the tape has what it needs of them
+    return params
+
+
+def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
+    """The micro-batches of step j whose graphs stay: the last of all come first, as they are used and freed first."""
+    if tape is None:
+        return frozenset()
+    chunks = len(plan.schedule.chunks)
+    kept = plan.schedule.kept - chunks * (steps - 1 - j)
+    return frozenset(range(max(0, chunks - kept), chunks)) if j in plan.differentiated(steps) else frozenset()
+
+
+def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Begun]]:
+    """g = ∇_θ Σ_i w_i ℓ_i(θ), a micro-batch at a time, and the graphs of the micro-batches `keep`."""
+    schedule, total, graphs = plan.schedule, Sum(), dict[int, Begun]()
+    for c, index in enumerate(schedule.chunks if keep else schedule.gradient_chunks):
+        if c in keep:
+            graphs[c] = plan.passes.begin(params, weights_m, index, checkpoint=schedule.checkpoint)
+            part = graphs[c].grads
+        else:
+            part = plan.passes.gradient(params, weights_m, index, checkpoint=schedule.checkpoint_gradient)
+        total.add(part)
+        del part  # before the next is made
+    return total.value, graphs
+
+
+def pull_back(
+    plan: Plan,
+    weights_Km: Tensor,
+    rates_KP: Tensor,
+    tape: Tape,
+    cotangents: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Cotangents of θ_K -> those of (weights, rates, *θ_0) that are needed."""
+    needs_weights, needs_params = needs[0], any(needs[2:])
+    differentiated = plan.differentiated(len(weights_Km))
+    bar_weights, bar_rates = torch.zeros_like(weights_Km), torch.zeros_like(rates_KP)
+    bar_params = {name: bar.to(wide(bar)) for name, bar in zip(plan.names, cotangents, strict=True)}
+    bar_state: State = {}
+    scale = max((norm(step.grads) for step in tape.steps), default=0.0)
+    owners_m = _owners(plan, tape, bar_weights, needs_weights=needs_weights)
+    for j in reversed(differentiated):
+        at = tape.steps[j - differentiated.start]
+        bar_params, u, bar_state, bar_rates[j] = pull_through_update(
+            plan.update, at, rates_KP[j], j, bar_params, bar_state
+        )
+        # Below the first differentiated step the update counts as θ_{j+1} = θ_j + constant.
+        wants_params = plan.mode.hessian != "dropped" and (j > differentiated.start or needs_params)
+        products: Params = {}
+        if plan.mode.hessian == "difference" and (wants_params or needs_weights):
+            products, bar_weights[j] = central_differences(
+                plan.passes.objective, plan.schedule, at.params, weights_Km[j], u, owners_m, plan.mode.step
+            )
+        elif wants_params or needs_weights:
+            graphs = {c: tape.graphs.pop((j, c)) for c in range(len(plan.schedule.chunks)) if (j, c) in tape.graphs}
+            wanted = Wanted(wants_params, needs_weights, inspection=j == differentiated[-1])
+            products, bar_weights[j] = second_order_pass(plan, at, weights_Km[j], u, wanted, graphs, scale)
+        if wants_params:
+            bar_params = {name: bar + products.pop(name) for name, bar in bar_params.items()}
+    if needs_params and tape.steps and differentiated.start == 0:
+        bar_params = _pull_through_init(plan, tape.steps[0].params, bar_params, bar_state)
+    starts = (bar_params[name].to(bar.dtype) for name, bar in zip(plan.names, cotangents, strict=True))
+    grads = (bar_weights, bar_rates, *starts)
+    return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
+
+
+def _owners(plan: Plan, tape: Tape, like_Km: Tensor, *, needs_weights: bool) -> Tensor | None:
+    """[m] the adapter of each example, for finite differences in a stack; None where nothing asks for it."""
+    if not (plan.update.stacked and plan.mode.hessian == "difference" and tape.steps):
+        return None
+    if not needs_weights:  # their products alone depend on it
+        return torch.zeros_like(like_Km[0], dtype=torch.long)
+    return owners(plan.passes.objective, plan.schedule.gradient_chunks, tape.steps[0].params, like_Km[0])
+
+
+def _pull_through_init(plan: Plan, start: Params, bar_params: Params, bar_state: State) -> Params:
+    """Adds what reaches θ_0 through an initial state that depends on it."""
+    params = leaves({name: p.to(wide(p)) for name, p in start.items()})
+    with torch.enable_grad():
+        state = plan.update.optimizer.init(params)
+    found = pull([(state[name], bar) for name, bar in bar_state.items() if name in state], list(params.values()))
+    return {name: bar + part for (name, bar), part in zip(bar_params.items(), found, strict=True)}
+
+
+def second_order_pass(
+    plan: Plan,
+    at: Step,
+    weights_m: Tensor,
+    u: Params,
+    wanted: Wanted,
+    graphs: dict[int, Begun],
+    scale: float = 0.0,
+) -> tuple[Params, Tensor]:
+    """H_j u (empty unless wanted) and J_j u [m] (zeros unless wanted), a micro-batch at a time.
+
+    `graphs` are micro-batches that the forward began; they are used up. The others are computed again.
+    """
+    products, bar_weights, again = Sum(), torch.zeros_like(weights_m), Sum()
+    for c, index in reversed(list(enumerate(plan.schedule.chunks))):  # those that were kept come last, and go first
+        if (begun := graphs.pop(c, None)) is None:
+            grads, chunk_products, chunk_weights = plan.passes.second_order(
+                at.params, weights_m, index, u, wanted, checkpoint=plan.schedule.checkpoint
+            )
+        else:
+            grads = begun.grads
+            chunk_products, chunk_weights = plan.passes.finish(begun, u, wanted)
+        again.add(grads)
+        products.add(chunk_products)
+        bar_weights = bar_weights + chunk_weights
+        del begun, grads, chunk_products  # before the next are made
+    _check_same_gradient(again.value, at.grads, scale)
+    return products.value, bar_weights
+
+
+def _check_same_gradient(again: Params, taken: Params, scale: float = 0.0) -> None:
+    """Losses that changed since the forward (dropout, base weights updated in place) would give wrong gradients.
+
+    `scale` is the largest gradient of all steps: where one is a thousandth of it, only rounding may be left.
+    """
+    size, error = norm(taken), norm({name: g - taken[name] for name, g in again.items()})
+    if error > 0.05 * max(size, 1e-3 * scale):
+        raise ConfigError(
+            f"losses gave a gradient in backward that is {error / size if size else error:.0%} off the forward's, "
+            "expected the same; turn dropout off, and leave the tensors they capture unchanged until backward"
+        )
+
+
+def norm(params: Params) -> float:
+    return float(adapter_norms(params))

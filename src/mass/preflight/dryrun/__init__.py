@@ -1,0 +1,207 @@
+"""A run's configuration -> what the run would be, without running it: data, prompts, memory, time, and a verdict.
+
+The architecture is built on the meta device: the model's own code with sizes and no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mass.config import RunConfig
+from mass.errors import ConfigError
+from mass.lm import LM
+from mass.lm.architecture import Architecture, find_architecture
+from mass.lm.prompts import common_kind
+from mass.preflight.dryrun.data import Data, examine
+from mass.preflight.dryrun.device import Device, measure, told
+from mass.preflight.dryrun.duration import Duration, duration_of
+from mass.preflight.dryrun.lengths import Counter, Lengths, at_most, usual
+from mass.preflight.dryrun.passes import Passes, Shape
+from mass.preflight.dryrun.room import MARGIN, Memory, Step, memory_of
+from mass.types import Task
+
+__all__ = ["Rehearsal", "rehearse", "told"]
+
+ASSUMED = Task("x" * 600, "x" * 1800, "x", id="assumed")
+"""Stands for tasks that cannot be read: 200 tokens of problem and 600 of solution, as MATH's longer ones have."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is to be known of the model."""
+
+    name: str
+    source: str
+    """Where the architecture comes from."""
+    kind: str
+    parameters: int
+    sites: int
+    """Layers with an adapter."""
+    adapter: int
+    """Parameters of one."""
+    context: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt."""
+
+    kind: str
+    text: str
+    tokens: int | None
+    """None where there is no tokenizer."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would be."""
+
+    model: Model
+    data: Data
+    prompts: tuple[Prompt, ...]
+    counted: bool
+    """Whether tokens were counted by the model's tokenizer, not guessed from characters."""
+    usual: Lengths
+    at_most: Lengths
+    memory: Memory | None
+    """At the longest rows. None where the inner loop's budget holds no example."""
+    usually: Duration | None
+    """Where what the model writes is as long as the worked solutions."""
+    longest: Duration | None
+    """Where all it writes runs to its limit."""
+    device: Device
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    """One line each: why the run should not be started like this."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; tasks are left out."""
+        sets = [
+            {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name != "tasks"} for s in self.data.sets
+        ]
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("data", "memory")}
+        plain = {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in found.items()}  # pyright: ignore[reportArgumentType]
+        plain["prompts"] = [dataclasses.asdict(prompt) for prompt in self.prompts]
+        return {**plain, "data": {"sets": sets, "shared": self.data.shared}, "memory": _memory_dict(self.memory)}
+
+
+def rehearse(
+    config: RunConfig, device: Device | None = None, *, memory_gb: float | None = None, ranks: int = 1
+) -> Rehearsal:
+    """What `mass train` with this configuration would be. Nothing is written, and no weights are made.
+
+    Args:
+        device: what it would run on; None: the present one, measured.
+        memory_gb: of the present one, where it is to count as another, in 10^9 bytes.
+        ranks: processes that would share a step.
+
+    Raises ModelError where the model's architecture is not to be had, ConfigError where the device is not.
+    """
+    asked = config.model
+    architecture = find_architecture(asked.name, asked.revision, trust_remote_code=asked.trust_remote_code)
+    lm = architecture.build(config.model, config.lora, elsewhere=device is not None)
+    data = examine(config)
+    lm = lm.asking(common_kind(data.sample))
+    counter = Counter(lm, exact=architecture.own_tokenizer)
+    sample = data.sample or [ASSUMED]
+    lengths = usual(counter, sample, config), at_most(counter, sample, config)
+    passes = Passes(lm)
+    device = device or measure(architecture, config.model, config.lora, memory_gb)
+    problems = list(data.problems)
+    steps = [Step(config, each, ranks, device.kind) for each in lengths]
+    memory = None
+    try:
+        memory = memory_of(passes, steps[1])
+        problems += _too_much(memory, device)
+    except ConfigError as error:
+        problems.append(f"adapt.inner: {error}")
+    usually, longest = (duration_of(passes.shape, one, memory.inner, device) if memory else None for one in steps)
+    return Rehearsal(
+        _described(architecture, lm, passes.shape),
+        data,
+        tuple(_prompts(lm, data.sample, exact=counter.exact)),
+        counter.exact,
+        lengths[0],
+        lengths[1],
+        memory,
+        usually,
+        longest,
+        device,
+        tuple(_notes(config, lm, counter, data, lengths[1])),
+        tuple(problems),
+    )
+
+
+def _described(architecture: Architecture, lm: LM, shape: Shape) -> Model:
+    parameters = sum(p.numel() for p in lm.model.parameters())
+    kind = type(lm.model).__name__
+    return Model(lm.name, architecture.source, kind, parameters, len(lm.adapters.sites), shape.lora, lm.context)
+
+
+def _prompts(lm: LM, sample: list[Task], *, exact: bool) -> list[Prompt]:
+    """One of each kind, for the first problem."""
+    if not sample:
+        return []
+    problem = sample[0].problem
+    rendered = (lm.solve_prompt(problem), lm.synthesis_prompt(problem))
+    return [
+        Prompt(kind, lm.tokenizer.decode(ids), len(ids) if exact else None)
+        for kind, ids in zip(("solve", "synthesis"), rendered, strict=True)
+    ]
+
+
+def _too_much(memory: Memory, device: Device) -> list[str]:
+    room = device.memory * (1 - MARGIN)
+    if memory.peak <= room or math.isinf(room):
+        return []
+    beside = sum(part.bytes for part in memory.stays)
+    part = max(memory.stays, key=lambda part: part.bytes) if beside > room else memory.largest
+    return [
+        f"does not fit: {memory.peak / 1e9:.3g} GB at the peak ({memory.largest.name}), {room / 1e9:.3g} of "
+        f"{device.memory / 1e9:.3g} GB can be used; lower {part.lower}"
+    ]
+
+
+def _notes(config: RunConfig, lm: LM, counter: Counter, data: Data, longest: Lengths) -> list[str]:
+    notes = [f"{one.kind}: gold of {who} is not accepted" for one in data.sets for who in one.refused[:3]]
+    if not counter.exact:
+        notes.append(f"no tokenizer of {lm.name!r} is at hand: tokens are guessed from characters")
+    beside = {"model.quantization": config.model.quantization != "none", "model.device_map": config.model.device_map}
+    beside |= {"model.engine": config.model.engine.url, "adapt.synthesis.attempts": config.adapt.synthesis.attempts}
+    if ignored := [option for option, given in beside.items() if given]:
+        notes.append(f"memory and time do not count with {', '.join(ignored)}")
+    if not data.sample:
+        notes.append("no tasks could be read: lengths are those of MATH's longer problems")
+    limits = {"outer.sampling.max_tokens": longest.answer, "adapt.synthesis.sampling.max_tokens": longest.written}
+    for option, tokens in limits.items():
+        if longest.synthesis + tokens > lm.context:
+            notes.append(f"the longest prompt and {option} go beyond the {lm.context} tokens of the context: cut there")
+    golds = sorted(counter.solution(task) for task in data.sample)
+    beyond = sum(tokens > longest.answer for tokens in golds)
+    if beyond and config.train.samples_solutions:
+        notes.append(
+            f"{beyond} of {len(golds)} worked solutions are longer than outer.sampling.max_tokens = {longest.answer} "
+            f"(the longest has {golds[-1]})"
+        )
+    return notes
+
+
+def _memory_dict(memory: Memory | None) -> dict[str, Any] | None:
+    if memory is None:
+        return None
+    found: dict[str, Any] = {
+        "peak": memory.peak,
+        "stays": {part.name: part.bytes for part in memory.stays},
+        "stages": {part.name: part.bytes for part in memory.stages},
+    }
+    if memory.inner is not None:
+        schedule = memory.inner.schedule
+        found["schedule"] = {
+            "micro_batches": len(schedule.chunks),
+            "checkpoint": schedule.checkpoint,
+            "kept_graphs": schedule.kept,
+        }
+    return found

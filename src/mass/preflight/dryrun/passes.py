@@ -1,0 +1,212 @@
+"""An architecture, row lengths -> bytes that the passes of a step hold, and their arithmetic, with nothing computed.
+
+Bytes are counted on the meta device while the passes' own operations are dispatched (`mass.metagrad.live`), so they follow
+the model's code and the engine's. Arithmetic is by formula: matrix products with frozen weights cost F forward and F in
+each backward; those whose two factors both vary (attention, LoRA) V, 2 V more, and 6 V more.
+
+Legend: n rows of a pass, P prompt tokens, C tokens that count, T = P + C; B adapters of a stack, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mass.config import InnerConfig
+from mass.lm import LM
+from mass.lm.logprobs import Predictions
+from mass.metagrad import memory
+from mass.metagrad.arguments import Mode
+from mass.metagrad.live import LiveMemory
+from mass.metagrad.objective import Objective, autocast_state
+from mass.metagrad.outer import optimizer_of
+from mass.metagrad.update import Update
+from mass.types import Params
+
+LOGIT_BYTES = 36
+"""Of one entry of a decoding step's logits: float32, float64 twice, probabilities and their sums (`lm.sampling`)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows of one length."""
+
+    count: int
+    prompt: int
+    counted: int
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.counted
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model that its arithmetic follows from."""
+
+    frozen: int
+    """Entries of the frozen matrices that each token passes, without the output head."""
+    head: int
+    lora: int
+    """Entries of one adapter."""
+    attention: int
+    """Width of all heads of all layers together."""
+    layers: int
+    vocabulary: int
+    cache: int
+    """Bytes of keys and values of one token."""
+    weights: int
+    """Bytes of the base."""
+
+    def forward(self, rows: Rows, counted: int | None = None) -> tuple[float, float]:
+        """Operations of products with frozen weights, and of those whose two factors vary."""
+        tokens, places = rows.count * rows.length, rows.count * (rows.counted if counted is None else counted)
+        return (
+            2.0 * (tokens * self.frozen + places * self.head),
+            2.0 * tokens * (self.lora + 2 * rows.length * self.attention),
+        )
+
+    def first_order(self, rows: Rows, *, checkpoint: bool = False) -> float:
+        """A loss and its gradient."""
+        frozen, varying = self.forward(rows)
+        return (3 * frozen + 4 * varying) if checkpoint else (2 * frozen + 3 * varying)
+
+    def second_order(self, rows: Rows, *, checkpoint: bool = False) -> float:
+        """The gradient once more, and its derivative."""
+        frozen, varying = self.forward(rows)
+        return (9 * frozen + 16 * varying) if checkpoint else (4 * frozen + 9 * varying)
+
+
+def shape_of(lm: LM) -> Shape:
+    config, model = lm.model.config.get_text_config(), lm.model
+    heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    weights = {id(p): p for p in model.parameters()}.values()
+    itemsize = next(model.parameters()).element_size()
+    return Shape(
+        frozen=sum(m.weight.numel() for m in linear),
+        head=head.weight.numel(),
+        lora=sum(lm.adapters.config.rank * (s.in_features + s.out_features) for s in lm.adapters.sites),
+        attention=layers * heads * width,
+        layers=layers,
+        vocabulary=int(head.weight.shape[0]),
+        cache=2 * layers * groups * width * itemsize,
+        weights=sum(p.numel() * p.element_size() for p in weights),
+    )
+
+
+class Passes:
+    """Passes of one model on the meta device, measured once each."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm, self.shape = lm, shape_of(lm)
+        self._known: dict[tuple[str, Rows, int], float] = {}
+
+    def adapter(self, stack: int | None) -> Params:
+        """One adapter, or a stack of them."""
+        lead, rank = (() if stack is None else (stack,)), self.lm.adapters.config.rank
+        params: Params = {}
+        for site in self.lm.adapters.sites:
+            for half, sides in (("lora_A", (rank, site.in_features)), ("lora_B", (site.out_features, rank))):
+                params[f"{site.name}.{half}"] = torch.empty(
+                    *lead, *sides, dtype=self.lm.adapter_dtype, device="meta", requires_grad=True
+                )
+        return params
+
+    def gradient(self, rows: Rows, stack: int | None = None) -> float:
+        """Bytes of a loss over the rows and its gradient, at their peak."""
+
+        def run(params: Params) -> object:
+            return torch.autograd.grad(self._losses(rows, params).sum(), list(params.values()))
+
+        return self._measured("gradient", rows, stack, run, lambda live: live.peak)
+
+    def forward(self, rows: Rows) -> float:
+        """Bytes of a pass without a gradient, at their peak."""
+
+        def run(params: Params) -> object:
+            with torch.no_grad():
+                return self._losses(rows, params)
+
+        return self._measured("forward", rows, None, run, lambda live: live.peak)
+
+    def reading(self, rows: Rows) -> float:
+        """Bytes of the scorer's pass over the rows, at their peak: hidden states alone, twice in its own precision."""
+
+        def run(params: Params) -> object:
+            ids, mask = _inputs(rows)
+            with torch.no_grad(), self.lm.adapters.use(params):
+                decoder = self.lm.model.base_model
+                states = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                return states.to(self.lm.adapter_dtype) * 1
+
+        return self._measured("reading", rows, None, run, lambda live: live.peak)
+
+    def decoding(self, rows: int, prompt: int, tokens: int) -> float:
+        """Bytes while `rows` rows are sampled: keys and values, those of one layer twice as they grow, and logits."""
+        shape = self.shape
+        kept = rows * (prompt + tokens) * shape.cache
+        growing = kept / shape.layers
+        return kept + max(growing + rows * shape.vocabulary * LOGIT_BYTES, self.forward(Rows(rows, prompt, 1)))
+
+    def inner(self, config: InnerConfig, rows: Rows, stack: int, micro_batch: int | None) -> memory.Expected:
+        """An adaptation of `stack` problems through `rows` examples, and its backward. Raises ConfigError where
+        `memory_gb` does not hold it."""
+        params = self.adapter(stack)
+
+        def losses(params: Params, index: Tensor | None) -> Tensor:
+            return self._losses(Rows(rows.count if index is None else len(index), rows.prompt, rows.counted), params)
+
+        rates = {name: torch.empty((), device="meta") for name in params}
+        limited = config.memory_gb is not None
+        request = memory.Request(
+            config.micro_batch if limited else micro_batch,
+            config.memory_gb,
+            bool(config.checkpoint),
+            config.checkpoint is None,
+            True,
+        )
+        weights = torch.empty(config.steps, rows.count, dtype=self.lm.adapter_dtype, device="meta")
+        objective = Objective(losses, autocast_state("cpu"))
+        update = Update(optimizer_of(config, rates), stacked=True)
+        return memory.forecast(objective, params, weights, update, Mode.parse(config.mode), request)
+
+    def _losses(self, rows: Rows, params: Params) -> Tensor:
+        """`LM.losses` of rows of one length, whose places are known beforehand."""
+        n, counted = rows.count, rows.counted
+        stacked = next(iter(params.values())).dim() == 3
+        ids, mask = _inputs(rows)
+        owners = torch.empty(n, dtype=torch.int64, device="meta") if stacked else None
+        values, head = self.lm.last_values(ids, mask, counted, n * counted, params, owners)
+        chosen = values[:, :-1].clone(memory_format=torch.contiguous_format).view(n * counted, -1)
+        picked = Predictions(chosen, head).logprobs(ids[:, -counted:].reshape(-1))
+        return -picked.view(n, counted).sum(1) / counted
+
+    def _measured(
+        self,
+        kind: str,
+        rows: Rows,
+        stack: int | None,
+        run: Callable[[Params], object],
+        read: Callable[[LiveMemory], float],
+    ) -> float:
+        key = kind, rows, stack or 0
+        if key not in self._known:
+            params = self.adapter(stack)
+            with LiveMemory(torch.device("meta")) as live:
+                held = run(params)
+                self._known[key] = read(live)
+                del held
+        return self._known[key]
+
+
+def _inputs(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Tokens, and the mask as padding makes it: made here, because transformers would look into the rows for it."""
+    ids = torch.empty(rows.count, rows.length, dtype=torch.int64, device="meta")
+    return ids, torch.empty(rows.count, 1, rows.length, rows.length, dtype=torch.bool, device="meta")

@@ -1,0 +1,203 @@
+"""A run's configuration, row lengths -> bytes that it holds, by stage of a step: what stays, and what comes on top.
+
+Every stage is that of `mass.training.mass_step` or `mass.training.solver_step`; passes are measured by `mass.preflight.dryrun.passes`.
+
+Legend: B problems of a stack, m practice examples of each, k sampled solutions of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mass.adaptation.batch import rows_per_pass
+from mass.adaptation.scoring import LIKELIHOOD, likelihood_rows
+from mass.config import RunConfig
+from mass.metagrad.memory import Expected
+from mass.preflight.dryrun.lengths import Lengths
+from mass.preflight.dryrun.passes import Passes, Rows
+
+MARGIN = 0.06
+"""Share of a device's memory that is lost to gaps between tensors and to libraries."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of something, and what to lower where it is too much."""
+
+    name: str
+    bytes: float
+    lower: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process of a run holds."""
+
+    stays: tuple[Part, ...]
+    """Throughout."""
+    stages: tuple[Part, ...]
+    """Beside that, each in its turn."""
+    inner: Expected | None
+    """How the engine would cut the inner loop; None for methods that do not adapt."""
+
+    @property
+    def peak(self) -> float:
+        return sum(part.bytes for part in self.stays) + max(part.bytes for part in self.stages)
+
+    @property
+    def largest(self) -> Part:
+        """The stage that the peak is in."""
+        return max(self.stages, key=lambda part: part.bytes)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Numbers that say how much of everything a step has."""
+
+    config: RunConfig
+    lengths: Lengths
+    ranks: int
+    """Processes that share a step."""
+    device: str
+    """Kind of device: how many rows pass at once on it where the configuration leaves it open."""
+
+    @property
+    def stack(self) -> int:
+        return min(self.config.train.stack, self.problems)
+
+    @property
+    def problems(self) -> int:
+        """Of the step that fall to one process."""
+        return -(-self.config.train.tasks_per_step // self.ranks)
+
+    @property
+    def written(self) -> Rows:
+        """Practice of a stack, as it is sampled."""
+        m = self.config.adapt.synthesis.examples
+        return Rows(m * self.stack, self.lengths.synthesis, self.lengths.written)
+
+    @property
+    def examples(self) -> Rows:
+        """Practice of a stack, as it is learned."""
+        m = self.config.adapt.synthesis.examples
+        return Rows(m * self.stack, self.lengths.example_prompt, self.lengths.example)
+
+    @property
+    def targets(self) -> Rows:
+        """Rows of the outer loss of a stack."""
+        if self.config.train.learns_gold:
+            return Rows(self.stack, self.lengths.solve, self.lengths.gold)
+        return Rows(self.config.outer.samples * self.stack, self.lengths.solve, self.lengths.answer)
+
+    def outer_pass(self, rows: Rows) -> Rows:
+        """Those of a pass of the outer and of the generator's loss."""
+        return Rows(min(rows.count, self.config.outer.micro_batch or rows.count), rows.prompt, rows.counted)
+
+    def inner_pass(self, rows: Rows) -> int | None:
+        """Rows of a pass of the inner loop without `memory_gb`."""
+        own = self.config.adapt.inner.micro_batch
+        return own if own is not None else rows_per_pass(self.device, rows.length)
+
+
+def memory_of(passes: Passes, step: Step) -> Memory:
+    """Raises ConfigError where `adapt.inner.memory_gb` does not hold a single example."""
+    config, train = step.config, step.config.train
+    adapter = passes.shape.lora * passes.lm.adapter_dtype.itemsize
+    eta = _scorer_bytes(passes, config)
+    stacks = -(-step.problems // step.stack)
+    sums = (2 * adapter if train.adapts and train.generator else adapter) + (eta if train.adapts else 0)
+    stays = (
+        Part("base weights", passes.shape.weights, "model.name: a smaller base"),
+        Part("adapter and scorer", adapter + eta, "lora.rank"),
+        Part("optimiser (AdamW)", 2 * (adapter + eta), "lora.rank"),
+        Part(f"gradients of {stacks} stacks", (stacks - 1) * sums, "train.tasks_per_step, or a larger train.stack"),
+    )
+    inner = None
+    stages: list[Part] = []
+    if train.practises:
+        stages.append(_sampling(passes, step, "synthesis", step.written, config.adapt.synthesis.examples))
+    if train.adapts:
+        stages.append(_scoring(passes, step, step.written))
+        if train.generator or train.generator_kl:
+            rows = step.outer_pass(step.written)
+            held = passes.gradient(rows) + 2 * adapter
+            lower = "outer.micro_batch" if rows.count > 1 else "adapt.synthesis.sampling.max_tokens"
+            stages.append(Part("generator", held, lower))
+        inner = passes.inner(config.adapt.inner, step.examples, step.stack, step.inner_pass(step.examples))
+        lower = "adapt.inner.memory_gb (set it)" if config.adapt.inner.memory_gb is None else "adapt.inner.memory_gb"
+        stages.append(Part("inner loop", inner.peak, lower))
+        between = inner.between + step.stack * adapter
+    else:
+        between = 0.0
+    stages += _outer(passes, step, between, adapter)
+    if train.eval_every:
+        stages.append(_evaluation(passes, step, adapter))
+    stages.append(Part("update", 3 * sums + (8 / 4 * 2 * sums if step.ranks > 1 else 0), "lora.rank"))
+    return Memory(stays, tuple(stages), inner)
+
+
+def _outer(passes: Passes, step: Step, between: float, adapter: int) -> list[Part]:
+    """Of the outer loss, on top of what the inner loop leaves for its backward."""
+    config, stack = step.config, step.stack if step.config.train.adapts else None
+    parts: list[Part] = []
+    if config.train.samples_solutions:
+        sampled = _sampling(passes, step, "solutions", step.targets, config.outer.samples)
+        parts.append(Part(sampled.name, between + sampled.bytes, sampled.lower))
+    rows = step.outer_pass(step.targets)
+    held = between + (step.stack if stack else 1) * adapter + passes.gradient(rows, stack)
+    lower = "outer.micro_batch" if rows.count > 1 else "outer.sampling.max_tokens"
+    return [*parts, Part("outer loss", held, lower)]
+
+
+def _sampling(passes: Passes, step: Step, name: str, rows: Rows, of_one: int) -> Part:
+    """`model.decode_rows` at a time; adapters of a stack are not taken apart."""
+    limit, lower = step.config.model.decode_rows, "model.decode_rows"
+    together = max(limit // of_one, 1) * of_one if name == "solutions" and step.config.train.adapts else limit
+    return Part(name, passes.decoding(min(rows.count, together), rows.prompt, rows.counted), lower)
+
+
+def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
+    at_once = min(rows.count, step.config.adapt.inner.micro_batch or rows.count)
+    lower = "adapt.inner.micro_batch (set it)" if step.config.adapt.inner.micro_batch is None else "train.stack"
+    needed = passes.reading(Rows(at_once, rows.prompt, rows.counted))
+    if step.config.adapt.scoring.lora_rank:
+        needed = max(needed, passes.gradient(Rows(at_once, rows.length - 1, 1)))
+    if few := likelihood_pass(step.config, rows, passes.shape.vocabulary):
+        needed = max(needed, passes.forward(Rows(few, rows.prompt, rows.counted)))
+    return Part("scoring", needed, lower)
+
+
+def likelihood_pass(config: RunConfig, rows: Rows, vocabulary: int) -> int:
+    """Rows at a time of the scorer's second pass; 0 where it has none."""
+    at_once = min(rows.count, config.adapt.inner.micro_batch or rows.count)
+    few = likelihood_rows(rows.prompt + rows.counted, vocabulary)
+    return min(at_once, few) if config.adapt.scoring.likelihood else 0
+
+
+def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
+    """Adapting to held-out problems and answering them: the largest of what it does."""
+    config, lengths = step.config, step.lengths
+    together = min(config.train.stack, config.train.eval_size)
+    answers = passes.decoding(min(together, config.model.decode_rows), lengths.solve, lengths.held_out)
+    if not config.train.adapts:
+        return Part("evaluation", answers, "train.stack")
+    count = config.test.examples * together
+    written = Rows(count, lengths.synthesis, lengths.written)
+    examples = Rows(min(count, step.inner_pass(step.examples) or count), lengths.example_prompt, lengths.example)
+    stacks = 2 * together * adapter
+    parts = [
+        Part("", passes.decoding(min(count, config.model.decode_rows), written.prompt, written.counted), "decode_rows"),
+        _scoring(passes, step, written),
+        Part("", stacks + passes.forward(examples), "adapt.inner.micro_batch (set it)"),
+        Part("", stacks + answers, "train.stack"),
+    ]
+    most = max(parts, key=lambda part: part.bytes)
+    return Part("evaluation", most.bytes, most.lower)
+
+
+def _scorer_bytes(passes: Passes, config: RunConfig) -> int:
+    if not config.train.adapts:
+        return 0
+    scoring, size = config.adapt.scoring, passes.lm.adapter_dtype.itemsize
+    lora = passes.shape.lora * scoring.lora_rank // passes.lm.adapters.config.rank
+    return size * (scoring.hidden * (2 * passes.lm.width + LIKELIHOOD * scoring.likelihood + 2) + 1 + lora)
