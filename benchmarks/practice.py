@@ -22,12 +22,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from research.appraisal import edit_distance
 
 from mass.adaptation.synthesis import synthesise
 from mass.bootstrap import mean_interval
 from mass.cli.allocator import restart_with_kept_memory
 from mass.config import LoraConfig, ModelConfig, SamplingConfig, SynthesisConfig
-from mass.evaluation.appraisal import edit_distance
 from mass.lm import LM, load_lm
 from mass.lm.prompts import common_kind
 from mass.runs.folder import replace_text

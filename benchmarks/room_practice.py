@@ -20,11 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from research.appraisal import appraise, recogniser
+
 from mass import tasks as task_sets
 from mass.adaptation.synthesis import synthesise
 from mass.config import SamplingConfig
 from mass.errors import ConfigError
-from mass.evaluation.appraisal import appraise, recogniser
 from mass.evaluation.contestants import Contestant, training_examples
 from mass.seeds import derive
 from mass.tasks import minimath

@@ -11,11 +11,11 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from research.document.tables import room_decodings, room_setting, room_table
+from research.results.stored import GREEDY
 from room_practice import SOURCES
 
-from mass.report.paper_tables import room_decodings, room_setting, room_table
 from mass.report.words import amount, percent, percent_interval, points, points_interval
-from mass.results.stored import GREEDY
 from mass.runs.folder import replace_text
 
 _COLOURS = dict(

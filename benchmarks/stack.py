@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/stack.py --out results/stack
 
 A point is B tasks with m practice examples of L tokens each. `loop` adapts one task after the other; `n` passes n rows
-of the whole stack at a time, each row with the adapter of its task, as `mass.adaptation.batch` does. One meta-gradient is an
-adaptation and its backward from random cotangents to the weights, the start and the rates. The routes of a point take
-turns in one process; each is compared with the loop of its own round. Passes over --max-tokens are not run, and said.
+of the whole stack at a time, each row with the adapter of its task, as `mass.adaptation.batch` does. One meta-gradient
+is an adaptation and its backward from random cotangents to the weights, the start and the rates. The routes of a point
+take turns in one process; each is compared with the loop of its own round. Passes over --max-tokens are not run, and
+said.
 
 Writes stack.json, stack.md and stack.png; run again with the same --out it goes on where it stopped.
 """

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from research.pretrain import build_model, pages, save, step_loss, train_tokenizer
+from research.pretrain_config import PretrainConfig
 
-from mass.config import LoraConfig, ModelConfig, PretrainConfig
+from mass.config import LoraConfig, ModelConfig
 from mass.lm import LM, load_lm
 from mass.lm.prompts import PLAIN
 from mass.metagrad import memory
 from mass.metagrad.memory import Schedule
-from mass.pretrain import build_model, pages, save, step_loss, train_tokenizer
 from mass.training.trainer import train
 from small_lms import float64_throughout, small_sums
 from small_runs import config_for

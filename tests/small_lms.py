@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from research.pretrain import train_tokenizer
 from torch import Tensor
 
 from mass.config import LoraConfig, SamplingConfig
@@ -14,7 +15,6 @@ from mass.lm import LM
 from mass.lm.lora import LoraSites
 from mass.lm.prompts import CHAT, PLAIN
 from mass.preflight.doctor.wide import widen
-from mass.pretrain import train_tokenizer
 from mass.types import Batch, Params, Sample, Task
 
 TEMPLATE = (

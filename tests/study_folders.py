@@ -335,5 +335,5 @@ def whole_study(runs: Path, *, problems: int = 150, seeds: int = 3) -> Path:
 
 
 def is_study(recipe: Path) -> bool:
-    """Whether a recipe is one of `mass study`."""
+    """Whether a recipe is one of `python -m research study`."""
     return "trainings" in yaml.safe_load(recipe.read_text())

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from mass.config import SamplingConfig
 from mass.errors import ConfigError, DataError
 from mass.evaluation.lm_eval.arguments import AUTO_BATCH, arguments_of
+from mass.evaluation.lm_eval.framing import FORMS, prompts
 from mass.evaluation.lm_eval.problem import FRAMES, cut, unframed
 from mass.evaluation.lm_eval.requests import Continuation, Document, continuation_of, documents_of, rounds
-from mass.tasks.harness import FORMS, prompts
 from mass.types import Task
 
 SHOTS = [Task("What is 2 + 2?", "2 + 2 = 4\n#### 4", "4"), Task("Half of 10?\n\nExactly.", "10 / 2 = 5\n#### 5", "5")]

@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 
+from likelihoods import check_by_likelihood
 from mass import tasks as task_sets
 from mass import verify
 from mass.adaptation.adapt import practise
 from mass.config import EvalConfig, SamplingConfig
 from mass.evaluation.evaluate import evaluate
+from mass.evaluation.lm_eval import framing as harness
 from mass.evaluation.lm_eval import register
 from mass.lm.lora import pick
 from mass.lm.prompts import PLAIN, Prompts
 from mass.lm.sampling import StopStrings
 from mass.model import Mass, load
 from mass.seeds import derive
-from mass.tasks import harness
 from mass.types import Task
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +225,7 @@ def test_choices_are_those_of_our_likelihoods(data: Path, adapt: bool) -> None:
         if adapt:
             seeds = [derive(0, "eval", number)]
             adapter = pick(practise(model.lm, model.state, [task.problem], model.config, seeds)[1].stack, 0)
-        (verdict,) = verify.check_by_likelihood(model.lm, [task], adapter)
+        (verdict,) = check_by_likelihood(model.lm, [task], adapter)
         assert bool(sample["acc"]) == verdict.correct
 
 

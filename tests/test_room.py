@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mass.evaluation import appraisal
 from mass.tasks import minimath
 from mass.verify import check
+from research import appraisal
 from small_lms import small_sums
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -104,7 +104,8 @@ class Batch:
         return self.input_ids.shape[0]
 
     def select(self, index: Tensor | None) -> Batch:
-        """Rows `index` [n], cut to the longest of them; all rows when it is None, as `mass.metagrad.Losses` are called."""
+        """Rows `index` [n], cut to the longest of them; all rows when it is None, as `mass.metagrad.Losses` are
+        called."""
         if index is None:
             return self
         mask = self.attention_mask[index]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from research.pretrain_config import PretrainConfig
 
 from mass.cli.options import add_task_options, choosing, load_tasks, make_parser, pairs, parse
-from mass.config import PretrainConfig, RunConfig, to_dict
+from mass.config import RunConfig, to_dict
 from mass.errors import ConfigError
 from study_folders import is_study
 

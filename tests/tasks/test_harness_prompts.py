@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mass.errors import DataError
-from mass.tasks import harness
+from mass.evaluation.lm_eval import framing as harness
 from mass.types import Task
 
 

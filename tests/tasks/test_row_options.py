@@ -12,7 +12,7 @@ from mass import tasks
 from mass.errors import DataError
 from mass.types import Task
 from mass.verify import check
-from mass.verify.likelihood import letters
+from mass.verify.choice import listed as letters
 
 Row = dict[str, Any]
 

@@ -6,7 +6,8 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mass import encoding
 from mass.cli import allocator
@@ -15,21 +16,14 @@ from mass.errors import ConfigError, nearest
 
 VERBS = {
     "solve": "practise on a problem, then answer it",
-    "train": "meta-train a checkpoint: how to practise, how to weigh practice",
+    "train": "meta-train a checkpoint: how to practise, how to weight practice",
     "eval": "compare methods on a task set",
     "lm-eval": "run lm-evaluation-harness with mass among its models",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
-    "pretrain": "make the tiny base model from minimath",
-    "study": "run the trainings and evaluations of a study, seed by seed",
-    "analyse": "what a checkpoint's practice is like, and what each example is worth",
-    "collect": "store what finished runs measured in a few kilobytes each",
-    "report": "write the page of a run or comparison, or a document from stored results",
+    "report": "write the page of a run or comparison",
     "prompts": "print the prompts, to change them and give them back with --prompts",
     "demo": "watch the shipped model practise, then compare it with its baselines",
 }
-LIGHT = ("collect", "report", "prompts")
-"""Verbs that do not load torch."""
-
 USAGE = """usage: mass VERB [options]
 
 A language model practises on the one problem in front of it, then answers.
@@ -50,34 +44,60 @@ examples:
 """
 
 
+@dataclass(frozen=True)
+class Program:
+    """A command with verbs, each a module with a function `run(arguments) -> exit code`."""
+
+    name: str
+    package: str
+    """Where the modules of its verbs are."""
+    verbs: Mapping[str, str]
+    """What each does, in a few words."""
+    light: tuple[str, ...]
+    """Verbs that do not load torch."""
+    usage: str
+    """What `--help` prints, with {verbs} in the place of their list."""
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run one command. Without arguments, as a console script calls it, it may restart the process once (see
+        `mass.cli.allocator`); with a list it never does."""
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        debug = "--debug" in arguments
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        return guarded(lambda: self._dispatch(arguments, may_restart=argv is None), debug=debug)
+
+    def module_of(self, verb: str) -> str:
+        return f"{self.package}.{verb.replace('-', '_')}"
+
+    def _dispatch(self, arguments: list[str], *, may_restart: bool) -> int:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(
+                self.usage.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in self.verbs.items())), end=""
+            )
+            return 0
+        if arguments[0] == "--version":
+            print(f"{self.name} {_version()}")
+            return 0
+        _check_text(arguments)
+        verb, rest = arguments[0], arguments[1:]
+        if verb not in self.verbs:
+            raise ConfigError(f"{verb!r} is no verb of {self.name}{nearest(verb, self.verbs)}")
+        if verb not in self.light:
+            if may_restart and not {"-h", "--help"} & set(rest):
+                allocator.restart_with_kept_memory()
+            _quiet_libraries()
+            from mass.cli import console  # not for `--help`, which is to be quick
+
+            console.show_package_notes()
+        return importlib.import_module(self.module_of(verb)).run(rest)
+
+
+MASS = Program("mass", "mass.cli", VERBS, ("report", "prompts"), USAGE)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Called without arguments, as the console script does, it may restart the process once (see
-    `mass.cli.allocator`); called with a list it never does."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    return guarded(lambda: _dispatch(arguments, may_restart=argv is None), debug=debug)
-
-
-def _dispatch(arguments: list[str], *, may_restart: bool) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())), end="")
-        return 0
-    if arguments[0] == "--version":
-        print(f"mass {_version()}")
-        return 0
-    _check_text(arguments)
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        raise ConfigError(f"{verb!r} is no verb of mass{nearest(verb, VERBS)}")
-    if verb not in LIGHT:
-        if may_restart and not {"-h", "--help"} & set(rest):
-            allocator.restart_with_kept_memory()
-        _quiet_libraries()
-        from mass.cli import console  # not for `--help`, which is to be quick
-
-        console.show_package_notes()
-    return importlib.import_module(module_of(verb)).run(rest)
+    """The command `mass`."""
+    return MASS.main(argv)
 
 
 def _check_text(arguments: Sequence[str]) -> None:
@@ -92,7 +112,8 @@ def _check_text(arguments: Sequence[str]) -> None:
 
 
 def module_of(verb: str) -> str:
-    return f"mass.cli.{verb.replace('-', '_')}"
+    """The module of a verb of `mass`."""
+    return MASS.module_of(verb)
 
 
 def _quiet_libraries() -> None:

@@ -36,12 +36,14 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """jsonargparse's, with the line breaks of the examples kept."""
 
 
-def make_parser(verb: str, usage: str, description: str, examples: Iterable[str]) -> ArgumentParser:
-    """A parser with `--config` and `--print_config`."""
+def make_parser(
+    verb: str, usage: str, description: str, examples: Iterable[str], program: str = "mass"
+) -> ArgumentParser:
+    """A parser of `program VERB` with `--config` and `--print_config`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog=f"mass {verb}",
-        usage=f"mass {verb} {usage}",
+        prog=f"{program} {verb}",
+        usage=f"{program} {verb} {usage}",
         description=description,
         epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]),
         formatter_class=HelpFormatter,

@@ -1,4 +1,4 @@
-"""mass report: a run or comparison folder -> its HTML page; a folder of stored results -> a document."""
+"""mass report: a run or comparison folder -> its HTML page."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "mass report runs/first",
     "mass report runs/eval-20260102-030405",
-    "mass report results/minimath",
-    "mass report results/minimath --check",
 )
-DOCUMENT, PICTURES = "docs/results.md", "report"
 PAGE = "report.html"
 
 
@@ -35,47 +32,13 @@ def run(arguments: Sequence[str]) -> int:
         page = write_comparison_page(folder)
     elif (folder / METRICS).is_file():
         page = write_training_page(folder)
-    elif _is_results(folder):
-        document = Path(given.document)
-        return write_document(folder, document, Path(given.template or f"{document}.in"), check=given.check)
     else:
         raise RunError(
-            f"{given.folder!r} holds neither {COMPARISON} nor {METRICS} nor stored results; give a folder of mass "
-            "train, eval or collect"
+            f"{given.folder!r} holds neither {COMPARISON} nor {METRICS}; expected a folder of mass train, eval or demo; "
+            "give one (python -m research document fills a document from stored results)"
         )
     console.say(str(page))
     return 0
-
-
-def write_document(folder: Path, document: Path, template: Path, *, check: bool = False) -> int:
-    """Fill the template from stored results, draw its pictures, and say what is missing.
-
-    Raises RunError, with `check`, when the document is not what the results say; nothing is written then.
-    """
-    from mass.report import write_page
-    from mass.report.paper import build, out_of_date
-    from mass.results import read
-
-    pictures = folder / PICTURES
-    built = build(read(folder), template, pictures, document)
-    if check:
-        if stale := out_of_date(built, document, pictures):
-            raise RunError(f"{stale}; run mass report {folder}")
-        console.say(f"{document} is up to date")
-        return 0
-    for name, svg in built.pictures.items():
-        write_page(svg, pictures / name)
-    write_page(built.text, document)
-    if built.missing:
-        console.note(f"not measured yet: {'; '.join(dict.fromkeys(built.missing))}")
-    console.say(f"{document}\n{len(built.pictures)} pictures in {pictures}")
-    return 0
-
-
-def _is_results(folder: Path) -> bool:
-    from mass.results.stored import is_results
-
-    return is_results(folder)
 
 
 def write_comparison_page(folder: Path) -> Path:
@@ -97,14 +60,10 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "report",
         "FOLDER [options]",
-        "Write the HTML page of a run or comparison folder anew; or fill a document from a folder of stored results, "
-        "so that no number in it is typed by hand.",
+        "Write the HTML page of a run or comparison folder anew.",
         EXAMPLES,
     )
-    parser.add_argument("folder", type=str, help="A folder of mass train, eval or demo, or of stored results.")
-    parser.add_argument("--document", type=str, default=DOCUMENT, help="Stored results: the document to write.")
-    parser.add_argument("--template", type=str | None, default=None, help="Its template; DOCUMENT.in by default.")
-    parser.add_argument("--check", action="store_true", help="Say whether the document is up to date; write nothing.")
+    parser.add_argument("folder", type=str, help="A folder of mass train, eval or demo.")
     return parser
 
 

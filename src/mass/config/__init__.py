@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from mass.config.checks import require, require_known, require_numbers
 from mass.config.engine import EngineConfig
-from mass.config.pretraining import PretrainConfig as PretrainConfig  # one place to import any configuration from
 
 
 @dataclass(frozen=True)

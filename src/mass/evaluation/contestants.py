@@ -1,8 +1,9 @@
 """Problems -> attempts: the methods that answer by themselves, each with what it cost. Source: arXiv 2603.03524.
 
-`mass.evaluation.methods` says what each is made of; those that choose among sampled answers are in `mass.evaluation.controls`. A method sees
-the texts of problems, never a `Task`: gold cannot reach it. The tasks that base-ttt learns from are training tasks.
-Answer i is a function of its problem and `seeds[i]` (and, but for rounding, not of its neighbours).
+`mass.evaluation.methods` says what each is made of; those that choose among sampled answers are in
+`mass.evaluation.controls`. A method sees the texts of problems, never a `Task`: gold cannot reach it. The tasks that
+base-ttt learns from are training tasks. Answer i is a function of its problem and `seeds[i]` (and, but for rounding,
+not of its neighbours).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A transformers model -> the same model, whose decoder layers can be checkpointed (`mass.metagrad.layerwise.checkpointing`).
+"""A transformers model -> the same model, whose decoder layers can be checkpointed
+(`mass.metagrad.layerwise.checkpointing`).
 
 The gradient of a checkpointed layer reaches what is handed to it by hand: tensors among its arguments, its own
 parameters (under `torch.func.functional_call` those that stand in for them at the call), and the LoRA parameters in
@@ -28,7 +29,8 @@ _Lora = tuple[InUse | None, Callable[[InUse | None], AbstractContextManager[None
 
 
 def checkpoint_layers(model: nn.Module, *adapters: LoraSites) -> list[str]:
-    """Make the decoder layers of a transformers model honour `mass.metagrad.layerwise.checkpointing`; returns their names.
+    """Make the decoder layers of a transformers model honour `mass.metagrad.layerwise.checkpointing`; returns their
+    names.
 
     Outside such a block, and without a gradient, a layer computes what it did before. `adapters` are those through
     which LoRA parameters come in; a model with parameters of its own (peft, `functional_call`) needs none. Each layer's

@@ -42,8 +42,8 @@ class LM:
     """A frozen causal language model. Nothing here changes its weights.
 
     Its attention becomes twice differentiable (`mass.lm.attention`), its SiLU and RMSNorm get second derivatives in
-    closed form (`mass.lm.elementwise`), and its layers honour `mass.metagrad.layerwise.checkpointing`. Raises ModelError for an
-    attention that has no exact second derivative.
+    closed form (`mass.lm.elementwise`), and its layers honour `mass.metagrad.layerwise.checkpointing`. Raises
+    ModelError for an attention that has no exact second derivative.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 A first-order pass is a forward and a backward, a second-order pass one more backward through both. In each, autograd
 builds and walks a graph and the model's own Python runs: with small batches, half of the time. `torch.compile` alone
-does not help, as what it compiles can be differentiated once. Recorded below autograd (`mass.metagrad.recording`), a pass
-is a list of tensor operations without a graph, which a compiler fuses.
+does not help, as what it compiles can be differentiated once. Recorded below autograd (`mass.metagrad.recording`), a
+pass is a list of tensor operations without a graph, which a compiler fuses.
 
 Legend: m examples, n of them in a micro-batch.
 """

@@ -1,7 +1,7 @@
 """A function of parameters and rows -> its passes for inputs of one shape, as lists of tensor operations.
 
-The second-order pass of `mass.metagrad.passes` is recorded below autograd, once, and in-place operations are exchanged for
-plain ones. As nothing in the record has side effects, any part of a pass is what its outputs depend on.
+The second-order pass of `mass.metagrad.passes` is recorded below autograd, once, and in-place operations are exchanged
+for plain ones. As nothing in the record has side effects, any part of a pass is what its outputs depend on.
 
 Legend: n examples.
 """

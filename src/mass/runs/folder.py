@@ -47,7 +47,8 @@ class RunFolder:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def sittings(self) -> list[dict[str, Any]]:
-        """What it was made with, as `mass.runs.provenance` notes it, oldest first; none where the run is older than that."""
+        """What it was made with, as `mass.runs.provenance` notes it, oldest first; none where the run is older than
+        that."""
         file = self.path / PROVENANCE
         return json.loads(file.read_text()) if file.is_file() else []
 

@@ -13,9 +13,8 @@ from mass.errors import DataError, MassError, nearest
 from mass.types import Task, Verdict
 from mass.verify import choice, code, exact, gym, harness, math, own, words
 from mass.verify.extract import final_answer
-from mass.verify.likelihood import check_by_likelihood
 
-__all__ = ["VERIFIERS", "check", "check_all", "check_by_likelihood", "final_answer", "has_gold"]
+__all__ = ["VERIFIERS", "check", "check_all", "final_answer", "has_gold"]
 
 VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "math": math.check,

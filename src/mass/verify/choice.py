@@ -16,7 +16,6 @@ from mass.types import Task, Verdict
 from mass.verify.boxes import boxed
 from mass.verify.exact import shorten
 from mass.verify.extract import after_hashes, after_marks, settled
-from mass.verify.likelihood import listed
 
 MAX_MENTIONS = 200
 """So many letters are looked at, from the last one back."""
@@ -40,6 +39,7 @@ _MORE_BEFORE = re.compile(rf"(?<![^\W_])[A-Z]{_CLOSE}{_JOINT}(?:option|choice)?{
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm)\s?\{([^{}]*)\}")
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 _STANDING = re.compile(r"\(([A-Z])\)|^[\s*_(]{0,8}([A-Z])(?:[.):*_]{1,4}(?=\s|$)|[ \t]{0,8}$)", re.M)
+_LISTED = re.compile(r"^(?:([A-Z])\.|\(([A-Z])\)) ", re.M)
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+(\S.*)$", re.M)
 
 _DENIED_BEFORE = re.compile(
@@ -167,3 +167,14 @@ def _standing(text: str) -> str:
         elif not _is_denied(text, match, before):
             return letter
     return ""
+
+
+def listed(problem: str) -> list[str]:
+    """The letters of the choices that the problem lists: its last run of lines that begin with A, B and so on."""
+    found: list[str] = []
+    for letter in (dotted or bracketed for dotted, bracketed in _LISTED.findall(problem)):
+        if letter == "A":
+            found = []
+        if letter == chr(ord("A") + len(found)):
+            found.append(letter)
+    return found

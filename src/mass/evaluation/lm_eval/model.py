@@ -1,7 +1,7 @@
 """What lm-evaluation-harness asks of a model class -> answers by `Mass`, each document practised on before it is asked.
 
-Here is all of `--model mass` but its base class, which only lm_eval has (`mass.evaluation.lm_eval.register` joins the two).
-Perplexity tasks (`loglikelihood_rolling`) are answered by the unadapted weights: their text is the gold itself.
+Here is all of `--model mass` but its base class, which only lm_eval has (`mass.evaluation.lm_eval.register` joins the
+two). Perplexity tasks (`loglikelihood_rolling`) are answered by the unadapted weights: their text is the gold itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from mass.training import distributed as parallel
 
 
 class MassModel:
-    """The model class `mass` of lm-evaluation-harness; its arguments are those of `mass.evaluation.lm_eval.arguments.Arguments`.
+    """The model class `mass` of lm-evaluation-harness; its arguments are those of
+    `mass.evaluation.lm_eval.arguments.Arguments`.
 
     Instead of `pretrained` a model that is loaded can be given, as `model`.
     """

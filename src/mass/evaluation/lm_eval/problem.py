@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mass.evaluation.lm_eval.framing import FORMS
 from mass.lm.prompts import CHAT, PLAIN
-from mass.tasks.harness import FORMS
 
 PLACE = "{problem}"
 FRAMES: tuple[str, ...] = (PLAIN.solve, CHAT.solve, *(form.problem for form in FORMS.values()))
-"""How problems are asked: our own prompts, and those of the data sets that `mass.tasks.harness` knows."""
+"""How problems are asked: our own prompts, and those of the data sets that `mass.evaluation.lm_eval.framing` knows."""
 
 
 def cut(text: str, request: str) -> str | None:

@@ -1,8 +1,8 @@
 """An architecture, row lengths -> bytes that the passes of a step hold, and their arithmetic, with nothing computed.
 
-Bytes are counted on the meta device while the passes' own operations are dispatched (`mass.metagrad.live`), so they follow
-the model's code and the engine's. Arithmetic is by formula: matrix products with frozen weights cost F forward and F in
-each backward; those whose two factors both vary (attention, LoRA) V, 2 V more, and 6 V more.
+Bytes are counted on the meta device while the passes' own operations are dispatched (`mass.metagrad.live`), so they
+follow the model's code and the engine's. Arithmetic is by formula: matrix products with frozen weights cost F forward
+and F in each backward; those whose two factors both vary (attention, LoRA) V, 2 V more, and 6 V more.
 
 Legend: n rows of a pass, P prompt tokens, C tokens that count, T = P + C; B adapters of a stack, V vocabulary.
 """

@@ -1,6 +1,7 @@
 """A run's configuration, row lengths -> bytes that it holds, by stage of a step: what stays, and what comes on top.
 
-Every stage is that of `mass.training.mass_step` or `mass.training.solver_step`; passes are measured by `mass.preflight.dryrun.passes`.
+Every stage is that of `mass.training.mass_step` or `mass.training.solver_step`; passes are measured by
+`mass.preflight.dryrun.passes`.
 
 Legend: B problems of a stack, m practice examples of each, k sampled solutions of each.
 """
