@@ -30,7 +30,8 @@ def collect(runs: Path, into: Path) -> list[Path]:
     stored = [made for folder in found if (made := store(folder, into)) is not None]
     if not stored:
         raise RunError(
-            f"{runs} holds no finished run; give a folder of python -m research study, or with runs of train and eval in it"
+            f"{runs} holds no finished run; give a folder of python -m research study, or with runs of train and eval "
+            "in it"
         )
     return stored
 

@@ -34,8 +34,8 @@ def run(arguments: Sequence[str]) -> int:
         page = write_training_page(folder)
     else:
         raise RunError(
-            f"{given.folder!r} holds neither {COMPARISON} nor {METRICS}; expected a folder of mass train, eval or demo; "
-            "give one (python -m research document fills a document from stored results)"
+            f"{given.folder!r} holds neither {COMPARISON} nor {METRICS}; expected a folder of mass train, eval or "
+            "demo; give one (python -m research document fills a document from stored results)"
         )
     console.say(str(page))
     return 0

@@ -49,7 +49,8 @@ def check_losses(losses: Losses, params: Params, *, bound: float = 1e-3, seed: i
         if not error <= bound:
             raise ConfigError(
                 f"losses have a {order} that is {error:.1%} off central differences, expected at most {bound:.1%}; "
-                "replace kernels and checkpointing that differentiate otherwise by plain PyTorch or mass.metagrad.layerwise"
+                "replace kernels and checkpointing that differentiate otherwise by plain PyTorch or "
+                "mass.metagrad.layerwise"
             )
     return first, second
 

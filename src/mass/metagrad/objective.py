@@ -38,7 +38,8 @@ class Objective:
         if checkpoint and self.wants_layers and not checkpointed.layers:
             raise ConfigError(
                 "checkpoint=True, but losses ran no layer that can be checkpointed, expected at least one; wrap a "
-                "model's with mass.lm.layers.checkpoint_layers, yours with mass.metagrad.layerwise.checkpoint, or leave it unset"
+                "model's with mass.lm.layers.checkpoint_layers, yours with mass.metagrad.layerwise.checkpoint, or "
+                "leave it unset"
             )
         with torch.enable_grad():
             chosen = weights_m if index is None else weights_m[index]
