@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mass import tasks, verify
 from mass.config import LoraConfig, ModelConfig, SamplingConfig
-from mass.evaluation.controls import majority
+from mass.evaluation.votes import majority
 from mass.lm import load_lm
 from mass.runs.folder import replace_text
 from mass.seeds import derive

@@ -29,10 +29,11 @@ from mass.adaptation.checkpoint import init_state
 from mass.cli.console import duration
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, ScoringConfig
 from mass.errors import ConfigError, MassError
-from mass.evaluation.contestants import Attempt, Contestant, answer_adapted, answer_plain
-from mass.evaluation.controls import Ballots, best_of
+from mass.evaluation.answers import Attempt, answer_adapted, answer_plain
+from mass.evaluation.contestants import Contestant
 from mass.evaluation.runner import Runner
 from mass.evaluation.table import Record, row_of
+from mass.evaluation.votes import Ballots, best_of
 from mass.model import UNTRAINED, load
 from mass.runs.folder import json_values, replace_text
 from mass.seeds import derive

@@ -26,7 +26,8 @@ from mass import tasks as task_sets
 from mass.adaptation.synthesis import synthesise
 from mass.config import SamplingConfig
 from mass.errors import ConfigError
-from mass.evaluation.contestants import Contestant, training_examples
+from mass.evaluation.answers import training_examples
+from mass.evaluation.contestants import Contestant
 from mass.seeds import derive
 from mass.tasks import minimath
 from mass.types import Example, Groups, Task

@@ -24,7 +24,8 @@ from mass.config import (
 )
 from mass.errors import ConfigError, DataError, ModelError
 from mass.evaluation import contestants as baselines
-from mass.evaluation.contestants import answer_adapted, answer_plain, contestants, training_examples, training_pool
+from mass.evaluation.answers import answer_adapted, answer_plain, training_examples, training_pool
+from mass.evaluation.contestants import contestants
 from mass.evaluation.methods import METHODS, TRAINED
 from mass.lm.lora import pick
 from mass.model import Mass, load

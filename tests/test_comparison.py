@@ -19,7 +19,7 @@ from mass.adaptation import synthesis
 from mass.bootstrap import mean_interval
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, RunError
-from mass.evaluation.contestants import Attempt, Drawn
+from mass.evaluation.answers import Attempt, Drawn
 from mass.evaluation.evaluate import Comparison, evaluate
 from mass.evaluation.folder import ComparisonFolder
 from mass.evaluation.table import Judged, Record, paired_bootstrap, row_of, wilson

@@ -14,8 +14,10 @@ from mass.adaptation import scoring
 from mass.adaptation.synthesis import synthesise
 from mass.adaptation.synthesis.reading import read
 from mass.config import AdaptConfig, EvalConfig, SamplingConfig, SynthesisConfig
-from mass.evaluation.contestants import Attempt, Contestant, answer_adapted, answer_plain
-from mass.evaluation.controls import Ballots, answer_in_context, best_of, best_places, elect, majority, vote
+from mass.evaluation.answers import Attempt, answer_adapted, answer_plain
+from mass.evaluation.contestants import Contestant
+from mass.evaluation.in_context import answer_in_context
+from mass.evaluation.votes import Ballots, best_of, best_places, elect, majority, vote
 from mass.model import Mass, load
 from mass.tasks import minimath
 from mass.types import Adaptation, Example, Params, Sample

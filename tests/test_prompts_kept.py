@@ -134,7 +134,7 @@ def test_a_model_spread_over_devices_is_one_processs() -> None:
 
 
 def test_sampled_programs_have_no_majority() -> None:
-    from mass.evaluation.contestants import Attempt, Drawn
+    from mass.evaluation.answers import Attempt, Drawn
 
     runner = Runner([Task("p", answer="assert True", verifier="code")], {}, EvalConfig(), [0], [], None)
     attempt = Attempt("x", 1, 0.0, drawn=(Drawn(1.0, ("1", "2"), 1.0, 0.0),))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mass.evaluation.controls import majority
+from mass.evaluation.votes import majority
 from mass.types import Task
 from mass.verify import check, math, votes
 from mass.verify.pool import NoVerdict

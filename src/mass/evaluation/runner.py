@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mass.config import EvalConfig
-from mass.evaluation.contestants import Attempt, Contestant, Drawn, answer_adapted, answer_plain, training_examples
-from mass.evaluation.controls import Ballots, answer_in_context, best_of, majority, vote
+from mass.evaluation.answers import Attempt, Drawn, answer_adapted, answer_plain, training_examples
+from mass.evaluation.contestants import Contestant
+from mass.evaluation.in_context import answer_in_context
 from mass.evaluation.methods import ADAPTING, IN_CONTEXT, Choice, choice_of
 from mass.evaluation.table import Judged, Record, mean_tokens
+from mass.evaluation.votes import Ballots, best_of, majority, vote
 from mass.lm import room
 from mass.lm.prompts import CODE, kind_of
 from mass.types import Task, Verdict

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mass.bootstrap import Interval, mean_interval, wilson
-from mass.evaluation.contestants import Attempt, Drawn
+from mass.evaluation.answers import Attempt, Drawn
 from mass.evaluation.methods import choice_of
 from mass.types import Adaptation, Task, Verdict
 

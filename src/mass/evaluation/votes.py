@@ -1,12 +1,10 @@
-"""Problems -> attempts of the controls: the same cost spent otherwise, so that a gain can be told from its price.
+"""Problems -> n sampled answers of each -> one of them: by majority, or by the scorer's choice.
 
-A majority vote and the scorer's choice are made among n sampled answers; in-context puts the practice that mass writes
-before the problem instead of into the weights. Names: `mass.evaluation.methods`.
+The same cost as the method's, spent otherwise, so that a gain can be told from its price.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections import Counter
@@ -15,13 +13,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mass.adaptation import scoring, synthesis
+from mass.adaptation import scoring
 from mass.adaptation.batch import rows_per_pass
-from mass.config import EvalConfig, SamplingConfig
-from mass.evaluation.contestants import Attempt, Contestant, after, answer_prompts
+from mass.config import SamplingConfig
+from mass.evaluation.answers import Attempt
+from mass.evaluation.contestants import Contestant
 from mass.lm import LM
 from mass.seeds import derive
-from mass.types import Example, Groups, Params, Sample
+from mass.types import Example, Params, Sample
 from mass.verify.votes import ballots as ballots_of
 
 Tick = Callable[[int], None]
@@ -84,9 +83,6 @@ class Ballots:
         self._seconds += time.perf_counter() - start
 
 
-# --- the vote
-
-
 def vote(ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
     """The majority answer of n samples of each problem."""
     drawn = ballots.first(n, tick)
@@ -112,9 +108,6 @@ def majority(texts: Sequence[str], verifier: str = "math") -> tuple[int, dict[st
     tally = Counter(answer for answer in given if answer is not None)
     chosen = given.index(max(tally, key=lambda answer: tally[answer])) if tally else 0
     return chosen, dict(tally)
-
-
-# --- the scorer's choice
 
 
 def best_of(contestant: Contestant, ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
@@ -163,64 +156,3 @@ def _as_example(lm: LM, problem: str, sample: Sample) -> Example | None:
     prompt, tokens = lm.attempt_row(problem, sample.text)
     fits = len(prompt) + len(tokens) <= lm.context
     return Example(problem, sample.text.strip(), tokens=tuple(tokens)) if fits else None
-
-
-# --- practice in the context
-
-
-def answer_in_context(
-    contestant: Contestant,
-    problems: Sequence[str],
-    seeds: Sequence[int],
-    config: EvalConfig,
-    written: Sequence[Attempt] | None = None,
-) -> list[Attempt]:
-    """Answer each problem with its valid practice examples standing before it, and the weights as they are.
-
-    `written` are the attempts of mass at the same problems, whose practice is used; None: it is written now.
-    """
-    lm = contestant.lm
-    groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
-    fitting = [_fitting(lm, group, p, config.answer.max_tokens) for group, p in zip(groups, problems, strict=True)]
-    attempts = answer_prompts(contestant, [prompt for prompt, _ in fitting], seeds, config)
-    return [
-        dataclasses.replace(
-            attempt,
-            tokens=attempt.tokens + tokens,
-            seconds=attempt.seconds + seconds,
-            drawn=after(attempt.drawn, tokens, seconds),
-            left_out=left_out,
-        )
-        for attempt, (tokens, seconds), (_, left_out) in zip(attempts, costs, fitting, strict=True)
-    ]
-
-
-def _written(
-    contestant: Contestant, problems: Sequence[str], seeds: Sequence[int]
-) -> tuple[Groups, list[tuple[int, float]]]:
-    """Practice, and the tokens and seconds that it took."""
-    start = time.perf_counter()
-    groups = synthesis.synthesise(contestant.lm, problems, contestant.config.synthesis, seeds, contestant.theta)
-    seconds = (time.perf_counter() - start) / len(problems)
-    return groups, [(sum(len(e.tokens) for e in group), seconds) for group in groups]
-
-
-def _written_by(attempts: Sequence[Attempt]) -> tuple[Groups, list[tuple[int, float]]]:
-    records = [attempt.record for attempt in attempts if attempt.record is not None]
-    return [r.examples for r in records], [(r.tokens["synthesis"], r.seconds["synthesis"]) for r in records]
-
-
-def _fitting(lm: LM, group: Sequence[Example], problem: str, answer_tokens: int) -> tuple[list[int], int]:
-    """The prompt with the examples that leave room for the answer, in the order of their writing, and how many valid
-    ones did not."""
-    shots: list[tuple[str, str]] = []
-    left_out, prompt = 0, lm.solve_prompt(problem)
-    for example in group:
-        if example.valid:
-            longer = lm.shots_prompt([*shots, (example.problem, example.solution)], problem)
-            if len(longer) + answer_tokens <= lm.context:
-                shots.append((example.problem, example.solution))
-                prompt = longer
-            else:
-                left_out += 1
-    return prompt, left_out

@@ -1,0 +1,72 @@
+"""Problems with practice -> attempts that read the practice before the problem, with the weights as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from mass.adaptation import synthesis
+from mass.config import EvalConfig
+from mass.evaluation.answers import Attempt, after, answer_prompts
+from mass.evaluation.contestants import Contestant
+from mass.lm import LM
+from mass.types import Example, Groups
+
+
+def answer_in_context(
+    contestant: Contestant,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    config: EvalConfig,
+    written: Sequence[Attempt] | None = None,
+) -> list[Attempt]:
+    """Answer each problem with its valid practice examples standing before it, and the weights as they are.
+
+    `written` are the attempts of mass at the same problems, whose practice is used; None: it is written now.
+    """
+    lm = contestant.lm
+    groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
+    fitting = [_fitting(lm, group, p, config.answer.max_tokens) for group, p in zip(groups, problems, strict=True)]
+    attempts = answer_prompts(contestant, [prompt for prompt, _ in fitting], seeds, config)
+    return [
+        dataclasses.replace(
+            attempt,
+            tokens=attempt.tokens + tokens,
+            seconds=attempt.seconds + seconds,
+            drawn=after(attempt.drawn, tokens, seconds),
+            left_out=left_out,
+        )
+        for attempt, (tokens, seconds), (_, left_out) in zip(attempts, costs, fitting, strict=True)
+    ]
+
+
+def _written(
+    contestant: Contestant, problems: Sequence[str], seeds: Sequence[int]
+) -> tuple[Groups, list[tuple[int, float]]]:
+    """Practice, and the tokens and seconds that it took."""
+    start = time.perf_counter()
+    groups = synthesis.synthesise(contestant.lm, problems, contestant.config.synthesis, seeds, contestant.theta)
+    seconds = (time.perf_counter() - start) / len(problems)
+    return groups, [(sum(len(e.tokens) for e in group), seconds) for group in groups]
+
+
+def _written_by(attempts: Sequence[Attempt]) -> tuple[Groups, list[tuple[int, float]]]:
+    records = [attempt.record for attempt in attempts if attempt.record is not None]
+    return [r.examples for r in records], [(r.tokens["synthesis"], r.seconds["synthesis"]) for r in records]
+
+
+def _fitting(lm: LM, group: Sequence[Example], problem: str, answer_tokens: int) -> tuple[list[int], int]:
+    """The prompt with the examples that leave room for the answer, in the order of their writing, and how many valid
+    ones did not."""
+    shots: list[tuple[str, str]] = []
+    left_out, prompt = 0, lm.solve_prompt(problem)
+    for example in group:
+        if example.valid:
+            longer = lm.shots_prompt([*shots, (example.problem, example.solution)], problem)
+            if len(longer) + answer_tokens <= lm.context:
+                shots.append((example.problem, example.solution))
+                prompt = longer
+            else:
+                left_out += 1
+    return prompt, left_out
