@@ -23,7 +23,7 @@ from mass.config import (
     to_dict,
 )
 from mass.errors import ConfigError, DataError, ModelError
-from mass.evaluation import contestants as baselines
+from mass.evaluation import answers
 from mass.evaluation.answers import answer_adapted, answer_plain, training_examples, training_pool
 from mass.evaluation.contestants import contestants
 from mass.evaluation.methods import METHODS, TRAINED
@@ -195,7 +195,7 @@ def test_one_adaptation_serves_the_greedy_answer_and_all_sampled_ones(
         adaptations.append(adapt.answer_all(*args, **kwargs))
         return adaptations[-1]
 
-    monkeypatch.setattr(baselines, "answer_all", answer_all)
+    monkeypatch.setattr(answers, "answer_all", answer_all)
     attempts = answer_adapted(found, PROBLEMS, SEEDS, config, practice)
     ((records, adapted),) = adaptations
     assert [a.text for a in attempts] == [r.text for r in records]

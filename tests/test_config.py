@@ -8,6 +8,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from research.pretrain_config import PretrainConfig
 
 from mass import config
 from mass.adaptation.checkpoint import adapt_config
@@ -20,7 +21,6 @@ from mass.config import (
     ModelConfig,
     OuterConfig,
     PracticeConfig,
-    PretrainConfig,
     RunConfig,
     SamplingConfig,
     ScoringConfig,
