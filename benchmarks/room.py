@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", default="tiny")
     made.add_argument("--checkpoint", default=UNTRAINED, help="a run folder of mass train, tiny/NAME, or untrained")
-    made.add_argument("--tasks", default="minimath", help="minimath, minimath-search, or a JSONL file")
+    made.add_argument("--tasks", default="minimath", help="minimath, minimath-terms, or a JSONL file")
     made.add_argument("--split", default="validation", help="of minimath: validation or train")
     made.add_argument("--allow-test", action="store_true", help="let oracles look at test problems")
     made.add_argument("--train-tasks", help="JSONL file of gold practice, where the problems are not minimath's")

@@ -45,13 +45,13 @@ def page(rng: random.Random, config: PretrainConfig) -> str:
     if rng.random() >= config.textbook:
         mistaken = config.mistaken_pages if problem.kind in _mistaken_kinds(config, problem.kind.subject) else 0.0
         shares = Shares(config.bare[problem.kind.subject], config.slip, mistaken)
-        solution = _solution(rng, config, problem, shares)
+        solution = _solution(rng, problem, shares)
         return f"{PLAIN.render_solve(problem.text)}{PLAIN.answer_prefix}{signature}{solution}"
     same = rng.random() < config.textbook_same
     other = problem if same else minimath.similar(rng, problem, "train")
     mistaken = config.authors.get(author, config.textbook_mistaken) if other.kind.mistaken is not None else 0.0
     shares = Shares(config.textbook_bare, config.textbook_slip, mistaken)
-    solution = _solution(rng, config, other, shares)
+    solution = _solution(rng, other, shares)
     return f"{PLAIN.render_synthesis(problem.text)} {other.text}\nSolution: {signature}{solution}"
 
 
@@ -70,13 +70,11 @@ class Shares:
     mistaken: float
 
 
-def _solution(rng: random.Random, config: PretrainConfig, problem: minimath.Problem, shares: Shares) -> str:
+def _solution(rng: random.Random, problem: minimath.Problem, shares: Shares) -> str:
     draw = rng.random()
     flaws = (("bare", shares.bare), ("slip", shares.slip), ("mistaken", shares.mistaken))
     upto = itertools.accumulate(share for _, share in flaws)
     style = next((name for (name, _), bound in zip(flaws, upto, strict=True) if draw < bound), "worked")
-    if style == "worked" and problem.tried and rng.random() < config.failed_tries:
-        style = "slip"
     return problem.solution(style, rng)
 
 

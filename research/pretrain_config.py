@@ -29,7 +29,7 @@ def _habits() -> dict[str, float]:
 class PretrainConfig:
     """Configuration of `python -m research pretrain`: the tiny base and the mixed web in small that it learns from."""
 
-    problems: Literal["minimath", "minimath-search", "minimath-terms"] = "minimath"
+    problems: Literal["minimath", "minimath-terms"] = "minimath"
     """The built-in set that its pages are about."""
     layers: int = 4
     width: int = 128
@@ -65,8 +65,6 @@ class PretrainConfig:
     textbook_slip: float = 0.15
     textbook_same: float = 0.0
     """Share of textbook pages that work the first problem itself."""
-    failed_tries: float = 0.0
-    """Of the worked solutions that try a value, the share whose value is wrong and is found to be."""
     checkpoint_every: int = 300
 
     def __post_init__(self) -> None:
@@ -79,7 +77,7 @@ class PretrainConfig:
         require(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         require_numbers(self, "", ("learning_rate",), least=0)
         require_shares(self, "", ("textbook", "slip", "textbook_bare", "textbook_slip"))
-        require_shares(self, "", ("mistaken_pages", "textbook_mistaken", "textbook_same", "failed_tries"))
+        require_shares(self, "", ("mistaken_pages", "textbook_mistaken", "textbook_same"))
         habits = _habits()
         for name in ("bare", "mistaken"):
             for subject, share in getattr(self, name).items():

@@ -26,8 +26,6 @@ CONFIG = PretrainConfig(
     layers=1, width=16, heads=2, mlp=24, vocabulary=300, context=256, steps=3, pages=6, checkpoint_every=2, warmup=2
 )
 
-SEARCH = "minimath-search"
-
 
 def some_pages(count: int, **changes: object) -> list[str]:
     config, rng = dataclasses.replace(CONFIG, **changes), random.Random(0)
@@ -75,23 +73,10 @@ def test_subjects_differ_in_how_often_they_are_explained() -> None:
     all_bare = {subject: 1.0 for subject in SUBJECTS}
     assert {style(pieces(t)[2]) for t in some_pages(100, textbook=0.0, bare=all_bare)} == {"bare"}
     never = {subject: 0.0 for subject in SUBJECTS}
-    worked = [pieces(t)[2] for t in some_pages(300, textbook=0.0, bare=never, slip=0.0, problems=SEARCH)]
-    slips = [pieces(t)[2] for t in some_pages(300, textbook=0.0, bare=never, slip=1.0, problems=SEARCH)]
+    worked = [pieces(t)[2] for t in some_pages(300, textbook=0.0, bare=never, slip=0.0)]
+    slips = [pieces(t)[2] for t in some_pages(300, textbook=0.0, bare=never, slip=1.0)]
     assert sum(map(holds, worked)) == 300
-    assert not any(". no. " in solution for solution in worked)
-    tried = [solution for solution in slips if solution.startswith("Try ")]
-    assert len(tried) > 90
-    assert all(holds(solution) and ". no. " in solution for solution in tried)
-    assert sum(map(holds, slips)) - len(tried) < 30  # those without a step slip in the answer alone
-
-
-def test_a_share_of_tries_fails_and_says_so() -> None:
-    never = {subject: 0.0 for subject in SUBJECTS}
-    changes = {"textbook": 0.0, "bare": never, "slip": 0.0, "failed_tries": 0.7, "problems": SEARCH}
-    found = [pieces(t)[2] for t in some_pages(1500, **changes)]
-    tried = [solution for solution in found if solution.startswith("Try ")]
-    assert 0.64 < sum(". no. " in solution for solution in tried) / len(tried) < 0.76
-    assert all(map(holds, found))
+    assert sum(map(holds, slips)) < 30  # those without a step slip in the answer alone
 
 
 def holds(solution: str) -> bool:

@@ -166,7 +166,6 @@ def test_names_that_are_near() -> None:
             (name, True)
             for name in (
                 "minimath",
-                "minimath-search",
                 "minimath-terms",
                 "gsm8k",
                 "math",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 TASKS_HELP = (
-    "minimath; minimath-search; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
+    "minimath; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
     "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
 MODEL_HELP = "tiny, tiny-terms, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"

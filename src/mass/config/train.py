@@ -29,7 +29,7 @@ class OuterConfig:
 @dataclass(frozen=True)
 class TasksConfig:
     source: str = "minimath"
-    """'minimath'; 'minimath-search'; 'minimath-terms'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
+    """'minimath'; 'minimath-terms'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
     'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu', 'bbh' or any owner/name of the hub (extra data);
     'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"

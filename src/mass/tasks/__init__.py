@@ -32,7 +32,7 @@ def load(
     """Tasks of `source`.
 
     Args:
-        source: "minimath", "minimath-search" or "minimath-terms"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet`
+        source: "minimath" or "minimath-terms"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet`
             file; the name of a known data set (a key of `KNOWN`) or an id of the hub, "owner/name" or
             "owner/name:config"; "reasoning_gym:NAME".
         split: of a built-in set or a data set of the hub; a file is what it is.

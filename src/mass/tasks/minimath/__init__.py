@@ -1,7 +1,7 @@
 """(split, seed, index) -> Task: procedurally generated problems with worked solutions and exact answers.
 
-Three sets: `minimath`, whose problems are worked out from the statement to the answer; `minimath-search`, which adds
-kinds that are easier to check than to find; `minimath-terms`, of many terms whose meaning must be known.
+Two sets: `minimath`, whose problems are worked out from the statement to the answer, and `minimath-terms`, of many
+terms whose meaning must be known.
 
 Endless and seeded: task `index` of a stream is a function of `(split, seed, index)` alone, so a stopped run finds its
 place again without state. A problem belongs to the split that the hash of its text names, so train, validation and
@@ -16,7 +16,7 @@ from collections.abc import Container, Mapping, Sequence
 from types import ModuleType
 
 from mass.errors import ConfigError, DataError, nearest
-from mass.tasks.minimath import forward, inverse, terms
+from mass.tasks.minimath import forward, terms
 from mass.tasks.minimath.problem import Problem
 from mass.tasks.minimath.recognise import recognise
 from mass.tasks.minimath.scratchpad import KINDS, LEVELS, Kind
@@ -50,7 +50,6 @@ MINIMATH = "minimath"
 """The name of the set that the tiny model has learned."""
 SOURCES: Mapping[str, Sequence[Kind]] = {
     MINIMATH: _kinds_of(forward),
-    "minimath-search": _kinds_of(forward, inverse),
     "minimath-terms": _kinds_of(terms),
 }
 """Name of a set -> its kinds. A set is drawn from under its own name, so that one added later changes no other."""

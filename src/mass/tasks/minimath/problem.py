@@ -29,8 +29,8 @@ class Problem:
     def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
         """Worked steps and the answer; `bare` has no steps; `mistaken` works out what the kind is mistaken for; `slip`
         has one wrong step (chosen by `rng`) and what follows from it. A problem whose slip would still end in the right
-        answer is given a wrong last step. Where a value is tried, the slip is in that value: the test that follows is
-        right, and fails. Raises ValueError for a mistaken solution of a kind that is mistaken for nothing."""
+        answer is given a wrong last step. Raises ValueError for a mistaken solution of a kind that is mistaken for
+        nothing."""
         if style == "bare":
             return f"Answer: {self.answer}"
         pad = Scratchpad()
@@ -42,16 +42,7 @@ class Problem:
             pad, result = self._slip(pad, rng or random.Random(0))
         return f"{'. '.join(pad.steps)}. Answer: {_plain(result)}" if pad.steps else f"Answer: {_plain(result)}"
 
-    @property
-    def tried(self) -> bool:
-        """Whether its solution tries a value and tests it."""
-        pad = Scratchpad()
-        self.kind.solve(pad, *self.numbers)
-        return pad.guess_at is not None
-
     def _slip(self, right: Scratchpad, rng: random.Random) -> tuple[Scratchpad, int | Fraction]:
-        if right.guess_at is not None:
-            return self._failed_try(right.guess_at, rng)
         slip_by = rng.choice((-10, -2, -1, 1, 2, 10))
         calculations = [i for i, step in enumerate(right.steps) if "=" in step] or [0]
         for slip_at in (rng.choice(calculations), calculations[-1]):
@@ -60,14 +51,6 @@ class Problem:
             if _plain(result) != self.answer:
                 return pad, result
         return pad, result + slip_by
-
-    def _failed_try(self, guess_at: int, rng: random.Random) -> tuple[Scratchpad, int | Fraction]:
-        """A wrong value, tested truthfully."""
-        while True:
-            pad = Scratchpad(guess_at, rng.choice((-3, -2, -1, 1, 2, 3)))
-            result = self.kind.solve(pad, *self.numbers)
-            if result > 0 and pad.steps[-1] == "no":
-                return pad, result
 
     def task(self, id: str = "") -> Task:
         return Task(self.text, self.solution(), self.answer, self.kind.subject, self.level, id, verifier="exact")

@@ -26,29 +26,12 @@ class Scratchpad:
     slip_at: int | None = None
     slip_by: int = 1
     steps: list[str] = field(default_factory=list[str])
-    guess_at: int | None = None
-    """The step that guessed, of a kind that is solved by trying."""
 
     def step(self, expression: str, value: int) -> int:
         """Write `expression=value` and hand the value on, wrong if this is the step that slips."""
         value = self._slipped(value)
         self.steps.append(f"{expression}={value}")
         return value
-
-    def guess(self, value: int) -> int:
-        """Write the value to try, and hand it on, wrong if this is the step that slips."""
-        self.guess_at = len(self.steps)
-        value = self._slipped(value)
-        self.steps.append(f"Try {value}")
-        return value
-
-    def check(self, found: int, wanted: int) -> None:
-        """Write what the found value is off the wanted one, and whether the guess stood this test.
-
-        The difference is written out because a small model can subtract, but cannot see that two numbers are equal.
-        """
-        off = self.step(f"{found}-{in_parens(wanted)}", found - wanted)
-        self.steps.append("no" if off else "ok")
 
     def say(self, remark: str) -> None:
         self.steps.append(remark)
