@@ -79,7 +79,7 @@ def straight(taught_base: Path, sums: Path, tmp_path_factory: pytest.TempPathFac
     @functools.cache
     def run(method: str) -> Path:
         folder = tmp_path_factory.mktemp("straight") / method
-        train(config_for(taught_base, sums, method), folder, False, lambda _: None)
+        train(config_for(taught_base, sums, method), folder)
         return folder
 
     return run

@@ -76,14 +76,14 @@ def everything(base: Path, tasks: Path, out: Path, methods: list[str]) -> None:
             config = config_for(base, tasks, method, eval_every=0, **CASES[case])
             torch.save(some_steps(lms[dtype], config, ranks), out / f"{dtype} {method} {case} {ranks.rank}.pt")
         for method in methods:
-            train(config_for(base, tasks, method), out / method, False, shown(ranks))
-        train(config_for(base, tasks, "mass", steps=2), out / "two-then-one", False, shown(ranks))
-        train(config_for(base, tasks, "mass"), out / "one-then-two", True, shown(ranks))
+            train(config_for(base, tasks, method), out / method, callbacks=[shown(ranks)])
+        train(config_for(base, tasks, "mass", steps=2), out / "two-then-one", callbacks=[shown(ranks)])
+        train(config_for(base, tasks, "mass"), out / "one-then-two", resume=True, callbacks=[shown(ranks)])
         agreement(ranks)
         with pytest.raises(
             ConfigError, match=r"tasks_per_step is 1 for 2 processes; expected at least one problem each"
         ):
-            train(config_for(base, tasks, "mass", tasks_per_step=1), out / "few", False, shown(ranks))
+            train(config_for(base, tasks, "mass", tasks_per_step=1), out / "few", callbacks=[shown(ranks)])
         assert not (out / "few").exists()
         (out / f"said {ranks.rank}").write_text(disagreement(base, tasks, out, ranks))
 

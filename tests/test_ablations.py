@@ -55,7 +55,7 @@ def found_with(lm: LM, config: RunConfig) -> Gradients:
 def run(config: RunConfig, folder: Path, lm: LM) -> tuple[dict[str, bool], list[dict[str, float]]]:
     """Which groups of parameters a run of two steps changed by a single bit, and its metrics."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2, eval_every=0))
-    train(config, folder, False, lambda _: None)
+    train(config, folder)
     before = tensors(init_state(lm, config.adapt, config.train.seed))
     after = tensors(checkpoint.load(folder, lm)[0])
     changed = {group: False for group in ("theta", "eta", "rate")}

@@ -124,7 +124,7 @@ def test_verdicts_without_attempts_are_refused(taught_base: Path, sums: Path, tm
     config = config_for(taught_base, sums, "mass-gold")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, scorer_verdicts=1.0))
     with pytest.raises(ConfigError, match="nothing that is practised has a verdict"):
-        train(config, tmp_path / "run", False, lambda _: None)
+        train(config, tmp_path / "run")
 
 
 # --- other numbers, long problems, no practice

@@ -187,7 +187,7 @@ def test_weight_zero_changes_not_a_bit(
     assert one.measured == other.measured
     for group in ("theta", "generator", "eta", "log_rates"):
         assert all(torch.equal(t, getattr(other, group)[name]) for name, t in getattr(one, group).items())
-    train(config, tmp_path / "run", False, lambda _: None)
+    train(config, tmp_path / "run")
     assert_same_run(straight("mass"), tmp_path / "run", lm)
 
 
@@ -196,7 +196,7 @@ def test_weight_zero_changes_not_a_bit(
 
 def test_a_run_measures_its_drift(taught_base: Path, sums: Path, tmp_path: Path) -> None:
     config = config_for(taught_base, sums, "mass-gold", canary_kl=0.3, steps=2, eval_every=0)
-    train(config, tmp_path / "run", False, lambda _: None)
+    train(config, tmp_path / "run")
     rows = RunFolder(tmp_path / "run").metrics()
     assert all(row["canary KL"] > 0 for row in rows)
 
@@ -205,7 +205,7 @@ def test_a_run_measures_its_drift(taught_base: Path, sums: Path, tmp_path: Path)
 def test_what_does_not_adapt_does_not_drift(method: str, taught_base: Path, sums: Path, tmp_path: Path) -> None:
     config = config_for(taught_base, sums, method, canary_kl=0.1)
     with pytest.raises(ConfigError, match=f"train.canary_kl is set, but {method} does not adapt"):
-        train(config, tmp_path / "run", False, lambda _: None)
+        train(config, tmp_path / "run")
 
 
 def test_canaries_are_of_other_subjects(lm: LM, taught_base: Path, sums: Path) -> None:
@@ -240,5 +240,5 @@ def test_tasks_of_one_subject_are_refused_before_the_run(taught_base: Path, tmp_
     file.write_text('{"problem": "What is 1?", "answer": "1", "subject": "A"}\n' * 2)
     config = config_for(taught_base, file, canary_kl=0.1)
     with pytest.raises(DataError, match=r"set train\.canary_kl to 0$"):
-        train(config, tmp_path / "run", False, lambda _: None)
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

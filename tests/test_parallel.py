@@ -136,7 +136,7 @@ def test_one_process_speaks_for_all_and_the_second_of_a_lost_one(monkeypatch: py
 def two(taught_base: Path, sums: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes did everything, with one run begun by a process alone."""
     out = tmp_path_factory.mktemp("two")
-    train(config_for(taught_base, sums, "mass", steps=2), out / "one-then-two", False, lambda _: None)
+    train(config_for(taught_base, sums, "mass", steps=2), out / "one-then-two")
     ran = torchrun(SCRIPT, "everything", taught_base, sums, out, *METHODS)
     assert ran.code == 0, ran.err
     return out
@@ -171,7 +171,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     folder: str, two: Path, straight: Callable[[str], Path], lm: LM, taught_base: Path, sums: Path
 ) -> None:
     if folder == "two-then-one":
-        train(config_for(taught_base, sums, "mass"), two / folder, True, lambda _: None)
+        train(config_for(taught_base, sums, "mass"), two / folder, resume=True)
     assert_like(straight("mass"), two / folder, lm)
 
 

@@ -90,7 +90,7 @@ def test_metrics_say_what_happened(method: str, straight: Callable[[str], Path])
 def test_steps_are_reported_as_they_are_logged(taught_base: Path, sums: Path, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
     config = config_for(taught_base, sums, "mass-gold", steps=1, eval_every=0)
-    train(config, tmp_path / "run", False, seen.append)
+    train(config, tmp_path / "run", callbacks=[seen.append])
     assert seen == RunFolder(tmp_path / "run").metrics()
     assert [row["step"] for row in seen] == [1]
 
@@ -118,8 +118,8 @@ def test_stopped_and_resumed_is_the_same_run(
     config = config_for(taught_base, sums, method)
     for step, resume in [(2, False), (4, True)]:
         with pytest.raises(Stop):
-            train(config, tmp_path / "run", resume, stop_after(step))
-    train(config, tmp_path / "run", True, lambda _: None)
+            train(config, tmp_path / "run", resume=resume, callbacks=[stop_after(step)])
+    train(config, tmp_path / "run", resume=True)
     assert_same_run(straight(method), tmp_path / "run", lm)
 
 
@@ -129,8 +129,8 @@ def test_rare_checkpoints_and_a_longer_run(
     """Two steps with a checkpoint each, then resumed with more steps: as if asked for four at once."""
     config = config_for(taught_base, sums, "mass-gold")
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
-    train(short, tmp_path / "run", False, lambda _: None)
-    train(config, tmp_path / "run", True, lambda _: None)
+    train(short, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
     assert_same_run(straight("mass-gold"), tmp_path / "run", lm)
 
 
@@ -139,14 +139,14 @@ def test_stopped_before_the_first_checkpoint_starts_again(
 ) -> None:
     config = config_for(taught_base, sums, "mass-gold")
     with pytest.raises(Stop):
-        train(config, tmp_path / "run", False, stop_after(1))
+        train(config, tmp_path / "run", callbacks=[stop_after(1)])
     assert RunFolder(tmp_path / "run").latest() is None
-    train(config, tmp_path / "run", True, lambda _: None)
+    train(config, tmp_path / "run", resume=True)
     assert_same_run(straight("mass-gold"), tmp_path / "run", lm)
 
 
 def run_in_a_process(base: str, tasks: str, folder: str) -> None:
-    train(config_for(Path(base), Path(tasks)), Path(folder), False, lambda _: None)
+    train(config_for(Path(base), Path(tasks)), Path(folder))
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_killed_and_resumed_is_the_same_run(
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
     assert not (folder / "checkpoints" / "step-000004").exists()
-    train(config_for(taught_base, sums), folder, True, lambda _: None)
+    train(config_for(taught_base, sums), folder, resume=True)
     assert_same_run(straight("mass"), folder, lm)
 
 
@@ -187,7 +187,7 @@ def lines(folder: Path) -> list[str]:
 
 def refused(kind: type, match: str, config: RunConfig, folder: Path, resume: bool = False) -> None:
     with pytest.raises(kind, match=match) as error:
-        train(config, folder, resume, lambda _: None)
+        train(config, folder, resume=resume)
     assert "\n" not in str(error.value)
 
 
@@ -213,7 +213,7 @@ def test_a_base_that_changed_since_is_refused(
     taught_base: Path, tiny_base: Path, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_for(taught_base, sums, "mass-gold", steps=1, eval_every=0)
-    train(config, tmp_path / "run", False, lambda _: None)
+    train(config, tmp_path / "run")
     monkeypatch.setattr(
         "mass.training.trainer.load_lm", lambda *_: load_lm(ModelConfig(name=str(tiny_base)), config.lora)
     )
@@ -254,7 +254,7 @@ def test_tasks_without_the_gold_a_method_needs(
     if match:
         refused(DataError, match, config, tmp_path / "run")
     else:  # it learns from the problems alone
-        train(config, tmp_path / "without", False, lambda _: None)
+        train(config, tmp_path / "without")
     unjudged = dataclasses.replace(config_for(taught_base, sums, method), validation=tasks)
     refused(DataError, "'t-2' of the validation tasks has no answer", unjudged, tmp_path / "run")
 
@@ -273,7 +273,7 @@ def test_tasks_beyond_the_context_are_left_out_and_counted(
     tasks = written(tmp_path / "t.jsonl", good, endless, worked, edge)
     config = config_for(taught_base, sums, method, steps=1, eval_size=4)
     config = dataclasses.replace(config, tasks=tasks, validation=tasks)
-    train(config, tmp_path / "run", False, lambda _: None)
+    train(config, tmp_path / "run")
     rows = RunFolder(tmp_path / "run").metrics()
     expected = {"mass": 2, "mass-gold": 3, "solver-grpo": 1, "solver-sft": 3, "self-sft": 2}[method]
     assert [row.get("skipped tasks") for row in rows] == [expected, None]

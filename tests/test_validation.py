@@ -103,7 +103,7 @@ def test_a_run_logs_them_from_the_first_evaluation_on(
 ) -> None:
     config: RunConfig = config_for(taught_base, sums, "solver-sft", eval_temperature=0.7, steps=2)
     seen: list[dict[str, float]] = []
-    train(config, tmp_path / "run", False, seen.append)
+    train(config, tmp_path / "run", callbacks=[seen.append])
     shares = ("accuracy", "unadapted accuracy", "sampled accuracy", "unadapted sampled accuracy", "helped", "hurt")
     for row in (seen[0], seen[2]):
         assert {f"eval/{name}" for name in shares} <= row.keys()

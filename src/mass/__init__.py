@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mass import tasks as tasks
     from mass import verify as verify
+    from mass.config import AdaptConfig as AdaptConfig
+    from mass.config import EvalConfig as EvalConfig
+    from mass.config import RunConfig as RunConfig
     from mass.evaluation.evaluate import evaluate as evaluate
+    from mass.model import AdaptedModel as AdaptedModel
     from mass.model import Mass as Mass
     from mass.model import load as load
+    from mass.training.trainer import train as train
     from mass.types import Adaptation as Adaptation
     from mass.types import Example as Example
     from mass.types import Solution as Solution
@@ -29,6 +34,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "mass.model",
     "Mass": "mass.model",
+    "AdaptedModel": "mass.model",
+    "train": "mass.training.trainer",
+    "RunConfig": "mass.config",
+    "AdaptConfig": "mass.config",
+    "EvalConfig": "mass.config",
     "evaluate": "mass.evaluation.evaluate",
     "Adaptation": "mass.types",
     "Example": "mass.types",
@@ -38,7 +48,23 @@ _HOMES = {
 }
 _MODULES = ("tasks", "verify", "inner")
 
-__all__ = ["Adaptation", "Example", "Mass", "Solution", "Task", "Verdict", "evaluate", "load", "tasks", "verify"]
+__all__ = [
+    "AdaptConfig",
+    "Adaptation",
+    "AdaptedModel",
+    "EvalConfig",
+    "Example",
+    "Mass",
+    "RunConfig",
+    "Solution",
+    "Task",
+    "Verdict",
+    "evaluate",
+    "load",
+    "tasks",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from mass import verify
 from mass.adaptation import checkpoint as checkpoints
+from mass.adaptation import hub
 from mass.adaptation.adapt import answer_all, practise
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, to_dict
@@ -22,14 +23,14 @@ from mass.lm.lora import pick, save_peft
 from mass.lm.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.lm.source import SHIPPED_MODELS, TINY, shipped_folder
 from mass.seeds import derive
-from mass.types import Adaptation, Example, Params, Solution, Task
+from mass.types import Adaptation, Example, Params, Solution, Task, shortened
 
 UNTRAINED = "untrained"
 SHIPPED = "mass"
 """The checkpoint that a shipped model is loaded with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mass:
     """A language model that can adapt itself to a problem. Solving changes nothing in it."""
 
@@ -56,22 +57,55 @@ class Mass:
         """A task says what kind of problem it is."""
         return self.lm.asking(kind_of(problem)) if isinstance(problem, Task) else self.lm
 
-    def solve(self, problem: str | Task, adapt: bool = True, seed: int = 0) -> Solution:
+    def __repr__(self) -> str:
+        weights = f"checkpoint {self.checkpoint!r} ({self.method})" if self.checkpoint else self.method
+        m, steps = self.config.synthesis.examples, self.config.inner.steps
+        return (
+            f"Mass({self.lm.name!r}, {self.lm.dtype} on {self.lm.device}, {weights}, "
+            f"practice: {m} examples, {steps} step{'s' * (steps != 1)})"
+        )
+
+    @overload
+    def solve(
+        self, problem: str | Task, adapt: bool = True, seed: int = 0, *, return_adapted: Literal[False] = False
+    ) -> Solution: ...
+
+    @overload
+    def solve(
+        self, problem: str | Task, adapt: bool = True, seed: int = 0, *, return_adapted: Literal[True]
+    ) -> tuple[Solution, AdaptedModel]: ...
+
+    def solve(
+        self, problem: str | Task, adapt: bool = True, seed: int = 0, *, return_adapted: bool = False
+    ) -> Solution | tuple[Solution, AdaptedModel]:
         """Practise on the problem and answer it; `adapt=False` answers with the checkpoint as it is.
 
-        Of a `Task` only `.problem` reaches the adaptation, asked as its verifier's kind of problem is; its gold is used
-        afterwards, for the verdict in the record.
+        Only the `.problem` of a `Task` reaches the adaptation, and its verifier says which kind of problem is asked;
+        its gold is used afterwards, for the verdict in the record.
+
+        `return_adapted=True` also returns the adapted model, which answers further problems and can be saved. Raises
+        ConfigError where it is asked for with `adapt=False`.
         """
         if not adapt:
+            require(not return_adapted, "return_adapted", True, "False with adapt=False, which adapts nothing")
             return self._solve_plain(problem, seed)
-        return self.solve_and_keep(problem, seed)[0]
-
-    def solve_and_keep(self, problem: str | Task, seed: int = 0) -> tuple[Solution, AdaptedModel]:
-        """The solution of `solve`, and the model that gave it."""
         lm = self._lm_for(problem)
         (record,), adapted = answer_all(lm, self.state, [_text(problem)], self.config, [seed])
         record = replace(record, **self.origin)
-        return _solution(problem, record), AdaptedModel(lm, pick(adapted.stack, 0), record, self.config.answer)
+        solution = _solution(problem, record)
+        if not return_adapted:
+            return solution
+        return solution, AdaptedModel(lm, pick(adapted.stack, 0), record, self.config.answer)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, message: str = "Upload a checkpoint of MASS") -> str:
+        """Upload the checkpoint, with its model card, to a repository of the Hugging Face hub; return its address.
+
+        `mass.load(name, checkpoint=repo_id)` loads it again. The base model is not uploaded. Raises ModelError where
+        there is no trained checkpoint, or the hub refuses.
+        """
+        if self.checkpoint is None:
+            raise ModelError("the state is untrained, so there is no checkpoint to upload; load one that was trained")
+        return hub.push(checkpoints.locate(_folder_of(self.checkpoint)), repo_id, private=private, message=message)
 
     def replay(self, record: Adaptation) -> Solution:
         """Answer again from the practice examples, seed, configuration, prompts and start of a record.
@@ -137,7 +171,7 @@ class Mass:
         return Solution(sample.text.strip(), verify.final_answer(sample.text))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptedModel:
     """A language model with the weights that practice on one problem gave it."""
 
@@ -152,6 +186,9 @@ class AdaptedModel:
         prompts = [self.lm.solve_prompt(problem) for problem in problems]
         seeds = [derive(seed, "sample", i) for i in range(len(prompts))]
         return [s.text.strip() for s in self.lm.sample(prompts, config, seeds, self.adapter)]
+
+    def __repr__(self) -> str:
+        return f"AdaptedModel({self.lm.name!r}, adapted to {shortened(self.adaptation.problem)!r})"
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as a PEFT folder."""
@@ -182,7 +219,8 @@ def load(
     Args:
         name: 'tiny' or 'tiny-terms' (ship with the package), 'smollm2' (a real model of 135 M parameters), a local
             folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub.
-        checkpoint: a run folder of `mass train`, 'tiny/NAME' for one that ships with the package, or 'untrained'.
+        checkpoint: a run folder of `mass train`, 'owner/name' of the hub, 'tiny/NAME' for one that ships with the
+            package, or 'untrained'.
             None: the shipped one for those, else untrained.
         config: test-time configuration; None: the checkpoint's own, or the defaults.
         lora: shape of an untrained adapter; a checkpoint brings its own.
@@ -287,10 +325,14 @@ def lora_of(record: Adaptation) -> LoraConfig:
 
 
 def _folder_of(checkpoint: str | Path) -> Path:
-    """A folder here; else 'tiny/NAME' is one that ships with the package."""
+    """The folder of a checkpoint: one that is here, one that ships with the package, or one of the hub, downloaded."""
     folder, (first, *rest) = Path(checkpoint), Path(checkpoint).parts or ("",)
+    if folder.is_dir():
+        return folder
     shipped = shipped_folder(first)
-    return shipped.joinpath(*rest) if rest and shipped is not None and not folder.is_dir() else folder
+    if rest and shipped is not None:
+        return shipped.joinpath(*rest)
+    return hub.pull(str(checkpoint)) if hub.is_name(str(checkpoint)) else folder
 
 
 def _equal_but_for_rounding(one: Adaptation, other: Adaptation) -> bool:

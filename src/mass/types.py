@@ -58,6 +58,12 @@ class Sample:
     """Log-probability of each token under the sampling model at temperature 1; empty unless they were asked for."""
 
 
+def shortened(text: str, length: int = 60) -> str:
+    """The text on one line, cut to at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 @dataclass(frozen=True)
 class Example:
     """One candidate practice example `y_i`, kept in the record whether or not it is used."""
@@ -113,7 +119,7 @@ class Batch:
         return Batch(self.input_ids[index, :length], mask[:, :length], self.target_mask[index, :length])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptation:
     """The record of one adaptation: enough to see what was learned, to repeat it, and to switch it off."""
 
@@ -163,6 +169,15 @@ class Adaptation:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """Wall-clock time of each stage."""
 
+    def __repr__(self) -> str:
+        used = sum(example.valid for example in self.examples)
+        outcome = f"fell back: {self.fallback}" if self.fallback else f"update_norm={self.update_norm:.3g}"
+        seconds = sum(self.seconds.values())
+        return (
+            f"Adaptation({shortened(self.problem)!r}, model={self.model!r}, {used} of {len(self.examples)} examples "
+            f"used, {outcome}, {sum(self.tokens.values())} tokens, {seconds:.1f} s)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -185,13 +200,19 @@ def _example(data: dict[str, Any]) -> Example:
     return Example(**values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """An answer and how it came about."""
 
     text: str
     answer: str | None
     adaptation: Adaptation | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"Solution(answer={self.answer!r}, text={shortened(self.text)!r}"]
+        if self.adaptation is not None:
+            lines.append(f" adaptation={self.adaptation!r}")
+        return ",\n".join(lines) + ")"
 
 
 Groups = list[tuple[Example, ...]]

@@ -88,7 +88,7 @@ def test_train_samples_at_the_server_and_learns_here(
 ) -> None:
     config = config_for(taught_base, sums, steps=1, tasks_per_step=2, stack=2, eval_every=0)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, engine=engine_config))
-    train(config, tmp_path / "run", False, lambda _: None)
+    train(config, tmp_path / "run")
     (metrics,) = RunFolder(tmp_path / "run").metrics()
     assert metrics["gradient norm/theta"] > 0
     assert len(server.asked(COMPLETE)) == 2 * 3 + 2 * 6  # practice, and solutions of the adapted weights
@@ -98,4 +98,4 @@ def test_train_samples_at_the_server_and_learns_here(
     assert saved["model"]["engine"]["url"] == server.url
     elsewhere = dataclasses.replace(config.model.engine, url=f"{server.url}/v1", requests=3)
     moved = dataclasses.replace(config, model=dataclasses.replace(config.model, engine=elsewhere))
-    train(moved, tmp_path / "run", True, lambda _: None)  # nothing is left to do, and nothing is refused
+    train(moved, tmp_path / "run", resume=True)  # nothing is left to do, and nothing is refused

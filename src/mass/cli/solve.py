@@ -183,7 +183,7 @@ def _solve(given: Namespace, model: Mass, problem: str | Task) -> Solution:
     """The solution; its adapter is written where --save-adapter says."""
     if given.save_adapter is None:
         return model.solve(problem, adapt=not given.no_adapt, seed=given.seed)
-    solution, adapted = model.solve_and_keep(problem, given.seed)
+    solution, adapted = model.solve(problem, seed=given.seed, return_adapted=True)
     adapted.save(given.save_adapter)
     fallback = adapted.adaptation.fallback
     why = f" (the starting one: {fallback})" if fallback else ""

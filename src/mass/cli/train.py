@@ -44,13 +44,13 @@ def run(arguments: Sequence[str]) -> int:
 
     ranks = at_start()
     if not ranks.first:  # the first process of this run shows it and writes its page
-        train(config, folder, given.resume, lambda _: None)
+        train(config, folder, given.resume)
         return 0
     _note_stacks(config, ranks.size)
     monitor = Monitor(config.train.steps, console.stderr())
     try:
         with monitor:
-            train(config, folder, given.resume, monitor.on_step)
+            train(config, folder, given.resume, [monitor.on_step])
     except KeyboardInterrupt:
         _say_how_to_resume(folder, monitor.step, arguments)
         return INTERRUPTED

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mass.config.checks import require, require_known, require_numbers
+from mass.config.yaml_file import FromYaml
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class PracticeConfig:
 
 
 @dataclass(frozen=True)
-class AdaptConfig(PracticeConfig):
+class AdaptConfig(PracticeConfig, FromYaml):
     """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
 
     answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from mass.config.adapt import InnerConfig, SamplingConfig, SynthesisConfig
 from mass.config.checks import require, require_numbers
+from mass.config.yaml_file import FromYaml
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(FromYaml):
     """How methods are compared."""
 
     answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)

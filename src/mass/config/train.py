@@ -10,6 +10,7 @@ from typing import Literal
 from mass.config.adapt import AdaptConfig, InnerConfig, PracticeConfig, SamplingConfig, SynthesisConfig
 from mass.config.checks import require, require_known, require_numbers
 from mass.config.model import LoraConfig, ModelConfig
+from mass.config.yaml_file import FromYaml
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class AtTestConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(FromYaml):
     """Configuration of `mass train`."""
 
     model: ModelConfig = ModelConfig()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -98,26 +98,27 @@ class Trainer:
             self.optimizer = self._optimizer()
             self.optimizer.load_state_dict(memory)
 
-    def fit(self, on_step: Callable[[Metrics], None]) -> None:
+    def fit(self, callbacks: Sequence[Callable[[Metrics], None]]) -> None:
         """Run to `train.steps`, logging, evaluating and saving as configured."""
         train = self.config.train
         before = {**self.problems.skipped, **(self.evaluate() if train.eval_every else {})} if self.step == 0 else {}
         if before:
-            self._log({"step": 0, **before}, on_step)
+            self._log({"step": 0, **before}, callbacks)
         while self.step < train.steps:
             metrics = self.outer_step()
             last = self.step == train.steps
             evaluated = bool(train.eval_every) and (self.step % train.eval_every == 0 or last)
             if evaluated:
                 metrics |= self.evaluate()
-            self._log({"step": self.step, **metrics}, on_step)
+            self._log({"step": self.step, **metrics}, callbacks)
             if evaluated or last or self.step % train.checkpoint_every == 0:
                 self.save(metrics if evaluated else {})
 
-    def _log(self, metrics: Metrics, on_step: Callable[[Metrics], None]) -> None:
+    def _log(self, metrics: Metrics, callbacks: Sequence[Callable[[Metrics], None]]) -> None:
         if self.ranks.first:
             self.run.log(metrics)
-            on_step(metrics)
+            for callback in callbacks:
+                callback(metrics)
 
     def save(self, evaluation: Metrics) -> None:
         """Write this step's checkpoint, and the best one: the first process does.
@@ -227,12 +228,21 @@ class Trainer:
         return evaluate(self.lm, self.state, self.config, self.problems.validation, self.ranks)
 
 
-def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metrics], None]) -> None:
-    """Meta-train into a run folder, or resume the run in it; in a process that torchrun started, its share of that.
+def train(
+    config: RunConfig, out: str | Path, resume: bool = False, callbacks: Sequence[Callable[[Metrics], None]] = ()
+) -> None:
+    """Meta-train into a run folder; in a process that torchrun started, this process's share of the work.
 
-    `on_step` is called with the metrics of each step, as they are logged to `metrics.jsonl`; in the first process only.
+    Args:
+        config: the run; `RunConfig.from_yaml` reads a recipe.
+        out: the run's folder, which must be new or empty unless `resume` is given.
+        resume: continue the run in `out` from its last checkpoint.
+        callbacks: each is called with the metrics of every step, as they are written to `metrics.jsonl`; in the first
+            process only.
+
     Raises a MassError in all processes where one of them does.
     """
+    folder = Path(out)
     if config.train.kl and not config.train.samples_solutions:
         raise ConfigError(
             f"train.kl is set, but {config.train.method} samples no solutions to measure it on; set train.kl to 0"
@@ -268,7 +278,7 @@ def train(config: RunConfig, folder: Path, resume: bool, on_step: Callable[[Metr
             trainer.start(resume=resume)
             if ranks.first:
                 run.note(dataclasses.asdict(provenance.sitting(lm, trainer.step, ranks.size, problems)))
-            trainer.fit(on_step)
+            trainer.fit(callbacks)
             if ranks.first and run.latest() is not None:
                 write_card(run, config)
 

@@ -1,0 +1,37 @@
+"""A configuration read from a YAML file, checked as the command line checks it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mass.errors import ConfigError
+
+C = TypeVar("C", bound="FromYaml")
+
+
+class FromYaml:
+    """A configuration that a YAML file can hold; the file names only what differs from the defaults."""
+
+    @classmethod
+    def from_yaml(cls: type[C], path: str | Path) -> C:
+        """Read the configuration that a YAML file holds, as `--config` takes it.
+
+        Raises ConfigError for a file that cannot be read, an unknown key, or a value that is not allowed.
+        """
+        from jsonargparse import ArgumentParser  # not at the top, where `import mass` would pay for it
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            given: Any = parser.instantiate(parser.parse_string(text))
+        except OSError as error:
+            raise ConfigError(
+                f"{str(path)!r} cannot be read ({error.strerror}); expected a YAML file; give one"
+            ) from error
+        except (argparse.ArgumentError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"{str(path)!r} is no {cls.__name__}: {said}; mend the file") from error
+        return cls(**dict(given.items()))
