@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from mass.errors import ConfigError
 C = TypeVar("C", bound="FromYaml")
 
 
+@dataclass(frozen=True)  # jsonargparse spreads out the fields only where every base is a dataclass
 class FromYaml:
     """A configuration that a YAML file can hold; the file names only what differs from the defaults."""
 
