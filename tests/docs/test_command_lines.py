@@ -1,4 +1,4 @@
-"""Every line of `mass` and `python -m research` on the pages is one that their parsers take, and every option is one."""
+"""Every line of `mass` and `python -m research` on the pages is one that their parsers take; so is every option."""
 
 from __future__ import annotations
 
