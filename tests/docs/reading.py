@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import sys
@@ -22,6 +23,11 @@ FENCE = re.compile(
 )
 SHELLS = ("", "bash", "console", "sh")
 SEPARATORS = ("|", ";", "&&", "||", "&")
+PROGRAMS = {
+    "mass": (("mass",), ("torchrun", "...", "-m", "mass")),
+    "research": (("python", "-m", "research"),),
+}
+"""Our programs, and how a line that calls one begins."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,13 @@ class Block:
 @dataclass(frozen=True)
 class Command:
     block: Block
+    program: str
+    """`mass` or `research`."""
     arguments: tuple[str, ...]
-    """After `mass`."""
+    """After the program."""
 
     def __str__(self) -> str:
-        return f"{self.block} mass {shlex.join(self.arguments)}"
+        return f"{self.block} {self.program} {shlex.join(self.arguments)}"
 
 
 def name_of(page: Path) -> str:
@@ -60,10 +68,10 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[Command]:
-    """The calls of `mass` in a block of shell lines; what a command prints, below it, is no call."""
+    """The calls of our programs in a block of shell lines; what a command prints, below it, is no call."""
     for line in block.text.replace("\\\n", " ").splitlines():
         words = _words(line.removeprefix("$ "))
-        while "mass" in words:
+        while words:
             end = next((i for i, word in enumerate(words) if word in SEPARATORS), len(words))
             yield from _call(block, words[:end])
             words = words[end + 1 :]
@@ -80,11 +88,19 @@ def _words(line: str) -> list[str]:
 
 
 def _call(block: Block, words: list[str]) -> Iterator[Command]:
-    direct, by_torchrun = words[:1] == ["mass"], words[:1] == ["torchrun"] and "-m" in words
-    if not (direct or by_torchrun) or words[-1:] == ["mass"]:
+    program = next((name for name, starts in PROGRAMS.items() if any(_begins(words, start) for start in starts)), None)
+    if program is None or words[-1:] == [program]:
         return
-    rest = words[words.index("mass") + 1 :]
+    rest = words[words.index(program) + 1 :]
     if not re.match(r"-*[a-z]", rest[0]):  # the row of mass in a table of results
         return
     cut = next((i for i, word in enumerate(rest) if re.fullmatch(r"[<>]+", word)), len(rest))
-    yield Command(block, tuple(rest[:cut]))
+    yield Command(block, program, tuple(rest[:cut]))
+
+
+def _begins(words: list[str], start: tuple[str, ...]) -> bool:
+    """Whether a line begins so; `...` stands for any words."""
+    if "..." not in start:
+        return tuple(words[: len(start)]) == start
+    gap = start.index("...")
+    return _begins(words, start[:gap]) and start[gap + 1 :] in list(itertools.pairwise(words))

@@ -1,4 +1,4 @@
-"""Every `mass ...` line that the pages show is one that the real parsers take; every option they name is one."""
+"""Every line of `mass` and `python -m research` on the pages is one that their parsers take; so is every option."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import reading
+from jsonargparse import ArgumentParser
 from reading import PAGES, ROOT, SHELLS, Block, Command
+from research.__main__ import RESEARCH
 
 from mass.cli import options
-from mass.cli.main import VERBS, module_of
+from mass.cli.main import MASS, Program
 from mass.errors import MassError
 from mass.evaluation.lm_eval.arguments import arguments_of
 
 COMMANDS = [c for page in PAGES for b in reading.blocks(page) if b.language in SHELLS for c in reading.commands(b)]
+PROGRAMS: dict[str, Program] = {"mass": MASS, "research": RESEARCH}
 HARNESS = "lm-eval"
 """The verb whose options, but for the model arguments, are another program's."""
 INLINE = re.compile(r"`(--[A-Za-z][\w.-]*)")
@@ -37,9 +40,13 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def known_options() -> set[str]:
-    """Of all verbs."""
-    parsers = [importlib.import_module(module_of(verb))._parser() for verb in VERBS if verb != HARNESS]
+    """Of all verbs of all programs."""
+    parsers = [parser_of(p, verb) for p in PROGRAMS.values() for verb in p.verbs if verb != HARNESS]
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
+
+
+def parser_of(program: Program, verb: str) -> ArgumentParser:
+    return importlib.import_module(program.module_of(verb))._parser()
 
 
 def without_files_of_runs(arguments: Iterable[str]) -> list[str]:
@@ -55,17 +62,23 @@ def test_a_command_line_of_the_pages_is_one(command: Command) -> None:
     verb, *rest = command.arguments
     if verb in ("--help", "--version"):
         return
-    assert verb in VERBS
+    program = PROGRAMS[command.program]
+    assert verb in program.verbs
     if verb == HARNESS:
         given = rest[rest.index("--model_args") + 1] if "--model_args" in rest else ""
         arguments_of(dict(pair.split("=", 1) for pair in given.split(",") if pair) | {"batch_size": 1})
     elif "--help" not in rest:
-        options.parse(importlib.import_module(module_of(verb))._parser(), without_files_of_runs(rest))
+        options.parse(parser_of(program, verb), without_files_of_runs(rest))
 
 
 def test_there_are_command_lines_of_every_verb() -> None:
-    assert len(COMMANDS) > 30
-    assert {command.arguments[0] for command in COMMANDS} >= {"solve", "train", "eval", "study", "collect", "report"}
+    shown = {(command.program, command.arguments[0]) for command in COMMANDS}
+    assert {(name, verb) for name, program in PROGRAMS.items() for verb in program.verbs} - shown == set()
+
+
+def test_the_readme_names_every_verb() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [verb for verb in MASS.verbs if f"| `mass {verb}` |" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=reading.name_of)
@@ -82,3 +95,13 @@ def test_a_line_that_no_parser_takes_is_found() -> None:
     with pytest.raises(MassError, match="--sise is no option of mass eval; did you mean '--size'"):
         test_a_command_line_of_the_pages_is_one(wrong)
     test_a_command_line_of_the_pages_is_one(right)
+
+
+def test_a_line_of_research_is_found_and_parsed() -> None:
+    text = "python -m research collect runs/x --into results/x\npython benchmarks/room.py --out x\n"
+    (found,) = reading.commands(Block(ROOT / "README.md", 1, "bash", text, None))
+    assert (found.program, found.arguments) == ("research", ("collect", "runs/x", "--into", "results/x"))
+    test_a_command_line_of_the_pages_is_one(found)
+    wrong = Command(found.block, "research", ("collect", "runs/x", "--onto", "results/x"))
+    with pytest.raises(MassError, match="--onto"):
+        test_a_command_line_of_the_pages_is_one(wrong)

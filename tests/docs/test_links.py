@@ -9,7 +9,7 @@ import reading
 from reading import PAGES, ROOT, repository
 
 MADE = {"docs/reference/commands.md", "docs/results.md"}
-"""Pages that are made: by the site's build, and by `mass report`."""
+"""Pages that are made: by the site's build, and by `python -m research document`."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=reading.name_of)
@@ -23,6 +23,21 @@ def test_there_are_links_to_check() -> None:
     found = [link["path"] for link in repository.links((ROOT / "README.md").read_text(encoding="utf-8"))]
     assert "docs/engine.md" in found
     assert len(found) > 10
+
+
+def test_the_first_page_leads_to_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    named = {repository.resolve("docs/index.md", link["path"]) for link in repository.links(index)}
+    pages = {reading.name_of(page) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    inside = {page for page in pages if page.startswith(("docs/adr/", "docs/reference/"))}
+    assert pages - inside - named == {"docs/index.md"}
+    assert {"docs/adr", "docs/reference/index.md"} <= named
+
+
+def test_the_reference_leads_to_each_of_its_pages() -> None:
+    index = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
+    named = {link["path"] for link in repository.links(index)}
+    assert {page.name for page in (ROOT / "docs" / "reference").glob("*.md")} - named == {"index.md"}
 
 
 def test_links_in_code_and_to_other_hosts_are_no_links_of_ours() -> None:

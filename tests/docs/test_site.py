@@ -143,7 +143,8 @@ def build_with(folder: Path, text: str, said: str) -> None:
     (docs / "engine.md").write_text("# Engine\n")
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     config = re.sub(r"^nav:\n(?:  .*\n)+", "", config, flags=re.M)
-    config = re.sub(r"^hooks:\n(?:  .*\n)+", "", config, flags=re.M).replace("paths: [src]", f"paths: [{SOURCE}]")
+    config = re.sub(r"^hooks:\n(?:  .*\n)+", "", config, flags=re.M).replace("paths: [src, .]", f"paths: [{SOURCE}]")
+    config = config.replace("docs/hooks/packages.py", str(ROOT / "docs" / "hooks" / "packages.py"))
     (folder / "mkdocs.yml").write_text(config.replace("extra_css: [pictures/site.css]\n", ""))
     ran = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict"],
