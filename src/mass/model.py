@@ -230,10 +230,11 @@ def load(
         device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
         dtype: precision of the base: float32, bfloat16, float16 or float64; 'auto': as its files have it where the
             device is fast at that, else float32.
-        decode_rows: sequences sampled side by side at most; bounds memory. engine: a server that samples instead of
-        this process. seed: of an untrained adapter. prompts: a file as `mass prompts` prints one, or
-        `mass.lm.prompts.Prompts`, for all kinds of problems or by kind.
-            None: those the checkpoint was trained with, or the package's own.
+        decode_rows: sequences sampled side by side at most; bounds memory.
+        engine: a server that samples instead of this process.
+        seed: of an untrained adapter.
+        prompts: a file as `mass prompts` prints one, or `mass.lm.prompts.Prompts`, for all kinds of problems or by
+            kind. None: those the checkpoint was trained with, or the package's own.
         kind: of problems given as plain texts: math, code, choice or other (a `Task` says its own). None: as the
             checkpoint was trained on, or math.
         thinking: whether a model with a thinking switch thinks aloud; None: as the prompts say, by default not.

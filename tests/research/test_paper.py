@@ -324,15 +324,3 @@ def test_the_results_of_this_repository_are_up_to_date(monkeypatch: pytest.Monke
         pytest.skip("docs/results.md has not been written yet")
     monkeypatch.chdir(ROOT)
     assert main(["report", "results/minimath", "--check"]) == 0
-
-
-def test_the_readme_tells_no_number_of_the_study_that_the_page_has_not() -> None:
-    page = ROOT / "docs" / "results.md"
-    if not page.is_file():
-        pytest.skip("docs/results.md has not been written yet")
-    readme = (ROOT / "README.md").read_text()
-    told = readme[readme.index("**Where adaptation pays.**") : readme.index("**Where nothing is left")]
-    numbers = set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", told))
-    known = set(re.findall(r"\d+\.\d+", page.read_text()))
-    assert len(numbers) > 100
-    assert numbers - known == set()

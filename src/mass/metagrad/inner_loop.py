@@ -61,10 +61,10 @@ def adapt(
     Args:
         losses: (params, index) -> losses of the examples `index`, of all m when it is None. With `memory_gb` it is also
             called to be measured: it may be broken off, and `index` may name an example more than once.
-        params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters. weights: of the examples,
-        the same at each step or one row a step. optimizer: SGD or AdamW of `mass.metagrad.optimizers`, or an update
-        rule of your own. A rate is for all steps, or [K];
-            with `stacked` also [1, B] or [K, B], a rate for each adapter.
+        params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
+        weights: of the examples, the same at each step or one row a step.
+        optimizer: SGD or AdamW of `mass.metagrad.optimizers`, or an update rule of your own. A rate is for all steps,
+            or [K]; with `stacked` also [1, B] or [K, B], a rate for each adapter.
         steps: K.
         micro_batch: examples that pass at a time, in forward and backward; the memory is that of their graphs. None:
             all at once, or what `memory_gb` allows.
@@ -77,8 +77,7 @@ def adapt(
             `micro_batch` unless given, layer checkpointing, and how many graphs the forward keeps for the backward
             (all of them: nothing is computed twice). The last example is measured for it: let it be the largest.
         checkpoint: layer checkpointing in layers that `mass.metagrad.layerwise` wrapped; None: where `memory_gb` needs
-        it. True
-            with losses that run no such layer is an error.
+            it. True with losses that run no such layer is an error.
         spare_gb: without `memory_gb`, what the device can spare (`mass.lm.free_memory`): nothing changes where that is
             enough for the passes as they are; else smaller micro-batches and layer checkpointing are chosen for it.
 

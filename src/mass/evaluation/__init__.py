@@ -1,0 +1,1 @@
+"""Methods are compared on problems: answers, verdicts, costs, intervals, and a table."""
