@@ -40,8 +40,11 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(given.out)
     from mass.cli.training import Monitor
     from mass.training.distributed import at_start
+    from mass.training.loggers import check_loggers, open_loggers
     from mass.training.trainer import train
 
+    names = [name.strip() for name in given.log.split(",") if name.strip()]
+    check_loggers(names)
     ranks = at_start()
     if not ranks.first:  # the first process of this run shows it and writes its page
         train(config, folder, given.resume)
@@ -49,8 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     _note_stacks(config, ranks.size)
     monitor = Monitor(config.train.steps, console.stderr())
     try:
-        with monitor:
-            train(config, folder, given.resume, [monitor.on_step])
+        with open_loggers(names, folder, config) as loggers, monitor:
+            train(config, folder, given.resume, [monitor.on_step, *loggers])
     except KeyboardInterrupt:
         _say_how_to_resume(folder, monitor.step, arguments)
         return INTERRUPTED
@@ -72,6 +75,12 @@ def _parser() -> ArgumentParser:
         "--out", type=str | None, default=None, help="The run's folder: new, or with --resume a used one."
     )
     parser.add_argument("--resume", action="store_true", help="Go on from the last checkpoint in --out.")
+    parser.add_argument(
+        "--log",
+        type=str,
+        default="",
+        help="Loggers beside metrics.jsonl, as in tensorboard,wandb: tensorboard, trackio, wandb (each an extra).",
+    )
     _add_dry_run(parser)
     parser.add_class_arguments(RunConfig)
     return parser
