@@ -68,7 +68,7 @@ class Trackio:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases in the run's folder: offline unless WANDB_MODE says otherwise; `wandb sync` uploads it."""
+    """A run of Weights & Biases in the run's folder: offline unless WANDB_MODE says otherwise; see `wandb sync`."""
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         library = _library("wandb")
