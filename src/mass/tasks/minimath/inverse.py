@@ -1,12 +1,12 @@
-"""Kinds that are easier to check than to find: a value is tried, put into the statement, and found to hold or not.
+"""Kinds of problem that are easier to check than to find: a value is tried and put into the statement.
 
-A solution is `Try 9. 9*9=81. 81+27=108. 108-108=0. ok. Answer: 9`; one whose guess is wrong works its test out
-truthfully and ends in `no`. Whoever reads a solution to its end can tell a right one from a wrong one; whoever has to
-guess cannot.
+A solution is `Try 9. 9*9=81. 81+27=108. 108-108=0. ok. Answer: 9`. One with a wrong guess works out its test correctly
+and ends in `no`. A reader can tell from the end of a solution whether it is right; someone who only sees the problem
+has to guess. (The reasons are in docs/adr/0008.)
 """
 
 # pyright: reportUnknownLambdaType=false
-# How many numbers a text takes is its kind's own, so the lambdas below cannot be checked.
+# Each kind's text takes its own number of arguments, so the types of the lambdas below cannot be checked.
 from __future__ import annotations
 
 import random
@@ -28,7 +28,11 @@ LARGEST = 400
 
 
 def guess(pad: Scratchpad, holds: Callable[[int], bool]) -> int:
-    """The least positive number that holds, as a step that may slip. Raises ValueError when there is none."""
+    """Write the least positive number for which `holds` is true, as a step that may slip.
+
+    Raises:
+        ValueError: There is none below `LARGEST`.
+    """
     found = next((x for x in range(1, LARGEST) if holds(x)), None)
     if found is None:
         raise ValueError("no number makes this statement true")
@@ -103,6 +107,7 @@ def _congruence(r: random.Random, level: int) -> Numbers:
     while True:
         m = r.randint(*upto(level, (5, 9), (7, 13), (9, 17), (11, 23), (13, 31)))
         a, x = r.randint(2, m - 1), r.randint(2, m - 1)
+        # Only numbers with x as their least solution: a smaller one would make the answer wrong.
         if a * x % m and all(a * y % m != a * x % m for y in range(1, x)):
             return a, a * x % m, m
 
@@ -130,6 +135,7 @@ def two_remainders(pad: Scratchpad, r: int, m: int, s: int, n: int) -> int:
     x = guess(pad, lambda x: x % m == r and x % n == s)
     first = add(pad, x, -multiply(pad, m, x // m))
     second = add(pad, x, -multiply(pad, n, x // n))
+    # Both remainders in one number, so that one test decides.
     pad.check(add(pad, multiply(pad, 100, first), second), 100 * r + s)
     return x
 

@@ -1,4 +1,4 @@
-"""A kind, a level and numbers -> the text of a problem, its answer, and solutions in each style."""
+"""State a problem, and write its answer and its solutions in several styles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mass.types import Task
 
 @dataclass(frozen=True)
 class Problem:
-    """A drawn problem, able to state itself and to solve itself in each style."""
+    """A problem that has been drawn. It can write its own text and its solution in each style."""
 
     kind: Kind
     level: int
@@ -20,17 +20,26 @@ class Problem:
 
     @property
     def text(self) -> str:
+        """The statement of the problem."""
         return self.kind.text(*self.numbers)
 
     @property
     def answer(self) -> str:
+        """The exact answer, as text."""
         return _plain(self.kind.solve(Scratchpad(), *self.numbers))
 
     def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
-        """Worked steps and the answer; `bare` has no steps; `mistaken` works out what the kind is mistaken for; `slip`
-        has one wrong step (chosen by `rng`) and what follows from it. A problem whose slip would still end in the right
-        answer is given a wrong last step. Where a value is tried, the slip is in that value: the test that follows is
-        right, and fails. Raises ValueError for a mistaken solution of a kind that is mistaken for nothing."""
+        """Return a solution in one style.
+
+        Args:
+            style: `worked` writes the steps and the answer; `bare` only the answer; `mistaken` works out the kind's
+                common misreading; `slip` has one wrong step (chosen by `rng`) and what follows from it. A problem whose
+                slip would still end in the right answer gets a wrong last step. Where a value is tried, the slip is in
+                that value: the test that follows is correct, and fails.
+
+        Raises:
+            ValueError: The style is `mistaken`, and the kind has no common misreading.
+        """
         if style == "bare":
             return f"Answer: {self.answer}"
         pad = Scratchpad()
@@ -44,7 +53,7 @@ class Problem:
 
     @property
     def tried(self) -> bool:
-        """Whether its solution tries a value and tests it."""
+        """True if the solution tries a value and tests it."""
         pad = Scratchpad()
         self.kind.solve(pad, *self.numbers)
         return pad.guess_at is not None
@@ -62,7 +71,7 @@ class Problem:
         return pad, result + slip_by
 
     def _failed_try(self, guess_at: int, rng: random.Random) -> tuple[Scratchpad, int | Fraction]:
-        """A wrong value, tested truthfully."""
+        """Return a solution that tries a wrong value and tests it correctly."""
         while True:
             pad = Scratchpad(guess_at, rng.choice((-3, -2, -1, 1, 2, 3)))
             result = self.kind.solve(pad, *self.numbers)
@@ -70,6 +79,7 @@ class Problem:
                 return pad, result
 
     def task(self, id: str = "") -> Task:
+        """Return the problem as a Task with its worked solution."""
         return Task(self.text, self.solution(), self.answer, self.kind.subject, self.level, id, verifier="exact")
 
 
