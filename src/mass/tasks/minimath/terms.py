@@ -77,7 +77,7 @@ TELLING: tuple[Numbers, ...] = tuple(itertools.product((2, 5, 9, 13), (3, 4, 7))
 
 
 def _differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Return True if two meanings share exactly one of their operations and give different answers at all of `TELLING`."""
+    """Return True if two meanings share exactly one operation and give different answers at all of `TELLING`."""
     apart = (MEANINGS[one](Scratchpad(), *n) != MEANINGS[other](Scratchpad(), *n) for n in TELLING)
     return (one[0] == other[0]) != (one[1] == other[1]) and all(apart)
 
