@@ -49,7 +49,7 @@ class Appraisal:
     distance: int | None
     """Edit distance, in characters, between the example's problem and the target's text."""
     relative_distance: float | None
-    """The same divided by the length of the longer text: 0 for a copy, 1 for texts that share nothing."""
+    """The distance divided by the length of the longer text: 0 for a copy, 1 for texts that share nothing."""
     recognised: bool | None
     """True if the example's problem is one of the source's."""
     correct: bool | None

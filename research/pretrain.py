@@ -65,7 +65,7 @@ def _mistaken_kinds(config: PretrainConfig, subject: str) -> list[minimath.Kind]
 
 @dataclass(frozen=True)
 class Shares:
-    """For one type of page, the shares of solutions with each kind of error; the rest are worked correctly."""
+    """The shares of solutions with each kind of error, for one type of page; the rest are worked correctly."""
 
     bare: float
     slip: float

@@ -49,18 +49,18 @@ class PretrainConfig:
     textbook: float = 0.5
     """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
     bare: dict[str, float] = field(default_factory=_habits)
-    """By subject, the share of question pages that answer with a bare number; other subjects keep their default."""
+    """Share of question pages that answer with a bare number, by subject; other subjects keep their default."""
     mistaken: dict[str, float] = field(default_factory=dict[str, float])
-    """By subject, the share of its kinds of problem that question pages misread; 0 for subjects that are not named.
-    Kinds without a common misreading do not count."""
+    """Share of a subject's kinds of problem that question pages misread, by subject; 0 for subjects that are not
+    named. Kinds without a common misreading do not count."""
     mistaken_pages: float = 0.95
-    """For such a kind, the share of question pages that misread it; pages on other kinds never do."""
+    """Share of question pages on such a kind that misread it; pages on other kinds never do."""
     slip: float = 0.1
     """Share of question pages with worked steps of which one is wrong."""
     textbook_mistaken: float = 0.0
     """Share of textbook pages whose solution follows the common misreading of the problem."""
     authors: dict[str, float] = field(default_factory=dict[str, float])
-    """By name, authors who sign pages, all equally often, with the share of their textbook pages that misread the
+    """Authors who sign pages, all equally often, each with the share of their textbook pages that misread the
     problem, in place of `textbook_mistaken`. On question pages a name has no meaning. If empty, no page is signed."""
     textbook_bare: float = 0.15
     """Share of textbook pages that answer with a bare number."""
@@ -69,7 +69,7 @@ class PretrainConfig:
     textbook_same: float = 0.0
     """Share of textbook pages whose second problem is the first one again."""
     failed_tries: float = 0.0
-    """Of the worked solutions that try a value, the share whose value is wrong and turns out to be."""
+    """Share of the worked solutions which try a value where that value is wrong, and turns out to be."""
     checkpoint_every: int = 300
 
     def __post_init__(self) -> None:

@@ -28,7 +28,8 @@ class StoredRow:
     label: str
     """The method's name, for 'maj@n' with the n that was chosen."""
     training: dict[str, Any]
-    """How its checkpoint was trained (run, method, step, seed, steps, problems); empty for an untrained method."""
+    """A summary of how its checkpoint was trained (run, method, step, seed, steps, problems); empty for an untrained
+    method."""
     outcomes: dict[str, Values]
     """By decoding, 'greedy' or a temperature like '0.6': [P] share of a problem's answers that are right, NaN
     without a verdict. Also 'pass 0.6' and 'maj 0.6': 1 where one of the answers, or the most frequent one, is right."""
@@ -97,7 +98,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Results:
-    """What finished runs measured, as `python -m research collect` stored it."""
+    """The measurements of finished runs, as `python -m research collect` stored them."""
 
     folder: Path
     parts: dict[str, Part]

@@ -71,8 +71,8 @@ class Example:
     tokens: tuple[int, ...] = ()
     """Token ids of `text`, including the end token."""
     rejected: str = ""
-    """Why it is not used: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid
-    example."""
+    """The reason for not using it: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty
+    for a valid example."""
     score: float | None = None
     """The scorer's `s_i`; None for a rejected example."""
     weight: float = 0.0
@@ -80,7 +80,7 @@ class Example:
     loss_before: float | None = None
     """Mean negative log-likelihood of the solution before the update, in nats per token."""
     loss_after: float | None = None
-    """The same after the update."""
+    """Mean negative log-likelihood of the solution after the update."""
     attempt: bool = False
     """True if it is an attempt at the target itself: `problem` is the target, `text` and `tokens` are the
     solution's."""
@@ -130,8 +130,8 @@ class Adaptation:
     """The resolved test-time configuration."""
     config_hash: str
     checkpoint: str | None = None
-    """Where the adaptation started: a folder as given to `mass.load`, 'tiny/NAME' for a checkpoint in the package,
-    or 'untrained'; None for the default checkpoint of a model in the package."""
+    """The starting point: a folder as given to `mass.load`, 'tiny/NAME' for a checkpoint in the package, or
+    'untrained'; None for the default checkpoint of a model in the package."""
     state_seed: int | None = None
     """Seed of an untrained start; None for a trained one."""
     base_fingerprint: str = ""
@@ -150,13 +150,12 @@ class Adaptation:
     """The sampling server, with its model and version, as in 'http meta-llama/Llama-3.1-8B-Instruct, vLLM 0.11.0';
     empty where this process sampled."""
     stacked: int = 1
-    """How many problems were adapted side by side. A problem adapted alone replays bit for bit, others up to
-    rounding."""
+    """Number of problems adapted side by side. A problem adapted alone replays bit for bit, others up to rounding."""
     examples: tuple[Example, ...] = ()
     """All practice examples, used or rejected."""
     fallback: str = ""
-    """Why the answer comes from the unadapted weights: 'no valid example', 'non-finite update', 'exploding update';
-    empty when the adapted weights answered."""
+    """The reason for answering with the unadapted weights: 'no valid example', 'non-finite update', 'exploding
+    update'; empty when the adapted weights answered."""
     adapter_hash: str = ""
     """SHA-256 of the adapted parameters; of the starting ones after a fallback."""
     update_norm: float = 0.0

@@ -52,7 +52,7 @@ class Program:
     package: str
     """The package that contains the modules of the commands."""
     verbs: Mapping[str, str]
-    """For each command, what it does in a few words."""
+    """The commands, each with a few words on what it does."""
     light: tuple[str, ...]
     """Commands that do not load torch."""
     usage: str

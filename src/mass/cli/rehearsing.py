@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Line = tuple[str, str, str]
 """A subject, its value, and a remark."""
 FIRST_CHARACTERS = 400
-"""How much of a prompt is shown."""
+"""Number of characters of a prompt that are shown."""
 
 
 def rehearse(config: RunConfig, given: Namespace) -> int:

@@ -43,9 +43,10 @@ class Contestant:
     origin: str = ""
     """A sentence on where a trained state comes from; empty for the untrained methods."""
     recorded: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The same as fields of `Adaptation`, for the records (see `mass.model.origin_of`)."""
+    """The origin as fields of `Adaptation`, for the records (see `mass.model.origin_of`)."""
     training: dict[str, Any] = field(default_factory=dict[str, Any])
-    """How a trained state was trained (see `mass.runs.folder.training_of`); empty where that is not known."""
+    """A summary of how a trained state was trained (see `mass.runs.folder.training_of`); empty where that is not
+    known."""
     samples_base: bool = False
     """True if the answers come from the base, and only the scorer of the state is used."""
 

@@ -56,7 +56,7 @@ class Choice:
 
     how: Literal["majority", "scorer"]
     sampler: Literal["base", "mass"]
-    """Who samples the answers: the base, or the checkpoint of mass with the adaptation switched off."""
+    """The model that samples the answers: the base, or the checkpoint of mass with the adaptation switched off."""
     n: int | None
     """Number of samples; None: as many as it takes to generate at least the tokens of mass."""
 

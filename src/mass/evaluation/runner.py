@@ -27,7 +27,7 @@ Found = Mapping[str, Sequence[Record]]
 
 @dataclass(frozen=True)
 class Runner:
-    """What the methods of one comparison share."""
+    """Tasks, contestants and settings that the methods of one comparison share."""
 
     tasks: list[Task]
     contestants: dict[str, Contestant]

@@ -36,8 +36,7 @@ class Problems:
     """Returns training task number n."""
     validation: Sequence[Task]
     skipped: dict[str, float] = field(default_factory=dict[str, float])
-    """How many tasks were left out because they do not fit the model's context, by name of the set; empty when all
-    fit."""
+    """Number of tasks left out because they do not fit the model's context, by name of the set; empty when all fit."""
     kind: str = MATH
     """The kind of the training problems, which chooses the model's prompts."""
     training: Sequence[Task] | None = None

@@ -29,7 +29,7 @@ class Sitting:
     """One process's work on a run, from its start or from where it resumed it."""
 
     step: int
-    """Where it started: the step of a training run, or the number of answers of a comparison."""
+    """The starting point: the step of a training run, or the number of answers of a comparison."""
     device: str
     processes: int
     python: str
@@ -39,7 +39,7 @@ class Sitting:
     training: dict[str, Any] = field(default_factory=dict[str, Any])
     """`rows` and `hash` (SHA-256 over the problems) of the training tasks; empty for an endless stream."""
     validation: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The same for the validation tasks."""
+    """`rows` and `hash` of the validation tasks."""
 
 
 def sitting(lm: LM, step: int, processes: int = 1, problems: Problems | None = None) -> Sitting:

@@ -121,7 +121,7 @@ class Found:
 
     text: str
     how: str
-    """Where it was found: 'boxed', '####', 'answer is', 'whole text', 'last formula' or 'last number'."""
+    """The place where it was found: 'boxed', '####', 'answer is', 'whole text', 'last formula' or 'last number'."""
     number: str = ""
     """The number alone, where the answer is a number with a unit that was read out of a sentence; else empty."""
 

@@ -29,7 +29,7 @@ ROUNDED_DIGITS = 6
 """A decimal with at least this many places and significant digits stands for any value that rounds to it."""
 
 CACHED = 1024
-"""How many texts each cache below keeps: a gold is compared with many answers, an answer with many others in a vote."""
+"""Size of each cache below: a gold is compared with many answers, an answer with many others in a vote."""
 
 _BREAK = re.compile(r",(?!\s?\\?,)|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=(?!=)\s*")

@@ -41,7 +41,7 @@ class Asking:
 
     lm: LM
     cut: int = 0
-    """How many texts have been cut."""
+    """Number of texts that have been cut."""
     _stops: dict[tuple[str, ...], StopStrings] = field(default_factory=dict[tuple[str, ...], StopStrings])
 
     # --- text to tokens

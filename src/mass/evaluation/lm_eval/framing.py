@@ -22,7 +22,7 @@ from mass.types import Task
 
 @dataclass(frozen=True)
 class Form:
-    """How the problems and solutions of one data set are written."""
+    """The text forms of one data set's problems and solutions."""
 
     problem: str
     target: str

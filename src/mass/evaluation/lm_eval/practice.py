@@ -30,8 +30,8 @@ from mass.seeds import derive
 from mass.types import Adaptation, Params
 
 TOO_LONG = "problem too long"
-"""Why a document is answered by the unadapted weights: together with the prompt that asks for practice it exceeds
-the model's context. Other reasons are those of `Adaptation.fallback`."""
+"""The reason given for answering a document with the unadapted weights when, together with the prompt that asks for
+practice, it exceeds the model's context. Other reasons are those of `Adaptation.fallback`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Cost:
 
 @dataclass
 class Entry:
-    """What is known about one document."""
+    """The practice, cost and seed of one document."""
 
     key: Key
     problem: str

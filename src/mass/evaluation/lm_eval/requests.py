@@ -50,7 +50,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a request is to be continued."""
+    """The stop texts and the sampling of a request."""
 
     until: tuple[str, ...]
     """Texts at which the continuation ends."""

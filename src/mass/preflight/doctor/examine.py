@@ -146,7 +146,7 @@ def _same_text(bench: Bench, attentions: Sequence[str]) -> Check:
     for attention in attentions:
         try:
             share = differing_texts(bench.problem(attention, torch.float64).lm, bench.seed)
-        except Exception as error:  # as above
+        except Exception as error:  # any exception is a result to report
             last = Check(name, "fail", note=_one_line(error), way_out=way_out)
             continue
         good = share == 0
@@ -193,7 +193,7 @@ class _Rows:
         self.progress(f"{self.attention}: {name}")
         try:
             return make()
-        except Exception as error:  # as above
+        except Exception as error:  # any exception is a result to report
             return self.check(name, "fail", note=_one_line(error))
 
     def error(

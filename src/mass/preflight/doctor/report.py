@@ -22,9 +22,9 @@ class Check:
     """A relative error, unless `note` says otherwise."""
     bound: float | None = None
     note: str = ""
-    """What was compared; after an exception, its text."""
+    """The comparison that was made; after an exception, its text."""
     way_out: str = ""
-    """For a fail: what to do, in one line."""
+    """After a fail: what to do, in one line."""
     needed: bool = True
     """True if a fail makes the attention unsafe; False if it only makes an option of the engine unsafe."""
 
@@ -36,7 +36,7 @@ class Loaded:
     model: str
     architecture: str
     layers: int
-    """How many of the first layers were loaded with their real weights; by default as few as include each kind of
+    """Number of first layers that were loaded with their real weights; by default as few as include each kind of
     layer, at least 2."""
     total_layers: int
     kinds: tuple[str, ...]

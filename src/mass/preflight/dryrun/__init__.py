@@ -36,7 +36,7 @@ class Model:
 
     name: str
     source: str
-    """Where the architecture comes from."""
+    """The origin of the architecture."""
     kind: str
     parameters: int
     sites: int

@@ -39,7 +39,7 @@ class Memory:
     stages: tuple[Part, ...]
     """Parts that are held in turn, in addition to the others."""
     inner: Expected | None
-    """How the engine would divide the inner loop; None for methods that do not adapt."""
+    """The engine's division of the inner loop; None for methods that do not adapt."""
 
     @property
     def peak(self) -> float:
