@@ -120,7 +120,7 @@ def evaluate(
     folder = None if out is None else ComparisonFolder(Path(out))
     with _held(folder, resume=resume):
         found = _opened(folder, runner, names, model, seed, resume=resume)
-        # base-ttt and others are compared with base, and votes with mass, so those run first.
+        # maj@n and best-of-n take n from the tokens of mass, and in-context takes its practice, so mass runs first.
         for name in in_order(names):
             so_far = found.setdefault(name, [])
             for records in runner.run(name, found, len(so_far)):

@@ -276,7 +276,7 @@ def _economies(rows: _Rows, problem: Problem, around: Around) -> list[Check]:
     fails."""
     sizes = rows.attempt(CHECKPOINTING, lambda: [problem.saved_bytes(around.at, flag) for flag in (False, True)])
     share = 1.0 if isinstance(sizes, Check) else sizes[1] / sizes[0]
-    # Checkpointing that works makes the graph much smaller; otherwise this model's layers were not found.
+    # Checkpointing that works makes the graph much smaller; otherwise its layers cannot be checkpointed.
     wrapped = share < 0.9
 
     def row(name: str, note: str, option: str, *, one_by_one: bool, checkpoint: bool) -> Check:

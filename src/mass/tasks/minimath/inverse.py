@@ -107,7 +107,7 @@ def _congruence(r: random.Random, level: int) -> Numbers:
     while True:
         m = r.randint(*upto(level, (5, 9), (7, 13), (9, 17), (11, 23), (13, 31)))
         a, x = r.randint(2, m - 1), r.randint(2, m - 1)
-        # Only numbers with x as their least solution: a smaller one would make the answer wrong.
+        # Drawn again until x is the least solution, which is what the problem asks for.
         if a * x % m and all(a * y % m != a * x % m for y in range(1, x)):
             return a, a * x % m, m
 
