@@ -102,7 +102,7 @@ class ComparisonFolder:
         """Return the records of whole stacks, and the position in the file where they end, in bytes.
 
         Problems of one stack are computed together, so an incomplete stack is answered again as a whole: its answers
-        then equal those of an uninterrupted run bit for bit.
+        then equal those of an uninterrupted run.
         """
         expected = [(method, task) for method in methods for task in tasks]
         records, ends = list[Record](), [0]
