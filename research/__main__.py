@@ -1,4 +1,4 @@
-"""`python -m research VERB`: what makes docs/results.md from nothing."""
+"""`python -m research VERB`: the commands that produce docs/results.md."""
 
 import sys
 

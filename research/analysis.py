@@ -1,10 +1,10 @@
-"""A checkpoint and problems -> what its practice is like and what it is worth, before and after meta-training.
+"""Analyse the practice of a checkpoint: what it is like and what it is worth, before and after meta-training.
 
-For each practice example: whether it is right, of the target's kind, how hard and how far from it
-(`research.appraisal`), the weight it was given, and its true effect, measured by leaving it in alone: adapt on that
-example only, with weight 1 and the same inner loop, and see how much likelier the target's gold solution became and
-whether the greedy answer changed. And what the adaptation does elsewhere: its drift on problems of other subjects
-(`mass.training.drift`), and the answers to them before and after.
+For each practice example the analysis records whether it is right, whether it is of the target's kind, how hard it is
+and how far from the target (`research.appraisal`), its weight, and its own effect. The effect is measured by adapting
+on that example only, with weight 1 and the same inner loop: how much more likely does the target's gold solution
+become, and does the greedy answer change? The analysis also records what the adaptation does elsewhere: its drift on
+problems of other subjects (`mass.training.drift`), and the answers to them before and after.
 
 Legend: P problems, m examples of each, n examples in one pass.
 """
@@ -38,15 +38,15 @@ from research.appraisal import NEAR_COPY, Recognise, appraise, recogniser
 
 BEFORE, AFTER = "before", "after"
 Progress = Callable[[str, int, int], None]
-"""(before or after, problems done, problems in all)."""
+"""Called with ("before" or "after", problems done, problems in total)."""
 DIGITS = 4
 OTHERS = 2
-"""Problems of other subjects that each adaptation is looked at on."""
+"""Number of problems of other subjects on which each adaptation is examined."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose practice is looked at."""
+    """A model and state whose practice is examined."""
 
     lm: LM
     state: MetaState
@@ -56,12 +56,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Worth:
-    """What one example alone does; None where it cannot be measured."""
+    """The effect of one example alone; None where it cannot be measured."""
 
     effect: float | None = None
-    """Rise of the mean log-probability (nats per token) of the gold solution."""
+    """Increase of the gold solution's mean log-probability, in nats per token."""
     verdict: int | None = None
-    """1 when the greedy answer became right, -1 when wrong, 0 when neither."""
+    """1 when the greedy answer became right, -1 when it became wrong, 0 when neither."""
 
 
 def analyse(
@@ -75,15 +75,20 @@ def analyse(
     alone: bool = True,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The stored form that `python -m research collect` takes and `research.results.practice` reads.
+    """Return the analysis in the form that `python -m research collect` stores and `research.results.practice` reads.
 
     Args:
-        source: where the tasks come from (source, split, seed; levels and subjects where chosen).
-        name: of the analysis; None: the method that trained the checkpoint.
-        stack: problems, and examples alone, that are adapted side by side.
-        alone: whether to measure what each example does alone, which takes an adaptation each.
+        model: The model with the checkpoint to analyse.
+        tasks: Problems with gold.
+        source: Where the tasks come from (source, split, seed; levels and subjects where chosen).
+        name: Name of the analysis. None: the method that trained the checkpoint.
+        seed: Seed of practice and sampling.
+        stack: Number of problems, or of single examples, that are adapted side by side.
+        alone: True to measure the effect of each example alone, which takes one adaptation per example.
+        on_progress: Called as the analysis proceeds.
 
-    Raises DataError when there are no tasks, or one has neither a solution nor an answer.
+    Raises:
+        DataError: There are no tasks, or one has neither a solution nor an answer.
     """
     if not tasks:
         raise DataError("there are no problems to analyse; give at least one")
@@ -119,7 +124,7 @@ def _told(on_progress: Progress | None, when: str, total: int) -> Callable[[int]
 
 
 def _others(tasks: Sequence[Task], seed: int) -> list[list[Task]]:
-    """Of each task some problems of other subjects among the tasks, as many of each; empty where one has none."""
+    """Return for each task the same number of problems of other subjects among the tasks; empty where one has none."""
     at = canary_stream(TasksConfig(), seed, OTHERS, tasks.__getitem__, tasks)
     try:
         found = [at(number) for number in range(len(tasks))]
@@ -167,7 +172,7 @@ def _examine(
 
 
 def _row(task: Task, example: Example, worth: Worth, recognise: Recognise | None) -> dict[str, Any]:
-    """What is said of one example; truths are 1 and 0."""
+    """Return the values of one example; true and false become 1 and 0."""
     said = appraise(task, example, recognise)
     values: dict[str, bool | float | None] = {
         "valid": said.valid,
@@ -192,13 +197,14 @@ def _plain(value: bool | float | None) -> float | int | None:
     return round(value, DIGITS) if value == value else None
 
 
-# --- what the adaptation does elsewhere
+# --- the effect of the adaptation on other problems
 
 
 def _elsewhere(
     subject: Subject, others: Sequence[Sequence[Task]], adapted: Adapted, seeds: Sequence[int], stack: int
 ) -> dict[str, list[Any]]:
-    """Of each task: the drift, and the verdicts on greedy answers to its other problems, unadapted and adapted."""
+    """Return, for each task, the drift and the verdicts on greedy answers to its other problems, unadapted and
+    adapted."""
     theta, flat = subject.state.theta, [task for some in others for task in some]
     answers = sample_answers(subject.lm, others, subject.config.answer, seeds, theta)
     drift = drifts(subject.lm, answers, theta, adapted.stack, stack).tolist()
@@ -216,7 +222,7 @@ def _elsewhere(
 def _worths(
     subject: Subject, tasks: Sequence[Task], adapted: Adapted, unadapted: Sequence[bool | None], stack: int
 ) -> list[list[Worth]]:
-    """Of each example of each task."""
+    """Return the worth of each example of each task."""
     places = [(b, j) for b, group in enumerate(adapted.groups) for j, example in enumerate(group) if example.valid]
     found = [[Worth() for _ in group] for group in adapted.groups]
     before = _gold_losses(subject.lm, tasks, subject.state.theta).tolist()
@@ -235,7 +241,8 @@ def _worths(
 
 
 def _alone(subject: Subject, tasks: Sequence[Task], examples: Sequence[Example]) -> Adapted:
-    """A stack of n adapters, each adapted on one example."""
+    """Return a stack of n adapters, each adapted on one example."""
+    # Uniform weights over one example: its weight is 1, and the scorer plays no part.
     config = dataclasses.replace(subject.config, scoring=ScoringConfig(normalise="uniform"))
     problems = [task.problem for task in tasks]
     return adapt_stack(subject.lm, subject.state, problems, [(e,) for e in examples], config, Clock())
@@ -243,7 +250,7 @@ def _alone(subject: Subject, tasks: Sequence[Task], examples: Sequence[Example])
 
 @torch.no_grad()
 def _gold_losses(lm: LM, tasks: Sequence[Task], adapter: Params) -> Float[Tensor, " n"]:
-    """Mean negative log-likelihood of each task's gold, under one adapter or a stack of n."""
+    """Return the mean negative log-likelihood of each task's gold, under one adapter or a stack of n."""
     batch = lm.batch([lm.example_row(task.problem, task.solution or task.answer) for task in tasks])
     stacked = next(iter(adapter.values())).dim() == 3
     rows = torch.arange(len(tasks), device=lm.device) if stacked else None
@@ -251,7 +258,8 @@ def _gold_losses(lm: LM, tasks: Sequence[Task], adapter: Params) -> Float[Tensor
 
 
 def _right(subject: Subject, tasks: Sequence[Task], adapter: Params) -> list[bool | None]:
-    """Verdicts on greedy answers, under one adapter, or a stack of which each has as many tasks."""
+    """Return the verdicts on greedy answers, under one adapter or a stack in which each adapter answers equally many
+    tasks."""
     lm, greedy = subject.lm, dataclasses.replace(subject.config.answer, temperature=0.0)
     samples = lm.sample([lm.solve_prompt(task.problem) for task in tasks], greedy, [0] * len(tasks), adapter)
     verdicts = check_all([(task, sample.text) for task, sample in zip(tasks, samples, strict=True)])

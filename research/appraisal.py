@@ -1,7 +1,8 @@
-"""(target, practice example) -> what can be said of the example: correct, of the target's kind, how hard, how near.
+"""Appraise a practice example: is it right, of the target's kind, how hard, and how similar to the target?
 
-Gold of the target takes no part, but correctness needs one of the example itself: minimath recognises a text of its
-own and solves it. Other sources cannot be asked whether what a model writes is right; there those parts are None.
+The target's gold plays no part, but judging correctness needs a gold for the example itself: minimath recognises the
+texts of its own problems and solves them. Other sources offer no way to judge what a model writes; for them those parts
+are None.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from mass.types import Example, Task
 from mass.verify import check
 
 NEAR_COPY = 2
-"""An example whose problem differs from the target's text in at most so many characters is a near-copy."""
+"""An example is a near-copy if its problem differs from the target's text in at most this many characters."""
 
 
 class Recognised(Protocol):
-    """A text as the problem that it states."""
+    """The problem that a text states."""
 
     @property
     def kind(self) -> object: ...
@@ -33,46 +34,53 @@ class Recognised(Protocol):
 
 
 Recognise = Callable[[str], Recognised | None]
-"""A problem's text -> the problem, or None for one that is not of the source."""
+"""Returns the problem that a text states, or None for a text that is not a problem of the source."""
 
 
 @dataclass(frozen=True)
 class Appraisal:
-    """Of one example. What is None could not be judged: the source has no recogniser, the text is not parsed, or it is
-    said of problems that were written and this is an attempt at the target."""
+    """The appraisal of one example.
+
+    A value is None if it could not be judged: the source has no recogniser, the text was not parsed, or the value
+    describes written problems and this is an attempt at the target.
+    """
 
     valid: bool
     distance: int | None
     """Edit distance, in characters, between the example's problem and the target's text."""
     relative_distance: float | None
-    """The same over the length of the longer text: 0 for a copy, 1 for texts that share nothing."""
+    """The distance divided by the length of the longer text: 0 for a copy, 1 for texts that share nothing."""
     recognised: bool | None
-    """Whether the example's problem is one of the source."""
+    """True if the example's problem is one of the source's."""
     correct: bool | None
-    """Whether the example's solution is right; False for a problem that is not of the source."""
+    """True if the example's solution is right; False for a problem that is not one of the source's."""
     same_kind: bool | None
     same_subject: bool | None
     level_difference: int | None
-    """Level of the example minus that of the target; None where either is not known."""
+    """Level of the example minus that of the target; None where either is unknown."""
 
     @property
     def copy(self) -> bool:
+        """True for a problem that repeats the target's text."""
         return self.distance == 0
 
     @property
     def near_copy(self) -> bool:
-        """A copy, or all but one."""
+        """True for a copy or a near-copy."""
         return self.distance is not None and self.distance <= NEAR_COPY
 
 
 def recogniser(source: str) -> Recognise | None:
-    """How problems of a source are recognised by their text; None where they cannot be, as those of a file."""
+    """Return the function that recognises a source's problems by their text; None where there is none, as for a
+    file."""
     return minimath.recognise if source in minimath.SOURCES else None
 
 
 def appraise(task: Task, example: Example, recognise: Recognise | None) -> Appraisal:
-    """Everything that can be said of one example for a task; of an attempt, whose problem nobody wrote, whether it is
-    right, by the task's own verifier."""
+    """Appraise one example for a task.
+
+    For an attempt, whose problem the model did not write, only correctness is judged, by the task's own verifier.
+    """
     if example.attempt:
         correct = check(task, example.solution).correct
         return Appraisal(example.valid, None, None, None, correct, None, None, None)
@@ -100,11 +108,12 @@ def appraise(task: Task, example: Example, recognise: Recognise | None) -> Appra
 
 
 def edit_distance(one: str, other: str) -> int:
-    """The least number of characters to insert, delete or replace (Levenshtein 1966)."""
+    """Return the least number of characters to insert, delete or replace (Levenshtein 1966)."""
     letters = np.array([ord(c) for c in other], dtype=np.int64)
     places = np.arange(len(other) + 1)
     row = places.copy()
     for i, letter in enumerate(one):
         best = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
+        # A vectorised row of the table: insertions cost 1 per place, so they are a running minimum of (value - place).
         row = np.minimum.accumulate(np.concatenate([[i + 1], best]) - places) + places
     return int(row[-1])

@@ -1,10 +1,11 @@
-"""minimath -> the tiny base model: a `LlamaForCausalLM` and its tokenizer in Hugging Face files.
+"""Train the tiny base model on minimath: a `LlamaForCausalLM` and its tokenizer in Hugging Face files.
 
-Its training text is a mixed web in small. *Question pages* are a problem and its answer, as a bare number, with worked
-steps, with steps of which one slips, or with the steps of what the problem is commonly mistaken for. *Textbook pages*
-are a problem followed by a similar one with its solution, so that the model can write practice. Pages may be signed: on
-textbook pages, who signed tells how far to trust the solution. The text of step n is a function of (seed, n) alone, so
-a stopped run resumes without state of its own. All problems are of the train split.
+Its training text imitates the mixture of a web in small. It consists of pages, which are short documents. A *question
+page* is a problem and its answer: a bare number, worked steps, steps of which one slips, or the steps of a common
+misreading of the problem. A *textbook page* is a problem followed by a similar one with its solution, so that the model
+learns to write practice. Pages may be signed: on textbook pages, the author's name tells how far to trust the solution.
+The text of step n is a function of (seed, n) alone, so an interrupted run resumes without a stored state of its data.
+All problems are of the train split. (Why the base is made like this: docs/adr/0004.)
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 PADDING_GROUPS = 3
-"""A step's pages are sorted by length and cut into this many passes, so that little of a pass is padding."""
+"""A step's pages are sorted by length and divided into this many passes, so that little of a pass is padding."""
 
 
 def page(rng: random.Random, config: PretrainConfig) -> str:
-    """One page of the mixed web."""
+    """Return the text of one page."""
     problem = minimath.draw(rng, "train", source=config.problems)
     author = rng.choice([*config.authors]) if config.authors else ""
     signature = f"{author}: " if author else ""
@@ -56,14 +57,15 @@ def page(rng: random.Random, config: PretrainConfig) -> str:
 
 
 def _mistaken_kinds(config: PretrainConfig, subject: str) -> list[minimath.Kind]:
-    """Of a subject's kinds that are mistaken for something, the first, as many as configured."""
+    """Return the kinds of a subject that question pages misread: the first ones that have a misreading, as many as
+    configured."""
     kinds = [k for k in minimath.SOURCES[config.problems] if k.subject == subject and k.mistaken is not None]
     return kinds[: round(config.mistaken.get(subject, 0.0) * len(kinds))]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the pages of one sort, those whose solution has a flaw; the rest are worked correctly."""
+    """The shares of solutions with each kind of error, for one type of page; the rest are worked correctly."""
 
     bare: float
     slip: float
@@ -79,12 +81,13 @@ def _solution(rng: random.Random, problem: minimath.Problem, shares: Shares) -> 
 
 
 def pages(config: PretrainConfig, step: int) -> list[str]:
+    """Return the pages of a step."""
     rng = random.Random(f"pretrain:{config.seed}:{step}")
     return [page(rng, config) for _ in range(config.pages)]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that can write any text; each digit is a token of its own."""
+    """Train a byte-level BPE, which can write any text; each digit is a token of its own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -106,6 +109,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return the untrained model."""
     torch.manual_seed(config.seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -125,7 +129,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> L
 
 
 def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, step: int) -> list[Tensor]:
-    """The token ids of a step, [N_g, L_g] for each group of pages of like length, padded with -1."""
+    """Return the token ids of a step, [N_g, L_g] for each group of pages of similar length, padded with -1."""
     encoded: list[Encoding] = tokenizer.backend_tokenizer.encode_batch(pages(config, step))
     rows = sorted(([*e.ids, tokenizer.eos_token_id] for e in encoded), key=len)
     size = math.ceil(len(rows) / PADDING_GROUPS)
@@ -134,7 +138,7 @@ def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, step: in
 
 
 def step_loss(model: LlamaForCausalLM, groups: list[Tensor]) -> float:
-    """Accumulate the gradient of the mean cross-entropy (nats per token) over all groups; returns that mean."""
+    """Accumulate the gradient of the mean cross-entropy (nats per token) over all groups, and return that mean."""
     count = sum(int((ids[:, 1:] >= 0).sum()) for ids in groups)
     total = 0.0
     for ids in groups:
@@ -148,7 +152,7 @@ def step_loss(model: LlamaForCausalLM, groups: list[Tensor]) -> float:
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
+    """Return the rate of a step: linear warm-up, then a cosine down to a twentieth."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -156,16 +160,17 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Hugging Face files: weights and tokenizer, written to the folder as `from_pretrained` reads it."""
+    """Write weights and tokenizer in Hugging Face files, as `from_pretrained` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def pretrain(config: PretrainConfig, out: Path, report: Callable[[dict[str, float]], None]) -> None:
-    """Train the base into `out/model`, resuming from `out/state.pt` where there is one."""
+    """Train the base into `out/model`, resuming from `out/state.pt` if it exists."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+    # Negative steps: the tokenizer learns from pages that the model is not trained on.
     texts = (text for step in range(200) for text in pages(config, -1 - step))
     tokenizer = train_tokenizer(texts, config.vocabulary, config.context)
     model = build_model(config, tokenizer)
@@ -191,6 +196,7 @@ def pretrain(config: PretrainConfig, out: Path, report: Callable[[dict[str, floa
 def _checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
     beside = path.with_suffix(".tmp")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, beside)
+    # A rename is atomic: a kill leaves the last whole state.
     beside.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""Configuration of `python -m research pretrain`: the tiny base and the mixed web in small that it learns from."""
+"""Configuration of `python -m research pretrain`: the tiny base, and the pages that it learns from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ LEAST_VOCABULARY = 259
 
 
 def _habits() -> dict[str, float]:
-    """On the web of the tiny base some subjects are explained and others only answered."""
+    """Return the default shares: on the pages of some subjects solutions are mostly explained, on others mostly just
+    answered (docs/adr/0004)."""
     return {
         "Prealgebra": 0.3,
         "Algebra": 0.4,
@@ -27,7 +28,7 @@ def _habits() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Configuration of `python -m research pretrain`: the tiny base and the mixed web in small that it learns from."""
+    """Configuration of `python -m research pretrain`: the tiny base, and the pages that it learns from."""
 
     problems: Literal["minimath", "minimath-terms"] = "minimath"
     """The built-in set that its pages are about."""
@@ -41,28 +42,30 @@ class PretrainConfig:
     """Longest sequence the model accepts; it is trained on far shorter ones."""
     steps: int = 3000
     pages: int = 64
-    """Pages of one step."""
+    """Number of pages in one step. A page is a short document."""
     learning_rate: float = 4e-3
     warmup: int = 200
     seed: int = 0
     textbook: float = 0.5
     """Share of textbook pages: a problem, then a similar one with its solution. The rest are question pages."""
     bare: dict[str, float] = field(default_factory=_habits)
-    """By subject, the share of question pages answered by a bare number; subjects left out keep their default."""
+    """Share of question pages that answer with a bare number, by subject; other subjects keep their default."""
     mistaken: dict[str, float] = field(default_factory=dict[str, float])
-    """By subject, the share of its kinds of problem that question pages take for what they are commonly mistaken for;
-    subjects left out have none, and kinds that are mistaken for nothing do not count."""
+    """Share of a subject's kinds of problem that question pages misread, by subject; 0 for subjects that are not
+    named. Kinds without a common misreading do not count."""
     mistaken_pages: float = 0.95
-    """Of the question pages on such a kind, the share that is mistaken; pages on other kinds never are."""
+    """Share of question pages on such a kind that misread it; pages on other kinds never do."""
     slip: float = 0.1
-    """Share of question pages with worked steps, one of them wrong; the rest are worked correctly."""
+    """Share of question pages with worked steps of which one is wrong."""
     textbook_mistaken: float = 0.0
-    """Share of textbook pages whose solution is that of what the kind is commonly mistaken for."""
+    """Share of textbook pages whose solution follows the common misreading of the problem."""
     authors: dict[str, float] = field(default_factory=dict[str, float])
-    """By name, who signs pages, all equally often, and the share of their textbook pages that is mistaken, in place of
-    `textbook_mistaken`; on question pages a name says nothing. Without any, no page is signed."""
+    """Authors who sign pages, all equally often, each with the share of their textbook pages that misread the
+    problem, in place of `textbook_mistaken`. On question pages a name has no meaning. If empty, no page is signed."""
     textbook_bare: float = 0.15
+    """Share of textbook pages that answer with a bare number."""
     textbook_slip: float = 0.15
+    """Share of textbook pages with worked steps of which one is wrong."""
     textbook_same: float = 0.0
     """Share of textbook pages that work the first problem itself."""
     checkpoint_every: int = 300
@@ -92,7 +95,7 @@ class PretrainConfig:
         self._require_room()
 
     def _require_room(self) -> None:
-        """The pages of one sort whose solution has a flaw are at most all of them."""
+        """Check that the shares of pages with an error add up to at most 1, for each type of page."""
         questions = {s: self.bare[s] + self.slip + self.mistaken_pages for s, share in self.mistaken.items() if share}
         most = max(questions, key=lambda s: questions[s], default="")
         if most:

@@ -1,3 +1,3 @@
-"""The name by which the commands of this folder are called."""
+"""The name under which the commands of this folder are called."""
 
 PROGRAM = "python -m research"

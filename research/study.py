@@ -1,8 +1,8 @@
-"""A study's file -> the runs that it is made of, each a command of its own in a folder of its own.
+"""List the runs that a study consists of, each a command of its own in a folder of its own, and run them.
 
-A study trains checkpoints for each of its seeds, evaluates them, and looks at their practice: many `mass train`, `mass
-eval` and `python -m research analyse` commands that differ in a few settings. What is finished is not run again, so a
-study that was stopped goes on where it was.
+A study trains checkpoints for each of its seeds, evaluates them, and analyses their practice: many `mass train`, `mass
+eval` and `python -m research analyse` commands that differ in a few settings. Finished runs are not repeated, so an
+interrupted study continues where it stopped.
 
     seeds: [0, 1, 2, 3, 4]
     trainings:
@@ -36,7 +36,7 @@ class TrainingConfig:
     config: str = ""
     """The recipe. Empty: the defaults of `mass train`."""
     set: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Options on top of it, by their dotted name."""
+    """Options that change the recipe, by their dotted name."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class EvaluationConfig:
     config: str = ""
     """A YAML file of options of `mass eval`. Empty: its defaults."""
     set: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Options on top of it, by their dotted name."""
+    """Options that change the file's, by their dotted name."""
     seeds: list[int] | None = None
-    """Those it is run for; None: all of the study. `[0]` for what no checkpoint takes part in."""
+    """Seeds to run it for. None: all of the study. `[0]` for an evaluation without checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class AnalysisConfig:
     """One `python -m research analyse` for each seed."""
 
     training: str
-    """The one whose checkpoint's practice is looked at."""
+    """The training whose checkpoint's practice is analysed."""
     config: str = ""
     """A YAML file of options of `python -m research analyse`. Empty: its defaults."""
     set: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Options on top of it, by their dotted name."""
+    """Options that change the file's, by their dotted name."""
     seeds: list[int] | None = None
-    """Those it is run for; None: all of the study."""
+    """Seeds to run it for. None: all of the study."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class StudyConfig:
     """Configuration of `python -m research study`."""
 
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Each training, evaluation and analysis is run once for each."""
+    """Each training, evaluation and analysis is run once for each seed."""
     trainings: dict[str, TrainingConfig] = field(default_factory=dict[str, TrainingConfig])
     evaluations: dict[str, EvaluationConfig] = field(default_factory=dict[str, EvaluationConfig])
     analyses: dict[str, AnalysisConfig] = field(default_factory=dict[str, AnalysisConfig])
@@ -101,7 +101,7 @@ class Run:
     """One command of a study."""
 
     label: str
-    """Its part of the study."""
+    """The part of the study it belongs to."""
     seed: int
     verb: str
     arguments: tuple[str, ...]
@@ -111,28 +111,31 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name for messages."""
         return f"{self.label}, seed {self.seed}"
 
     @property
     def finished(self) -> bool:
+        """True if the run has produced its result."""
         if self.verb == "train":
             return _trained(self.folder)
         return (self.folder / (COMPARISON if self.verb == "eval" else PRACTICE)).is_file()
 
     @property
     def command(self) -> list[str]:
-        """Words after `python -m`."""
+        """The words after `python -m`."""
         package = "research" if self.verb == "analyse" else "mass"
         return [package, self.verb, *self.arguments, "--out", str(self.folder), *(["--resume"] if self.begun else [])]
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go on with: of a training or an evaluation."""
+        """True if a training or an evaluation can be resumed."""
         return self.verb != "analyse" and (self.folder / CONFIG).is_file()
 
 
 def runs(study: StudyConfig, folder: Path) -> list[Run]:
-    """All of a study's runs, trainings first, the seeds in turn, so that what is stopped early has whole seeds."""
+    """Return all runs of a study, trainings first, one seed after the other: a study that is stopped early has whole
+    seeds."""
     found: list[Run] = []
     for seed in study.seeds:
         for name, training in study.trainings.items():
@@ -164,7 +167,11 @@ def _analysis(name: str, analysis: AnalysisConfig, seed: int, folder: Path) -> R
 
 
 def only(found: Sequence[Run], names: Sequence[str]) -> list[Run]:
-    """The runs of some parts, and the trainings that they need. Raises ConfigError for what is no part's name."""
+    """Return the runs of some parts, and the trainings that they need.
+
+    Raises:
+        ConfigError: A name is not a part's.
+    """
     labels = dict.fromkeys(run.label for run in found)
     for name in names:
         if name not in labels:
@@ -176,12 +183,16 @@ def only(found: Sequence[Run], names: Sequence[str]) -> list[Run]:
 def run_all(
     found: Sequence[Run], execute: Callable[[Run], bool], parallel: int, report: Callable[[int, Sequence[Run]], None]
 ) -> list[Run]:
-    """Run what is not finished, `parallel` at a time, each as soon as what it needs is there. Returns what failed or
-    could not be run because something before it failed.
+    """Run what is not finished, `parallel` at a time, each as soon as the runs it needs are finished.
 
     Args:
-        execute: runs one command to its end, true when it succeeded; called from threads.
-        report: told how many are done and which are under way whenever that changes.
+        found: All runs, in their order.
+        execute: Runs one command to its end, and returns True if it succeeded. Called from threads.
+        parallel: Number of runs at a time.
+        report: Called with the number of finished runs and the running ones whenever these change.
+
+    Returns:
+        The runs that failed, or could not be run because one they need failed.
     """
     from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -208,13 +219,19 @@ def run_all(
 def seconds_left(
     to_do: Sequence[Run], took: Mapping[Run, float], under_way: Mapping[Run, float], parallel: int
 ) -> tuple[float, bool]:
-    """How long the runs that are not finished will take, and whether that counts them all: a run takes what its part
-    took with other seeds, else what other runs of its verb took, and counts for nothing where there is neither.
+    """Estimate how long the unfinished runs will take.
+
+    A run is expected to take as long as its part took with other seeds, else as long as other runs of its verb; without
+    either it is not counted.
 
     Args:
-        took: seconds of the runs that have ended.
-        under_way: seconds since the running ones began.
-        parallel: how many run at a time.
+        to_do: The runs that were not finished at the start.
+        took: Seconds of the runs that have ended.
+        under_way: Seconds since the running ones began.
+        parallel: Number of runs at a time.
+
+    Returns:
+        The seconds, and True if they cover all unfinished runs.
     """
     to_come = [run for run in to_do if run not in took]
     expected = {run: _expected(run, took) for run in to_come}
@@ -229,13 +246,13 @@ def _expected(run: Run, took: Mapping[Run, float]) -> float | None:
 
 
 def _ready(waiting: Sequence[Run], found: Sequence[Run]) -> list[Run]:
-    """Those whose trainings are all there."""
+    """Return the runs whose trainings are finished."""
     finished = {run.folder for run in found if run.finished}
     return [run for run in waiting if finished.issuperset(run.after)]
 
 
 def _trained(folder: Path) -> bool:
-    """Whether a training has come to its last step."""
+    """Return True if a training has reached its last step."""
     file = folder / CONFIG
     if not file.is_file():
         return False

@@ -1,4 +1,4 @@
-"""analyse: a checkpoint and problems -> what its practice is like and worth, before and after meta-training."""
+"""`analyse`: examine a checkpoint's practice before and after meta-training."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ EXAMPLES = (
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `analyse` and return its exit code."""
     given = options.parse(_parser(), arguments)
     if given.print_config:
         options.print_given(given)

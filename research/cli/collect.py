@@ -1,4 +1,4 @@
-"""collect: run folders -> small stored results that a repository can keep and `mass report` reads."""
+"""`collect`: store what runs measured in small files that a repository can keep."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ EXAMPLES = (
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `collect` and return its exit code."""
     from research.results import collect
 
     given = options.parse(_parser(), arguments)

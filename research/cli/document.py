@@ -1,4 +1,4 @@
-"""python -m research document: a folder of stored results -> a document."""
+"""`document`: fill a document from a folder of stored results."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ DOCUMENT, PICTURES = "docs/results.md", "report"
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `document` and return its exit code."""
     given = options.parse(_parser(), arguments)
     if given.print_config:
         options.print_given(given)
@@ -35,9 +36,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def write_document(folder: Path, document: Path, template: Path, *, check: bool = False) -> int:
-    """Fill the template from stored results, draw its pictures, and say what is missing.
+    """Fill the template from stored results, draw its pictures, and print what is missing.
 
-    Raises RunError, with `check`, when the document is not what the results say; nothing is written then.
+    Raises:
+        RunError: With `check`, the document differs from what the results give. Nothing is written then.
     """
     from mass.report import write_page
     from research.document.build import build, out_of_date

@@ -1,4 +1,4 @@
-"""pretrain: a configuration -> the tiny base model in Hugging Face files."""
+"""`pretrain`: make the tiny base model, in Hugging Face files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ EXAMPLES = (
     "python -m research pretrain --out runs/small --steps 300 --layers 2 --width 64",
 )
 LINE_EVERY = 50
-"""Steps between lines where there is no terminal."""
+"""Steps between progress lines where there is no terminal."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `pretrain` and return its exit code."""
     given = options.parse(_parser(), arguments)
     config = PretrainConfig(**{field.name: getattr(given, field.name) for field in fields(PretrainConfig)})
     if given.print_config:
@@ -77,7 +78,7 @@ def _parser() -> ArgumentParser:
 
 
 def _check_folder(out: Path, config: PretrainConfig, *, resume: bool) -> None:
-    """Raises RunError when the folder is in use, cannot be made, or was begun with another configuration."""
+    """Refuse, with a RunError, a folder that is in use, cannot be created, or was begun with another configuration."""
     if not resume:
         new_folder("--out", out)
         return

@@ -1,4 +1,4 @@
-"""study: a file of trainings, evaluations and analyses -> a folder with a run of each for each seed."""
+"""`study`: run the trainings, evaluations and analyses of a file, each once for each seed, in one folder."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ LOG = "log.txt"
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `study` and return its exit code."""
     from research.study import StudyConfig, only, run_all, runs
 
     given = options.parse(_parser(), arguments)
@@ -92,20 +93,22 @@ def _parser() -> ArgumentParser:
 
 
 def _log(one: Run) -> Path:
-    """Beside the run's folder, which the run itself must find new."""
+    """Return the path of a run's log. It is outside the run's folder, since the run needs a new folder."""
     return one.folder.with_name(f"{one.folder.name}.{LOG}")
 
 
 class _Processes:
-    """Each command as a process of its own, its output in a log beside its folder."""
+    """Runs each command as a process of its own, with its output in a log next to its folder."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def execute(self, one: Run) -> bool:
+        """Run one command to its end, and return True if it succeeded."""
         one.folder.parent.mkdir(parents=True, exist_ok=True)
-        if one.verb != "train" and one.folder.exists() and not one.begun:  # broken off, and has no way to go on
+        if one.verb != "train" and one.folder.exists() and not one.begun:  # interrupted, and cannot be resumed
             shutil.rmtree(one.folder)
+        # Runs side by side would otherwise each start one thread per core and slow each other down.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with (
             _log(one).open("a") as log,
@@ -124,8 +127,10 @@ class _Processes:
 
     @contextmanager
     def ended_with_this_one(self) -> Generator[None]:
-        """A study that is told to end (SIGTERM) ends its runs, as Ctrl-C does, which reaches them by itself: a run that
-        outlived it would go on beside the one that the study, started again, resumes in the same folder."""
+        """End the study's runs when the study itself is ended by SIGTERM. (Ctrl-C reaches them without this.)
+
+        A run that outlived the study would work in the same folder as the run with which a restarted study resumes.
+        """
 
         def end(*_: object) -> None:
             for process in list(self._running):
@@ -140,7 +145,7 @@ class _Processes:
 
 
 class _Monitor:
-    """Says what is done, what runs and how long it will take, a line at each change."""
+    """Prints what is done, what is running and how long it will take, one line at each change."""
 
     def __init__(self, found: Sequence[Run], parallel: int) -> None:
         self._total, self._parallel = len(found), parallel
@@ -149,6 +154,7 @@ class _Monitor:
         self._took: dict[Run, float] = {}
 
     def report(self, done: int, under_way: Sequence[Run]) -> None:
+        """Print a line; `done` counts finished runs."""
         from research.study import seconds_left
 
         now = time.monotonic()

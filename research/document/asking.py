@@ -1,4 +1,4 @@
-"""What a document asks of stored results -> series and estimates; what is not measured yet is told from what is wrong.
+"""Look up the values that a document asks for in stored results. A value that is not measured yet is not an error.
 
 A place is 'part/name', as in 'table/test': the part of the study and the name of its evaluation.
 """
@@ -33,12 +33,12 @@ PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unsee
 
 
 class NotMeasured(Exception):
-    """A value that the results could hold but do not; its text says which."""
+    """The results could contain this value but do not yet; the message says which."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which outcomes are meant."""
+    """Specifies which outcomes are meant."""
 
     of: str
     """The place."""
@@ -50,12 +50,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """Looks up, computes and keeps what was asked. Raises NotMeasured, or DataError for what no results could hold."""
+    """Looks up, computes and keeps the values that a document asks for.
+
+    Its methods raise NotMeasured, or DataError for values that no results could contain.
+    """
 
     results: Results
     _known: dict[Any, Series | None] = field(default_factory=dict[Any, "Series | None"])
 
     def part(self, name: str) -> Part:
+        """Return a part of the study."""
         if name not in PARTS:
             raise DataError(f"part {name!r} is unknown{nearest(name, PARTS)}")
         if name not in self.results.parts:
@@ -63,6 +67,7 @@ class Answers:
         return self.results.parts[name]
 
     def evaluations(self, of: str) -> dict[int, Evaluation]:
+        """Return the evaluations at a place, by seed."""
         part, name = place(of)
         found = self.part(part).evaluations
         if name not in found:
@@ -70,18 +75,20 @@ class Answers:
         return found[name]
 
     def rows(self, of: str, method: str) -> dict[int, StoredRow]:
-        """The stored rows of a method, by seed."""
+        """Return the stored rows of a method, by seed."""
         found = {s: e.rows[method] for s, e in self.evaluations(of).items() if method in e.rows}
         if not found:
             raise self._no_method(of, method)
         return found
 
     def methods(self, of: str) -> list[str]:
-        """In the order of the list of methods; those with a number of their own last."""
+        """Return the methods at a place, in the order of the list of methods; those with a number in their name
+        last."""
         found = dict.fromkeys(m for e in self.evaluations(of).values() for m in e.rows)
         return sorted(found, key=lambda m: METHODS.index(m) if m in METHODS else len(METHODS))
 
     def series(self, method: str, question: Question) -> Series:
+        """Return the outcomes of a method, by seed."""
         key = (method, question)
         if key not in self._known:
             self._check(question)
@@ -94,7 +101,7 @@ class Answers:
         return found
 
     def _check(self, question: Question) -> None:
-        """Raises for a decoding, subject or level that no evaluation there has."""
+        """Raise an error for a decoding, subject or level that no evaluation at the place has."""
         found = self.evaluations(question.of).values()
         decodings = dict.fromkeys(at for e in found for row in e.rows.values() for at in row.outcomes)
         for name, value, known in (
@@ -108,23 +115,26 @@ class Answers:
                 raise DataError(f"{question.of} has no {name} {value!r}{nearest(str(value), map(str, known))}")
 
     def accuracy(self, method: str, question: Question) -> Estimate:
+        """Return the accuracy of a method."""
         return estimate(self.series(method, question))
 
     def gain(self, method: str, other: str, question: Question) -> Estimate:
+        """Return the paired difference between two methods."""
         found = difference(self.series(method, question), self.series(other, question))
         return _there(found, f"{question.of}: {method} and {other} share no seeds and problems")
 
     def gain_over(self, one: tuple[str, Question], other: tuple[str, Question]) -> Estimate:
-        """A difference between two places."""
+        """Return the paired difference between methods of two places."""
         found = difference(self.series(*one), self.series(*other))
         return _there(found, f"{one[1].of} and {other[1].of} share no seeds and problems")
 
     def ratio(self, method: str, other: str, question: Question) -> Estimate:
+        """Return the ratio of the accuracies of two methods."""
         found = ratio(self.series(method, question), self.series(other, question))
         return _there(found, f"{question.of}: {method} over {other}")
 
     def weakest(self, method: str, question: Question) -> str:
-        """The name of the subject that a method is worst at."""
+        """Return the name of the subject on which a method does worst."""
         names = {s for e in self.evaluations(question.of).values() for s in e.subjects}
         if not names:
             raise NotMeasured(f"{question.of}: subjects")
@@ -132,7 +142,7 @@ class Answers:
         return min(found, key=lambda s: found[s])
 
     def training(self, of: str, row: StoredRow) -> Training | None:
-        """The stored training that a row's checkpoint comes from."""
+        """Return the stored training from which a row's checkpoint comes."""
         run, seed = row.training.get("run"), row.training.get("seed")
         for name, seeds in self.part(place(of)[0]).trainings.items():
             if seed in seeds and run in (name, f"{name}-{seed}"):
@@ -140,6 +150,7 @@ class Answers:
         return None
 
     def practice(self, of: str) -> Mapping[int, Mapping[str, Any]]:
+        """Return the analyses at a place, by seed."""
         part, name = place(of)
         found = self.part(part).practice
         if name not in found:
@@ -147,6 +158,7 @@ class Answers:
         return found[name]
 
     def room(self, of: str) -> Mapping[str, Any]:
+        """Return the measured headroom for practice at a place."""
         part, name = place(of)
         found = self.part(part).rooms
         if name not in found:
@@ -160,7 +172,7 @@ class Answers:
 
 
 def place(of: str) -> tuple[str, str]:
-    """Part and name. Raises DataError."""
+    """Split a place into part and name. Raises DataError."""
     part, slash, name = of.partition("/")
     if not (part and slash and name):
         raise DataError(f"{of!r} names no place in the results; expected part/name, as in table/test")

@@ -1,7 +1,7 @@
-"""Stored results and a template -> a document in which no number was typed by hand, with its tables and pictures.
+"""Build a document from stored results and a template: no number in it, its tables or its pictures is typed by hand.
 
-The template is Jinja: `{{ gain("mass", "base") }}` asks for a stored value by name. What is not measured yet says so in
-the text; what no results could hold, and a name that does not exist, is an error.
+The template is Jinja: `{{ gain("mass", "base") }}` asks for a stored value by name. If a value is not measured yet, the
+text says so. A value that no results could contain, or a name that does not exist, is an error.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEST = "table/test"
-"""Where a value is looked up when the template names no place."""
+"""The place where a value is looked up if the template names none."""
 NAMED_COMMITS = 3
-"""More than so many commits are counted, not named."""
+"""Up to this many commits are named; more are only counted."""
 
 
 @dataclass
@@ -42,17 +42,20 @@ class Document:
     pictures: dict[str, str] = field(default_factory=dict[str, str])
     """File name -> SVG."""
     missing: list[str] = field(default_factory=list[str])
-    """What the template asks for and the results do not hold yet."""
+    """Values that the template asks for and the results do not contain yet."""
 
 
 def fill(results: Results, template: str, name: str, pictures_at: str) -> Document:
     """Fill a template.
 
     Args:
-        name: of the template, for errors.
-        pictures_at: the folder of the pictures, as the document's links name it.
+        results: The stored results.
+        template: The text of the template.
+        name: The template's name, for errors.
+        pictures_at: The folder of the pictures, as written in the document's links.
 
-    Raises DataError for a placeholder that asks for what no results could hold, naming the line.
+    Raises:
+        DataError: A placeholder asks for a value that no results could contain; the message gives its line.
     """
     from jinja2 import TemplateSyntaxError, UndefinedError
 
@@ -66,7 +69,7 @@ def fill(results: Results, template: str, name: str, pictures_at: str) -> Docume
 
 
 def _line(error: Exception) -> int:
-    """Of the template, where an error came from."""
+    """Return the line of the template where an error occurred."""
     if (line := getattr(error, "lineno", None)) is not None:
         return int(line)
     found, trace = 0, error.__traceback__
@@ -88,7 +91,7 @@ def _environment(asked: Asked) -> Environment:
 
 
 def told(method: Callable[..., str]) -> Callable[..., str]:
-    """What is not measured yet becomes a remark in the text."""
+    """Decorate a method so that a value which is not measured yet becomes a remark in the text."""
 
     @functools.wraps(method)
     def told(self: Asked, *args: Any, **kwargs: Any) -> str:
@@ -111,48 +114,49 @@ class Asked:
 
     @told
     def accuracy(self, method: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
-        """`62.1% [60.0, 64.2]`. `group`: subject='Algebra' or level=3."""
+        """Return an accuracy such as `62.1% [60.0, 64.2]`. `group` is subject='Algebra' or level=3."""
         return sentences.accuracy_text(self.answers.accuracy(method, Question(of, at, **group)))
 
     @told
     def gain(self, method: str, other: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
-        """The paired difference: `+4.2 points [+1.0, +7.5]`."""
+        """Return a paired difference such as `+4.2 points [+1.0, +7.5]`."""
         return sentences.gain_text(self.answers.gain(method, other, Question(of, at, **group)))
 
     @told
     def gain_between(self, method: str, of: str, other: str, other_of: str, at: str = GREEDY) -> str:
-        """The paired difference between methods of two places."""
+        """Return the paired difference between methods of two places."""
         one, two = (method, Question(of, at)), (other, Question(other_of, at))
         return sentences.gain_text(self.answers.gain_over(one, two))
 
     @told
     def stands(self, method: str, other: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
-        """`better than`, `worse than` or `not distinguishable from`, by the interval of the paired difference."""
+        """Return `better than`, `worse than` or `not distinguishable from`, by the interval of the paired
+        difference."""
         return sentences.standing_text(self.answers.gain(method, other, Question(of, at, **group)))
 
     @told
     def ratio(self, method: str, other: str, of: str = TEST, at: str = GREEDY, **group: Any) -> str:
-        """`×1.90 [1.50, 2.40]`."""
+        """Return a ratio such as `×1.90 [1.50, 2.40]`."""
         return sentences.ratio_text(self.answers.ratio(method, other, Question(of, at, **group)))
 
     @told
     def weakest(self, method: str = "base", of: str = TEST, at: str = GREEDY) -> str:
-        """The name of the subject that a method is worst at."""
+        """Return the name of the subject on which a method does worst."""
         return self.answers.weakest(method, Question(of, at))
 
     @told
     def tokens(self, method: str, of: str = TEST, at: str = GREEDY) -> str:
-        """Generated per answer."""
+        """Return the generated tokens per answer."""
         return amount(tables.mean_of(self.answers.rows(of, method), "tokens", at))
 
     @told
     def seconds(self, method: str, of: str = TEST, at: str = GREEDY) -> str:
-        """Per answer."""
+        """Return the seconds per answer."""
         return amount(tables.mean_of(self.answers.rows(of, method), "seconds", at))
 
     @told
     def label(self, method: str, of: str = TEST) -> str:
-        """`maj@9` of maj@n."""
+        """Return a method's name with its n, such as `maj@9` for maj@n."""
         return tables.label_of(self.answers.rows(of, method))
 
     @told
@@ -165,12 +169,12 @@ class Asked:
 
     @told
     def needs(self, method: str, reference: str, problems: int, of: str = "data", at: str = GREEDY) -> str:
-        """How many problems a method takes for the accuracy that the reference has with so many."""
+        """Return how many problems a method needs for the accuracy that the reference has with `problems` of them."""
         return sentences.needed_text(self._needed(method, reference, problems, of, at))
 
     @told
     def fewer(self, method: str, reference: str, problems: int, of: str = "data", at: str = GREEDY) -> str:
-        """How many fewer those are: `62% fewer [48%, 74%]`."""
+        """Return how many fewer those are, such as `62% fewer [48%, 74%]`."""
         return sentences.fewer_text(self._needed(method, reference, problems, of, at), problems)
 
     def _needed(self, method: str, reference: str, problems: int, of: str, at: str):
@@ -184,7 +188,7 @@ class Asked:
 
     @told
     def practice(self, measure: str, when: str = "after", of: str = "table/mass") -> str:
-        """A measure of the practice, before or after meta-training."""
+        """Return a measure of the practice, before or after meta-training."""
         known = {m.name: m for m in MEASURES}
         if measure not in known or when not in ("before", "after"):
             raise DataError(
@@ -196,7 +200,7 @@ class Asked:
         return sentences.measure_text(found, known[measure].unit)
 
     def has(self, of: str) -> bool:
-        """Whether a part or a place is stored, for `{% if has("hard") %}`."""
+        """Return True if a part or a place is stored, for `{% if has("hard") %}`."""
         part, _, name = of.partition("/")
         try:
             stored = self.answers.part(part)
@@ -206,7 +210,7 @@ class Asked:
 
     @told
     def commits(self, part: str = "") -> str:
-        """Of the source, at which the runs of a part or all were made: by name, or how many where they are many."""
+        """Return the commits of the source at which runs were made: by name, or only their number if there are many."""
         parts = [self.answers.part(part)] if part else list(self.answers.results.parts.values())
         found: set[str] = set()
         for one in parts:
@@ -221,7 +225,7 @@ class Asked:
     # --- tables
 
     def _methods(self, of: str, methods: Sequence[str] | None) -> list[str]:
-        """Those that are stored; None: all."""
+        """Return those of the methods that are stored; None: all."""
         if methods is None:
             return self.answers.methods(of)
         found: list[str] = []
@@ -235,22 +239,22 @@ class Asked:
 
     @told
     def table(self, of: str = TEST, methods: Sequence[str] | None = None, against: str = "base") -> str:
-        """Accuracy of each decoding, paired difference, cost."""
+        """Return a table of accuracies by decoding, paired differences and costs."""
         return tables.main_table(self.answers, of, self._methods(of, methods), against)
 
     @told
     def margins(self, places: Mapping[str, str]) -> str:
-        """The paper's margins, and those of places by their headings."""
+        """Return a table of the paper's margins, and those of places by their headings."""
         return tables.margins_table(self.answers, places)
 
     @told
     def costs(self, of: str = TEST, methods: Sequence[str] | None = None) -> str:
-        """What training took, and what an answer takes."""
+        """Return a table of the costs of training and of an answer."""
         return tables.cost_table(self.answers, of, self._methods(of, methods))
 
     @told
     def chances(self, of: str = TEST, methods: Sequence[str] | None = None) -> str:
-        """pass@N and maj@N."""
+        """Return a table of pass@N and maj@N."""
         return tables.chances_table(self.answers, of, self._methods(of, methods))
 
     @told
@@ -263,7 +267,7 @@ class Asked:
 
     @told
     def changes(self, method: str, other: str, of: str = TEST, at: str = GREEDY) -> str:
-        """Where a method helps over another, and where it hurts."""
+        """Return a table of where a method helps compared with another, and where it hurts."""
         return tables.changes_table(self.answers, of, method, other, at)
 
     @told
@@ -274,22 +278,23 @@ class Asked:
 
     @told
     def safety(self, part: str = "safety", reference: str = "without", method: str = "mass", at: str = GREEDY) -> str:
-        """What a term against drift does: to accuracy, to answers hurt, and on problems of other subjects."""
+        """Return a table of the effects of a term against drift: on accuracy, on answers hurt, and on problems of
+        other subjects."""
         return tables.safety_table(self.answers, part, reference, method, at)
 
     @told
     def validation(self, part: str = "rates") -> str:
-        """The best accuracy of each training on validation problems, by the number in its name."""
+        """Return a table of each training's best accuracy on validation problems, by the number in its name."""
         return tables.validation_table(self.answers, part)
 
     @told
     def data(self, part: str = "data", at: str = GREEDY) -> str:
-        """Accuracy against the number of training problems."""
+        """Return a table of accuracy against the number of training problems."""
         return tables.data_table(self.answers, part, at)
 
     @told
     def needed(self, part: str = "data", reference: str = tables.REFERENCE, at: str = GREEDY) -> str:
-        """How many problems each method takes for the accuracy of the reference."""
+        """Return a table of how many problems each method needs for the accuracy of the reference."""
         return tables.needs_table(self.answers, part, reference, at)
 
     @told
@@ -298,15 +303,19 @@ class Asked:
 
     @told
     def room(self, of: str) -> str:
-        """The best point of each source of practice."""
+        """Return a table of the best point of each source of practice."""
         return tables.room_table(dict(self.answers.room(of)))
 
     # --- pictures
 
     @told
     def picture(self, kind: str, of: str = "", at: str = GREEDY, **more: Any) -> str:
-        """A picture by its kind: accuracy, cost, subjects, levels, changes (method, other), data (untrained),
-        learning (names), practice, practice-levels, practice-distances, weights, room."""
+        """Return the link to a picture, and keep the picture.
+
+        Args:
+            kind: accuracy, cost, subjects, levels, changes (method, other), data (untrained), learning (names),
+                practice, practice-levels, practice-distances, weights, room.
+        """
         plot = self._plot(kind, of, at, more)
         name = "-".join([kind, *(part for part in (of.replace("/", "-"), "" if at == GREEDY else at) if part)]) + ".svg"
         self.document.pictures[name] = standalone(str(plot.svg), plot.title)
@@ -341,14 +350,19 @@ PICTURES = (*pictures.TABLE, "changes", "data", "learning", "practice", "practic
 
 
 NAMES = tuple(name for name in vars(Asked) if not name.startswith("_"))
-"""What a template can ask for."""
+"""The names that a template can use."""
 
 
 # --- files
 
 
 def build(results: Results, template: Path, pictures_folder: Path, document: Path) -> Document:
-    """Fill a template file for a document at its own place. Raises DataError, and RunError for a missing template."""
+    """Fill a template file for a document at its own place.
+
+    Raises:
+        DataError: As `fill`.
+        RunError: The template is missing.
+    """
     import os
 
     try:
@@ -360,7 +374,7 @@ def build(results: Results, template: Path, pictures_folder: Path, document: Pat
 
 
 def out_of_date(built: Document, document: Path, pictures_folder: Path) -> str:
-    """The first thing in which a document differs from what would be built now; empty when it is up to date."""
+    """Return the first difference between a document and what would be built now; empty when it is up to date."""
     try:
         lines = document.read_text(encoding="utf-8").splitlines()
     except OSError:

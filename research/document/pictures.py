@@ -1,4 +1,4 @@
-"""Answers -> pictures of a document. Every value is drawn with its 95% interval over seeds and problems."""
+"""Draw the pictures of a document. Every value has its 95% interval over seeds and problems."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 INTERVALS = "lines are 95% intervals over seeds and problems"
 SMALLEST_UPDATE = 1e-5
-"""Smaller ones are drawn here."""
+"""Smaller updates are drawn at this place."""
 LABEL_RATIO = 1.5
-"""Of neighbouring numbers that are both written at a logarithmic axis, at least."""
+"""Least ratio of neighbouring numbers that are both written on a logarithmic axis."""
 
 
 # --- the table
 
 
 def rows_of(answers: Answers, of: str, methods: Sequence[str], at: str) -> list[Row]:
-    """The methods as rows of a comparison, with intervals over seeds as well; those that answer so."""
+    """Return the methods as rows of a comparison, with intervals over seeds as well; methods without such answers
+    are left out."""
     rows: list[Row] = []
     for method in methods:
         with suppress(NotMeasured):
@@ -80,7 +81,7 @@ TABLE = {
 
 
 def of_table(kind: str, answers: Answers, of: str, methods: Sequence[str], at: str) -> Plot:
-    """One of `TABLE`. Raises NotMeasured where the rows have nothing to draw."""
+    """Draw one of `TABLE`. Raises NotMeasured where the rows have nothing to draw."""
     rows = rows_of(answers, of, methods, at)
     plot = TABLE[kind](rows, figures.looks_of(rows))
     if plot is None:
@@ -89,7 +90,7 @@ def of_table(kind: str, answers: Answers, of: str, methods: Sequence[str], at: s
 
 
 def changes(answers: Answers, of: str, method: str, other: str, at: str) -> Plot:
-    """Where a method helps over another and where it hurts."""
+    """Draw where a method helps compared with another, and where it hurts."""
     evaluations = answers.evaluations(of).values()
     names = [s for s in dict.fromkeys(s for e in evaluations for s in e.subjects) if s]
     groups = [("all", Question(of, at)), *((s, Question(of, at, subject=s)) for s in names)]
@@ -114,8 +115,12 @@ def changes(answers: Answers, of: str, method: str, other: str, at: str) -> Plot
 
 
 def data(answers: Answers, part: str, at: str, untrained: Mapping[str, str]) -> Plot:
-    """Accuracy against training problems. `untrained`: methods that need none, and the evaluations on the same test
-    problems to take them from."""
+    """Draw accuracy against the number of training problems.
+
+    Args:
+        untrained: Methods that need no training problems, and the evaluations on the same test problems to take them
+            from.
+    """
     found = list(curves(answers.part(part), at).values())
     if not found:
         raise NotMeasured(part)
@@ -148,7 +153,7 @@ def data(answers: Answers, part: str, at: str, untrained: Mapping[str, str]) -> 
 
 
 def _apart(sizes: Sequence[int]) -> list[int]:
-    """Those whose labels do not run into that of the next greater one on a logarithmic axis."""
+    """Return the numbers whose labels do not overlap on a logarithmic axis, preferring the larger ones."""
     kept: list[int] = []
     for size in sorted(sizes, reverse=True):
         if not kept or kept[-1] >= LABEL_RATIO * size:
@@ -167,7 +172,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
 
 
 def learning(answers: Answers, part: str, names: Sequence[str]) -> Plot:
-    """Held-out accuracy during training, adapted and unadapted."""
+    """Draw held-out accuracy during training, adapted and unadapted."""
     trainings = answers.part(part).trainings
     chosen = list(names) or list(trainings)
     if not any(name in trainings for name in chosen):
@@ -199,7 +204,7 @@ def _draw_learning(axes: Axes, name: str, runs: Mapping[int, Training], colour: 
 
 
 def _by_step(runs: Mapping[int, Training], key: str) -> dict[float, list[float]]:
-    """The values of all seeds that have come to a step; steps that some have not come to are left out."""
+    """Return the values of all seeds at each step that all of them have reached."""
     found: dict[float, list[float]] = {}
     for run in runs.values():
         for step, value in run.curves.get(key, []):
@@ -211,7 +216,7 @@ def _by_step(runs: Mapping[int, Training], key: str) -> dict[float, list[float]]
 
 
 def practice(answers: Answers, of: str) -> Plot:
-    """The shares among practice, before and after meta-training."""
+    """Draw the measured shares among practice examples, before and after meta-training."""
     by_seed = answers.practice(of)
     shares = [m for m in MEASURES if m.unit == "share"]
     found = [(m.name, [measured(by_seed, when, m.name) for when in (BEFORE, AFTER)]) for m in shares]
@@ -235,13 +240,13 @@ def practice(answers: Answers, of: str) -> Plot:
 
 
 def practice_levels(answers: Answers, of: str) -> Plot:
-    """How much harder or easier than its target the practice is."""
+    """Draw how much harder or easier than its target the practice is."""
     return _histogram(answers, of, "level", "Level of the practice against the target's", "level minus the target's",
                       [x - 0.5 for x in range(-4, 6)])  # fmt: skip
 
 
 def practice_distances(answers: Answers, of: str) -> Plot:
-    """How far from the target's text the practice problems are."""
+    """Draw how far the practice problems are from the target's text."""
     edges = [x / 20 for x in range(21)]
     return _histogram(answers, of, "relative_distance", "Distance of the practice from the target",
                       "edit distance over the length of the longer text; 0 is a copy", edges)  # fmt: skip
@@ -269,7 +274,7 @@ def _histogram(answers: Answers, of: str, column: str, title: str, label: str, e
 
 
 def weights(answers: Answers, of: str) -> Plot:
-    """Whether examples of more weight are right more often, and help more."""
+    """Draw whether examples with more weight are right more often, and help more."""
     by_seed = answers.practice(of)
     found = {c: by_rank(by_seed, c) for c in ("correct", "helpful")}
     title = "Weight against correctness and benefit"
@@ -296,11 +301,11 @@ def weights(answers: Answers, of: str) -> Plot:
     return Plot(title, f"After meta-training; {INTERVALS}.", svg)
 
 
-# --- the room
+# --- the headroom for practice
 
 
 def room(answers: Answers, of: str, at: str) -> Plot:
-    """What practice of each source gained, against how far it moved the weights."""
+    """Draw what practice from each source gained, against how far it moved the weights."""
     stored = answers.room(of)
     points = [p for p in stored["points"] if "skipped" not in p and p["update_norm"] is not None]
     names = list(room_decodings(stored["unadapted"]["row"]))
@@ -338,7 +343,7 @@ def _draw_source(axes: Axes, points: Sequence[tuple[Any, Any]], source: str, col
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
-    """Groups from top to bottom."""
+    """List the groups from top to bottom."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.6)
     axes.tick_params(axis="y", length=0)

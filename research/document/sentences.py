@@ -1,4 +1,4 @@
-"""Estimates -> numbers in a sentence, with their intervals and units."""
+"""Write estimates as numbers in a sentence, with their intervals and units."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _problems(value: float, found: Needed) -> str:
 
 
 def fewer_text(found: Needed, problems: int) -> str:
-    """How many fewer problems than `problems`; bounds where the curve ends."""
+    """Return how many fewer problems than `problems` are needed, in percent; bounds where the curve ends."""
     low, high = (_share(bound, found, problems) for bound in reversed(found.interval))
     return f"{_share(found.problems, found, problems)} fewer [{low}, {high}]"
 

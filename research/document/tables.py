@@ -1,4 +1,4 @@
-"""Answers -> the tables of a document, in Markdown. No number of theirs comes from anywhere else."""
+"""Build the tables of a document, in Markdown. All their numbers come from stored results."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from research.results.practice import AFTER, BEFORE, ELSEWHERE, FAR, MEASURES, m
 from research.results.stored import GREEDY
 
 REFERENCE = "solver-sft"
-"""The method that the data efficiency of others is measured by, where it was trained."""
+"""The method with which the data efficiency of others is compared, where it was trained."""
 
 NUMBERED = re.compile(r"(?P<kind>.+)-(?P<number>[0-9.]+)")
-"""The name of a training that stands for a value of a setting."""
+"""The name of a training that stands for one value of a setting."""
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """The first column is text, the others numbers."""
+    """Return a table whose first column is text and whose other columns are numbers."""
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
 def decodings_of(answers: Answers, of: str) -> list[str]:
-    """Greedy, then the temperatures."""
+    """Return greedy decoding and then the temperatures."""
     rows = [row for e in answers.evaluations(of).values() for row in e.rows.values()]
     return [GREEDY, *sorted({at for row in rows for at in row.samples}, key=float)]
 
@@ -39,7 +39,7 @@ def decoding_name(at: str) -> str:
 
 
 def main_table(answers: Answers, of: str, methods: Sequence[str], against: str) -> str:
-    """Accuracy and paired difference for each decoding, cost, and how many seeds."""
+    """Return accuracy and paired difference for each decoding, costs, and the number of seeds."""
     decodings = decodings_of(answers, of)
     head = ["method", *(c for at in decodings for c in (f"{decoding_name(at)}, %", f"over {against}, points"))]
     head += ["tokens per answer", "seconds per answer", "seeds"]
@@ -69,7 +69,7 @@ PUBLISHED = {
 }  # fmt: skip
 """Accuracy of Llama-3.1-8B-Instruct on MATH-500 (arXiv 2603.03524, its table)."""
 PUBLISHED_WEAKEST = 1.92
-"""By what its MASS multiplies the base's accuracy on the subject that the base is weakest at (there)."""
+"""The factor by which the paper's MASS multiplies the base's accuracy on the base's weakest subject (same table)."""
 MARGINS = (
     ("mass", "base"), ("mass", "tt-ss"), ("mass", "solver-grpo"), ("mass", "mass-gold"), ("mass-gold", "base"),
     ("solver-grpo", "tt-ss"), ("base-ttt", "base"),
@@ -77,7 +77,7 @@ MARGINS = (
 
 
 def margins_table(answers: Answers, places: Mapping[str, str]) -> str:
-    """The paper's differences between methods, and the paired ones of each place under its heading."""
+    """Return the paper's differences between methods, and the paired differences of each place under its heading."""
     lines: list[list[str]] = []
     for one, other in MARGINS:
         found = [attempt(partial(_margin, answers, one, other, of)) for of in places.values()]
@@ -97,13 +97,14 @@ def _weakest_ratio(answers: Answers, of: str) -> str:
 
 
 def _points(estimate: Estimate) -> str:
-    """Bold where the interval excludes 0; not over one seed, where it says nothing about another training."""
+    """Write a difference, in bold where the interval excludes 0. Never bold for one seed, whose interval says
+    nothing about another training."""
     text = f"{points(estimate.mean)} {points_interval(estimate.interval)}"
     return f"**{text}**" if estimate.standing and estimate.seeds > 1 else text
 
 
 def attempt(make: Callable[[], str]) -> str:
-    """The text, or nothing where it is not measured: for a cell of a table that otherwise is."""
+    """Return the text, or an empty cell where it is not measured."""
     try:
         return make()
     except NotMeasured:
@@ -111,7 +112,7 @@ def attempt(make: Callable[[], str]) -> str:
 
 
 def cost_table(answers: Answers, of: str, methods: Sequence[str]) -> str:
-    """What training took, and what an answer takes."""
+    """Return the costs of training and of an answer."""
     head = ["method", "training problems", "outer steps", "sampled tokens, M", "hours", "tokens per answer", "seconds"]
     lines: list[list[str]] = []
     for method in methods:
@@ -134,7 +135,7 @@ def cost_table(answers: Answers, of: str, methods: Sequence[str]) -> str:
 
 
 def chances_table(answers: Answers, of: str, methods: Sequence[str]) -> str:
-    """What N samples hold: pass@N and maj@N, at each temperature."""
+    """Return pass@N and maj@N at each temperature: what N samples contain."""
     temperatures = decodings_of(answers, of)[1:]
     samples = {at: n for e in answers.evaluations(of).values() for r in e.rows.values() for at, n in r.samples.items()}
     head = ["method", *(f"{kind}@{samples[at]}, T = {at}" for at in temperatures for kind in ("pass", "maj"))]
@@ -152,7 +153,7 @@ def _share_cell(estimate: Estimate) -> str:
 
 
 def group_table(answers: Answers, of: str, methods: Sequence[str], at: str, by: str) -> str:
-    """Accuracy by subject or by level; a line for each group, a column for each method."""
+    """Return accuracy by subject or by level, with a line for each group and a column for each method."""
     found = answers.evaluations(of).values()
     names: list[Any] = list(dict.fromkeys(g for e in found for g in (e.subjects if by == "subject" else e.levels)))
     names = [name for name in (names if by == "subject" else sorted(names, key=str)) if name is not None]
@@ -165,7 +166,7 @@ def group_table(answers: Answers, of: str, methods: Sequence[str], at: str, by: 
 
 
 def changes_table(answers: Answers, of: str, method: str, other: str, at: str) -> str:
-    """Where a method gains over another and where it loses: by subject and by level."""
+    """Return where a method gains compared with another and where it loses, by subject and by level."""
     evaluations = answers.evaluations(of).values()
     subjects = [s for s in dict.fromkeys(s for e in evaluations for s in e.subjects) if s]
     levels = sorted({level for e in evaluations for level in e.levels if level is not None})
@@ -182,8 +183,11 @@ def changes_table(answers: Answers, of: str, method: str, other: str, at: str) -
 
 
 def helped_and_hurt(answers: Answers, method: str, other: str, question: Question) -> tuple[float, float]:
-    """Shares of the problems that only the one and only the other answers rightly, over problems and seeds; of sampled
-    answers the mean rise and the mean fall."""
+    """Return the shares of problems that only the one and only the other method answers correctly, over problems and
+    seeds.
+
+    For sampled answers these are the mean increase and the mean decrease.
+    """
     import numpy as np
 
     from research.results.estimates import paired
@@ -198,8 +202,11 @@ def helped_and_hurt(answers: Answers, method: str, other: str, question: Questio
 
 
 def ablation_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
-    """Each evaluation of the part: accuracy, against the reference, what the adaptation itself brings, and the best of
-    the training of its name on validation problems."""
+    """Return a line for each evaluation of the part.
+
+    It has the accuracy, the difference from the reference, the gain from the adaptation itself, and the best validation
+    accuracy of the training with the same name.
+    """
     lines: list[list[str]] = []
     for name in _settings(answers, part, reference):
         here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
@@ -220,8 +227,10 @@ def ablation_table(answers: Answers, part: str, reference: str, method: str, at:
 
 
 def safety_table(answers: Answers, part: str, reference: str, method: str, at: str) -> str:
-    """Each evaluation of the part, beside the analysis of its name: accuracy, the answers that the adaptation helps and
-    hurts, and what it does on problems of other subjects."""
+    """Return a line for each evaluation of the part, with the analysis of the same name.
+
+    It has the accuracy, the answers that the adaptation helps and hurts, and its effect on problems of other subjects.
+    """
     lines: list[list[str]] = []
     for name in _settings(answers, part, reference):
         here, there = Question(f"{part}/{name}", at), Question(f"{part}/{reference}", at)
@@ -238,7 +247,7 @@ def safety_table(answers: Answers, part: str, reference: str, method: str, at: s
 
 
 def _settings(answers: Answers, part: str, reference: str) -> list[str]:
-    """The evaluations of a part, the reference first."""
+    """Return the evaluations of a part, the reference first."""
     names = list(answers.part(part).evaluations)
     if reference not in names:
         raise NotMeasured(f"{part}/{reference}")
@@ -246,12 +255,12 @@ def _settings(answers: Answers, part: str, reference: str) -> list[str]:
 
 
 def _by_number(name: str) -> list[str | int]:
-    """Sorts '2-examples' before '12-examples'."""
+    """Return a sort key that puts '2-examples' before '12-examples'."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def data_table(answers: Answers, part: str, at: str) -> str:
-    """Accuracy against the number of training problems."""
+    """Return accuracy against the number of training problems."""
     found = list(curves(answers.part(part), at).values())
     if not found:
         raise NotMeasured(part)
@@ -265,7 +274,7 @@ def _at_size(curve: Curve, size: int) -> str:
 
 
 def needs_table(answers: Answers, part: str, reference: str, at: str) -> str:
-    """How many problems each method takes for the accuracy that the reference has with each number of them."""
+    """Return how many problems each method needs for the accuracy that the reference has with each number of them."""
     found = curves(answers.part(part), at)
     if reference not in found:
         raise NotMeasured(f"{part} {reference}")
@@ -279,8 +288,10 @@ def needs_table(answers: Answers, part: str, reference: str, at: str) -> str:
 
 
 def validation_table(answers: Answers, part: str) -> str:
-    """The best accuracy of each training on validation problems, mean over seeds; settings that a number ends the name
-    of, as in solver-sft-0.003, in a column for each number."""
+    """Return each training's best accuracy on validation problems, as a mean over seeds.
+
+    Settings whose name ends in a number, such as solver-sft-0.003, have a column for each number.
+    """
     found: dict[str, dict[str, str]] = {}
     for name, seeds in answers.part(part).trainings.items():
         best = _best(seeds)
@@ -296,12 +307,12 @@ def validation_table(answers: Answers, part: str) -> str:
 
 
 def _best(seeds: Mapping[int, Training]) -> float | None:
-    """On validation problems, mean over seeds."""
+    """Return the best accuracy on validation problems, as a mean over seeds."""
     return _mean([run.best for run in seeds.values() if run.best is not None])
 
 
 def practice_table(answers: Answers, of: str) -> str:
-    """What the practice is like, before and after meta-training."""
+    """Return what the practice is like, before and after meta-training."""
     by_seed = answers.practice(of)
     lines: list[list[str]] = []
     for measure in MEASURES:
@@ -313,7 +324,7 @@ def practice_table(answers: Answers, of: str) -> str:
 
 
 def room_table(room: dict[str, Any]) -> str:
-    """The best point of each source of practice, by each decoding: differences from the unadapted answers."""
+    """Return the best point of each source of practice for each decoding, as differences from the unadapted answers."""
     names = list(room_decodings(room["unadapted"]["row"]))
     points_of: dict[str, list[dict[str, Any]]] = {}
     for point in room["points"]:
@@ -333,7 +344,7 @@ def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def room_setting(point: Mapping[str, Any]) -> str:
-    """The inner loop of a point, and how sharply its practice was weighed."""
+    """Describe the inner loop of a point, and the sharpness of its weights."""
     text = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
     return text if point.get("sharpness") is None else f"{text}, sharpness {point['sharpness']:g}"
 
@@ -352,13 +363,13 @@ def _stored_gain(point: dict[str, Any], name: str) -> str:
 
 
 def label_of(rows: dict[int, StoredRow]) -> str:
-    """The method's name; with n where all seeds chose the same."""
+    """Return the method's name; with n where all seeds chose the same."""
     labels = {row.label for row in rows.values()}
     return labels.pop() if len(labels) == 1 else next(iter(rows.values())).method
 
 
 def mean_of(rows: dict[int, StoredRow], cost: str, at: str = GREEDY) -> float | None:
-    """Mean over seeds of 'tokens' or 'seconds' per answer."""
+    """Return the mean over seeds of 'tokens' or 'seconds' per answer."""
     return _mean([getattr(row, cost)[at] for row in rows.values() if at in getattr(row, cost)])
 
 

@@ -1,4 +1,4 @@
-"""Folders of `mass train` and `mass eval` -> stored results: small files of JSON that a repository can keep."""
+"""Store the results of `mass train` and `mass eval` as small JSON files that a repository can keep."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from research.results.stored import EVALUATION, PRACTICE, ROOM, TRAINING
 
 ROOM_FILE = "room.json"
 MAX_POINTS = 25
-"""Of one curve of a training run; held-out evaluations are all kept."""
+"""Maximum number of points of a training curve; held-out evaluations are all kept."""
 
 
 def collect(runs: Path, into: Path) -> list[Path]:
-    """Store every finished run below `runs` in the part `into`; returns the files, in the order of their folders.
+    """Store every finished run below `runs` in the part `into`; return the files, in the order of the run folders.
 
-    A run is named by its folder, less a seed at its end: `eval/test-0` is evaluation 'test' of seed 0. A file of the
-    same name is replaced.
+    A run is named after its folder without the seed at the end: `eval/test-0` is evaluation 'test' of seed 0. A file
+    with the same name is replaced.
 
-    Raises RunError when there is nothing to store. DataError when a run's files cannot be read.
+    Raises:
+        RunError: There is nothing to store.
+        DataError: A run's files cannot be read.
     """
     found = [path for path in sorted({p.parent for p in runs.rglob("*.json")}) if into not in (path, *path.parents)]
     stored = [made for folder in found if (made := store(folder, into)) is not None]
@@ -37,7 +39,7 @@ def collect(runs: Path, into: Path) -> list[Path]:
 
 
 def store(folder: Path, into: Path) -> Path | None:
-    """Store one run; None for a folder that is no run, or one that is not finished."""
+    """Store one run and return its file; None for a folder that is not a run, or a run that is not finished."""
     try:
         if (folder / COMPARISON).is_file():
             return _write(into / EVALUATION, evaluation_of(folder))
@@ -65,6 +67,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def name_of(folder: Path, seed: int) -> str:
+    """Return a run's name: that of its folder without the seed."""
     return folder.name.removesuffix(f"-{seed}") or folder.name
 
 
@@ -72,7 +75,7 @@ def name_of(folder: Path, seed: int) -> str:
 
 
 def evaluation_of(folder: Path) -> dict[str, Any]:
-    """The stored form of a comparison's folder."""
+    """Return the stored form of a comparison's folder."""
     comparison = _json(folder / COMPARISON)
     records: dict[str, list[dict[str, Any]]] = {}
     for record in _records(folder / RECORDS):
@@ -143,10 +146,12 @@ def _sampled(part: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> d
 
 
 def training_of(folder: Path) -> dict[str, Any] | None:
-    """The stored form of a training's folder; None for one that has not come to its last step."""
+    """Return the stored form of a training's folder; None if it has not reached its last step."""
     train = _json(folder / CONFIG)["train"]
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    rows = {row["step"]: row for row in (json.loads(line) for line in lines)}  # of two for a step, the later one
+    rows = {
+        row["step"]: row for row in (json.loads(line) for line in lines)
+    }  # of two rows for a step, the later one counts
     ordered = [rows[step] for step in sorted(rows)]
     if max(rows, default=0) < train["steps"]:
         return None
@@ -164,7 +169,7 @@ def training_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Held-out values as they are; of others the means over equal stretches."""
+    """Return a curve: held-out values as they are, others as means over equal ranges of steps."""
     points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
     stretch = 1 if key.startswith("eval/") else -(-len(points) // MAX_POINTS) or 1
     parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
@@ -174,16 +179,16 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, flo
 
 
 def _total(rows: Sequence[Mapping[str, Any]], start: str) -> float | None:
-    """Over all steps and all keys that start so; None where there is none."""
+    """Return the sum over all steps and all keys that begin with `start`; None where there are none."""
     values = [v for row in rows for key, v in row.items() if key.startswith(start) and isinstance(v, int | float)]
     return _short(sum(values), 6) if values else None
 
 
-# --- rooms
+# --- headroom
 
 
 def room_of(folder: Path) -> dict[str, Any]:
-    """What `benchmarks/room.py` measured, less the subjects and levels of each point."""
+    """Return the stored form of what `benchmarks/room.py` measured, without the subjects and levels of each point."""
     data = _json(folder / ROOM_FILE)
     seed = data["settings"]["seed"]
     points = [_without_groups(point) for point in data["points"].values()]

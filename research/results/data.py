@@ -1,6 +1,6 @@
-"""Evaluations of trainings on more and more problems -> accuracy against data, and how many problems an accuracy takes.
+"""Compute accuracy against the amount of training data, and how many problems an accuracy takes.
 
-Between two measured points accuracy is taken to be linear in the logarithm of the number of problems.
+Between two measured points, accuracy is assumed to be linear in the logarithm of the number of problems.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ class Curve:
 
     method: str
     problems: tuple[int, ...]
-    """[N]"""
+    """[N] numbers of training problems."""
     estimates: tuple[Estimate, ...]
-    """[N]"""
+    """[N] accuracies."""
     draws: Float[Values, "N R"]
+    """[N, R] resampled accuracies."""
 
     @property
     def means(self) -> Float[Values, " N"]:
+        """[N] mean accuracies."""
         return np.array([e.mean for e in self.estimates])
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Training problems that an accuracy takes: minus infinity where the fewest measured already reach it, infinity
-    where the most do not."""
+    """The number of training problems that an accuracy takes.
+
+    Minus infinity if the fewest measured already reach it, infinity if the most do not.
+    """
 
     problems: float
     interval: tuple[float, float]
@@ -44,7 +48,7 @@ class Needed:
 
 
 def curves(part: Part, decoding: str = GREEDY) -> dict[str, Curve]:
-    """By method: those that were trained on at least two numbers of problems."""
+    """Return the curve of each method that was trained on at least two numbers of problems."""
     found: dict[str, dict[int, dict[int, Evaluation]]] = {}
     for seeds in part.evaluations.values():
         for seed, evaluation in seeds.items():
@@ -69,7 +73,7 @@ def _curve(method: str, by_size: dict[int, dict[int, Evaluation]], decoding: str
 
 
 def needed(curve: Curve, mean: float, draws: Float[Values, " R"]) -> Needed:
-    """How many problems the method takes for an accuracy that is known as a mean and as draws."""
+    """Return how many problems the method needs for an accuracy that is given as a mean and as draws."""
     logs = np.log(np.array(curve.problems, dtype=np.float64))
     middle = crossing(logs, curve.means[:, None], np.array([mean]))[0]
     low, high = np.quantile(crossing(logs, curve.draws, draws), BOUNDS, method="nearest")
@@ -77,14 +81,16 @@ def needed(curve: Curve, mean: float, draws: Float[Values, " R"]) -> Needed:
 
 
 def needed_as_many_as(curve: Curve, reference: Curve, problems: int) -> Needed:
-    """How many problems the method takes for the accuracy that another has with so many."""
+    """Return how many problems the method needs for the accuracy that the reference has with `problems` of them."""
     place = reference.problems.index(problems)
     return needed(curve, reference.estimates[place].mean, reference.draws[place])
 
 
 def crossing(at: Float[Values, " N"], values: Float[Values, "N R"], target: Float[Values, " R"]) -> Float[Values, " R"]:
-    """Where the line through (at, values) first reaches `target`: minus infinity where it starts there, infinity where
-    it never does."""
+    """Return where the line through (at, values) first reaches `target`.
+
+    Minus infinity where it starts at or above the target, infinity where it never reaches it.
+    """
     found = np.full(target.shape, np.inf)
     for n in range(len(at) - 1, 0, -1):
         before, after = values[n - 1], values[n]
@@ -99,5 +105,5 @@ def _problems(log: float) -> float:
 
 
 def sizes_of(found: Sequence[Curve]) -> list[int]:
-    """All numbers of problems, in rising order."""
+    """Return all numbers of problems, in rising order."""
     return sorted({size for curve in found for size in curve.problems})

@@ -1,8 +1,8 @@
-"""Stored outcomes -> estimates: a mean with its 95% interval over seeds and problems (`mass.bootstrap.two_level`).
+"""Estimate means with 95% intervals over seeds and problems from stored outcomes (`mass.bootstrap.two_level`).
 
-Differences and ratios are paired: of the same problems, and of the same seeds where both methods were run with them.
-A method without training that was run with one seed stands beside every seed of the other, if the problems are the
-same.
+Differences and ratios are paired: over the same problems, and over the same seeds where both methods were run with
+them. A method without training that was run with one seed is paired with every seed of the other method, if the
+problems are the same.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from research.results.stored import GREEDY, Evaluation
 
 @dataclass(frozen=True)
 class Estimate:
+    """A mean with its interval."""
+
     mean: float
     interval: Interval
     seeds: int
     problems: int
-    """Of one seed."""
+    """Number of problems of one seed."""
 
     @property
     def standing(self) -> int:
-        """1 when the interval lies above 0, -1 when below, 0 when it covers 0."""
+        """1 when the interval lies above 0, -1 when below, 0 when it contains 0."""
         low, high = self.interval
         return 1 if low > 0 else -1 if high < 0 else 0
 
@@ -37,21 +39,24 @@ class Series:
     """One quantity of one method, by seed."""
 
     outcomes: dict[int, Values]
-    """[P] by seed."""
+    """Seed -> [P] outcomes."""
     problems: dict[int, str]
-    """Name of the set of problems, by seed."""
+    """Seed -> name of the set of problems."""
     trained: bool
+    """True if the method was trained, so that its seeds differ in more than sampling."""
 
     def sample(self) -> Sample:
+        """Return the outcomes for resampling."""
         return Sample(tuple(self.outcomes.values()), tuple(self.problems.values()))
 
     def draws(self, resamples: int = 4000) -> Values:
+        """Return draws of the mean."""
         return two_level(self.sample(), resamples)
 
 
 @dataclass(frozen=True)
 class Some:
-    """Which of the problems count; None: all."""
+    """A choice of problems; None: all."""
 
     subject: str | None = None
     level: int | None = None
@@ -63,7 +68,7 @@ ALL = Some()
 def series(
     evaluations: Mapping[int, Evaluation], method: str, decoding: str = GREEDY, some: Some = ALL
 ) -> Series | None:
-    """The outcomes of a method in each seed's evaluation that has it; None where none has."""
+    """Return the outcomes of a method in the evaluations that have it, by seed; None where none has."""
     outcomes: dict[int, Values] = {}
     problems: dict[int, str] = {}
     trained = False
@@ -81,7 +86,7 @@ def series(
 
 
 def _chosen(evaluation: Evaluation, some: Some) -> NDArray[np.bool_]:
-    """[P]"""
+    """Return a mask [P] of the chosen problems."""
     chosen = np.ones(len(evaluation.levels), dtype=bool)
     if some.subject is not None:
         chosen &= np.array([subject == some.subject for subject in evaluation.subjects], dtype=bool)
@@ -91,13 +96,14 @@ def _chosen(evaluation: Evaluation, some: Some) -> NDArray[np.bool_]:
 
 
 def estimate(one: Series) -> Estimate:
-    """Mean accuracy."""
+    """Return the mean accuracy."""
     sample = one.sample()
     return _estimate(sample.mean, np.clip(one.draws(), 0, 1), sample)
 
 
 def difference(one: Series, other: Series) -> Estimate | None:
-    """Mean accuracy of the first minus that of the second; None when they have no seeds and problems in common."""
+    """Return the mean accuracy of the first minus that of the second; None when they have no seeds and problems in
+    common."""
     pair = paired(one, other)
     if pair is None:
         return None
@@ -107,7 +113,8 @@ def difference(one: Series, other: Series) -> Estimate | None:
 
 
 def ratio(one: Series, other: Series) -> Estimate | None:
-    """Mean accuracy of the first over that of the second; None as for `difference`, or where the second is 0."""
+    """Return the mean accuracy of the first divided by that of the second; None as for `difference`, or where the
+    second is 0."""
     pair = paired(one, other)
     if pair is None or pair[1].sample().mean == 0:
         return None
@@ -117,14 +124,14 @@ def ratio(one: Series, other: Series) -> Estimate | None:
 
 
 def paired(one: Series, other: Series) -> tuple[Series, Series] | None:
-    """Both with the same seeds on the same problems."""
+    """Return both with the same seeds on the same problems, or None."""
     one, other = _beside(one, other), _beside(other, one)
     seeds = [s for s in one.outcomes if s in other.outcomes and one.problems[s] == other.problems[s]]
     return (_of(one, seeds), _of(other, seeds)) if seeds else None
 
 
 def _beside(one: Series, other: Series) -> Series:
-    """An untrained method's single run, repeated for each seed of the other on the same problems."""
+    """Repeat an untrained method's single run for each seed of the other method on the same problems."""
     if one.trained or len(one.outcomes) != 1 or len(other.outcomes) == 1:
         return one
     ((seed, values),) = one.outcomes.items()
@@ -137,6 +144,7 @@ def _of(one: Series, seeds: Sequence[int]) -> Series:
 
 
 def _estimate(mean: float, draws: Values, sample: Sample) -> Estimate:
-    """Rounded far below what is shown, so that the last bits of a machine's sums do not show."""
+    """Return an estimate, rounded far below the digits that are shown, so that different machines give the same
+    file."""
     low, high = percentiles(draws)
     return Estimate(round(mean, 9), (round(low, 9), round(high, 9)), len(sample.values), len(sample.values[0]))

@@ -1,7 +1,7 @@
-"""Outcomes by problem <-> one short text, so that thousands of answers are a few kilobytes of JSON.
+"""Pack outcomes by problem into one short text, so that thousands of answers are a few kilobytes of JSON.
 
-A problem's outcome is a count: how many of its N answers are right. It is written in hexadecimal, as many digits as N
-needs, and as dashes where none of the answers was judged.
+A problem's outcome is a count: how many of its N answers are right. It is written in hexadecimal, with as many digits
+as N needs, or as dashes where no answer was judged.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from mass.errors import DataError
 
 
 def pack(counts: Sequence[int | None], most: int = 1) -> str:
-    """`most` is N, the largest count that can be."""
+    """Return the packed counts; `most` is N, the largest possible count."""
     width = _width(most)
     return "".join("-" * width if count is None else f"{count:0{width}x}" for count in counts)
 
 
 def unpack(text: str, most: int = 1) -> Values:
-    """[P] counts, NaN for what is not judged. Raises DataError for a text that `pack` did not write."""
+    """Return [P] counts, NaN where nothing was judged.
+
+    Raises:
+        DataError: The text was not written by `pack`.
+    """
     width = _width(most)
     parts = [text[i : i + width] for i in range(0, len(text), width)]
     try:

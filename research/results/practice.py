@@ -1,7 +1,6 @@
-"""What `python -m research analyse` stored -> what practice is like, before and after meta-training, and what it is
-worth.
+"""Measure practice from stored analyses: what it is like before and after meta-training, and what it is worth.
 
-Values are per problem, so that they are averaged and drawn again like accuracies. Legend: P problems, m examples.
+Values are per problem, so that they are averaged and resampled like accuracies. Legend: P problems, m examples.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ from research.results.estimates import Estimate
 
 BEFORE, AFTER = "before", "after"
 FAR = 0.1
-"""Nats per token: a drift above it is a far one."""
+"""A drift above this is counted as far, in nats per token."""
 ELSEWHERE = ("drift", "far adrift", "elsewhere")
 """The measures of what the adaptation does on problems of other subjects."""
 LEAST_RANKED = 3
-"""Examples of a problem that a rank correlation needs."""
+"""Least number of examples of a problem for a rank correlation."""
 
 
 @dataclass(frozen=True)
 class Measure:
+    """One measure of practice."""
+
     name: str
     unit: str
     """share, of 1; levels; characters; correlation; nats; points, of 1; divergence, in nats per token; gain, of 1."""
@@ -56,12 +57,12 @@ MEASURES = (
 
 
 def table_of(stored: Mapping[str, Any], when: str, column: str) -> Float[Values, "P m"]:
-    """A column of the examples; NaN where there is no value."""
+    """Return a column of the examples; NaN where there is no value."""
     return _numbers(stored[when]["columns"][column])
 
 
 def values_of(stored: Mapping[str, Any], when: str, measure: str) -> Float[Values, "P m"]:
-    """A measure of each example; NaN where it has none."""
+    """Return a measure of each example; NaN where it has none."""
     if measure in ("copies", "near-copies"):
         return _where_known(table_of(stored, when, "distance"), 0 if measure == "copies" else stored["near_copy"])
     if measure == "helpful":
@@ -71,12 +72,12 @@ def values_of(stored: Mapping[str, Any], when: str, measure: str) -> Float[Value
 
 
 def _where_known(values: Values, limit: float) -> Values:
-    """1 where a value is at most the limit, 0 where it is more."""
+    """Return 1 where a value is at most the limit, 0 where it is more, NaN where there is none."""
     return np.where(np.isnan(values), np.nan, values <= limit)
 
 
 def per_problem(stored: Mapping[str, Any], when: str, measure: str) -> Float[Values, " P"]:
-    """[P] values of a measure, NaN where a problem has none."""
+    """Return [P] values of a measure, NaN where a problem has none."""
     if measure in ELSEWHERE:
         return _elsewhere(stored[when], measure)
     valid = table_of(stored, when, "valid") == 1
@@ -92,7 +93,7 @@ def per_problem(stored: Mapping[str, Any], when: str, measure: str) -> Float[Val
 
 
 def _elsewhere(found: Mapping[str, Any], measure: str) -> Float[Values, " P"]:
-    """NaN where it was not looked at."""
+    """Return [P] values of a measure on other problems; NaN where these were not examined."""
     if "drift" not in found:
         return np.full(len(found["columns"]["valid"]), np.nan)
     if measure != "elsewhere":
@@ -102,12 +103,12 @@ def _elsewhere(found: Mapping[str, Any], measure: str) -> Float[Values, " P"]:
 
 
 def _numbers(values: Any) -> Values:
-    """NaN for null."""
+    """Return an array, with NaN for null."""
     return np.array(values, dtype=np.float64)
 
 
 def measured(by_seed: Mapping[int, Mapping[str, Any]], when: str, measure: str) -> Estimate | None:
-    """The mean over problems and seeds; None where no problem has a value."""
+    """Return the mean over problems and seeds; None where no problem has a value."""
     rows = {seed: per_problem(stored, when, measure) for seed, stored in by_seed.items() if when in stored}
     rows = {seed: row for seed, row in rows.items() if not np.isnan(row).all()}
     if not rows:
@@ -119,7 +120,7 @@ def measured(by_seed: Mapping[int, Mapping[str, Any]], when: str, measure: str) 
 
 
 def by_rank(by_seed: Mapping[int, Mapping[str, Any]], measure: str) -> list[Estimate | None]:
-    """The mean of a measure for the example of the greatest weight, the second greatest, and so on."""
+    """Return the mean of a measure for the examples with the largest weight, the second largest, and so on."""
     ranked: dict[int, Values] = {}
     for seed, stored in by_seed.items():
         weight, values = table_of(stored, AFTER, "weight"), values_of(stored, AFTER, measure)
@@ -141,7 +142,8 @@ def _ranked(rows: list[Values], names: tuple[str, ...], rank: int) -> Estimate |
 
 
 def spearman(one: Values, other: Values) -> float:
-    """Rank correlation (Spearman 1904), ties sharing their mean rank; NaN for too few values, or all of them equal."""
+    """Return the rank correlation (Spearman 1904), with mean ranks for ties; NaN for too few values, or if all are
+    equal."""
     known = ~(np.isnan(one) | np.isnan(other))
     a, b = _ranks(one[known]), _ranks(other[known])
     if len(a) < LEAST_RANKED or a.std() == 0 or b.std() == 0:
@@ -156,7 +158,7 @@ def _ranks(values: Values) -> Values:
 
 
 def _mean(values: Values, valid: Any) -> Values:
-    """Over the valid examples of each problem that have a value."""
+    """Return the mean over the valid examples of each problem that have a value."""
     usable = valid & ~np.isnan(values)
     counts = usable.sum(1)
     sums = np.where(usable, values, 0.0).sum(1)
@@ -164,6 +166,6 @@ def _mean(values: Values, valid: Any) -> Values:
 
 
 def _contrast(weight: Values, correct: Values, valid: Any) -> Values:
-    """m times (mean weight of the right examples - mean weight of the wrong ones), where a problem has both."""
+    """Return m times (mean weight of right examples - mean weight of wrong ones); NaN where a problem lacks either."""
     right, wrong = _mean(weight, valid & (correct == 1)), _mean(weight, valid & (correct == 0))
     return (right - wrong) * weight.shape[1]

@@ -1,6 +1,6 @@
-"""A folder of stored results -> frozen values: evaluations and trainings by part, name and seed.
+"""Read a folder of stored results into frozen values: evaluations and trainings by part, name and seed.
 
-Part: a folder right under the given one. Name: what a study calls an evaluation or training.
+A part is a folder directly below the given one. The name is the one that a study gives to an evaluation or training.
 """
 
 from __future__ import annotations
@@ -26,86 +26,96 @@ class StoredRow:
 
     method: str
     label: str
-    """The method; with the n that was chosen for 'maj@n'."""
+    """The method's name, for 'maj@n' with the n that was chosen."""
     training: dict[str, Any]
-    """How its checkpoint was trained (run, method, step, seed, steps, problems); empty for an untrained method."""
+    """A summary of how its checkpoint was trained (run, method, step, seed, steps, problems); empty for an untrained
+    method."""
     outcomes: dict[str, Values]
-    """By decoding, 'greedy' or a temperature like '0.6': [P] share of a problem's answers that are right, NaN without
-    verdict. Also 'pass 0.6' and 'maj 0.6': 1 where one of the answers, or the most frequent one, is right."""
+    """By decoding, 'greedy' or a temperature like '0.6': [P] share of a problem's answers that are right, NaN
+    without a verdict. Also 'pass 0.6' and 'maj 0.6': 1 where one of the answers, or the most frequent one, is right."""
     samples: dict[str, int]
-    """By temperature: answers sampled for each problem."""
+    """Number of answers sampled for each problem, by temperature."""
     tokens: dict[str, float]
-    """Per answer, by decoding."""
+    """Tokens per answer, by decoding."""
     seconds: dict[str, float]
+    """Seconds per answer, by decoding."""
     fallbacks: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
+    """One stored evaluation."""
+
     name: str
     seed: int
     model: str
     tasks: dict[str, Any]
     """Source, split, size, seed and hash of the problems."""
     subjects: tuple[str, ...]
-    """[P] of each problem; empty where the source names none."""
+    """[P] subject of each problem; empty where the source names none."""
     levels: tuple[int | None, ...]
-    """[P]"""
+    """[P] level of each problem."""
     rows: dict[str, StoredRow]
-    """By method."""
+    """The rows, by method."""
     config: dict[str, Any]
     commit: str | None
-    """Of the source that answered; None where it was not noted."""
+    """Commit of the source that answered; None where it was not noted."""
 
 
 @dataclass(frozen=True)
 class Training:
+    """One stored training."""
+
     name: str
     seed: int
     method: str
     steps: int
     curves: dict[str, list[tuple[float, float]]]
-    """By metric: (step, value)."""
+    """By metric: (step, value) pairs."""
     tokens: float | None
-    """Generated in the whole run; None where the run did not count them."""
+    """Tokens generated in the whole run; None where the run did not count them."""
     seconds: float | None
     commits: tuple[str, ...]
-    """Of the source that trained, more than one where the run was resumed at another; empty where none was noted."""
+    """Commits of the source that trained; several if the run was resumed at another; empty where none was noted."""
 
     @property
     def best(self) -> float | None:
-        """The highest accuracy on validation problems, by which its checkpoint is chosen; None: not measured."""
+        """The highest accuracy on validation problems, by which the checkpoint is chosen; None if not measured."""
         return max((value for _, value in self.curves.get("eval/accuracy", ())), default=None)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is stored of one part: name -> seed -> what."""
+    """The stored results of one part: name -> seed -> result."""
 
     evaluations: dict[str, dict[int, Evaluation]] = field(default_factory=dict[str, dict[int, Evaluation]])
     trainings: dict[str, dict[int, Training]] = field(default_factory=dict[str, dict[int, Training]])
     practice: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict[str, dict[int, dict[str, Any]]])
-    """What `python -m research analyse` wrote."""
+    """Analyses written by `python -m research analyse`."""
     rooms: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict[str, dict[int, dict[str, Any]]])
-    """What `benchmarks/room.py` wrote."""
+    """Headroom measured by `benchmarks/room.py`."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What finished runs measured, as `python -m research collect` stored it."""
+    """The measurements of finished runs, as `python -m research collect` stored them."""
 
     folder: Path
     parts: dict[str, Part]
-    """By the name of the part: table, ablations, ..."""
+    """The parts by name: table, ablations, ..."""
 
 
 def is_results(folder: Path) -> bool:
-    """Whether a folder holds stored results."""
+    """Return True if a folder contains stored results."""
     return any(True for kind in (EVALUATION, TRAINING, PRACTICE, ROOM) for _ in folder.glob(f"*/{kind}/*.json"))
 
 
 def read(folder: Path) -> Results:
-    """Raises DataError for a file that is no stored result."""
+    """Read all stored results in a folder.
+
+    Raises:
+        DataError: A file is not a stored result.
+    """
     parts: dict[str, Part] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         part = Part(
@@ -133,7 +143,7 @@ def _named(folder: Path, make: Callable[[Mapping[str, Any]], T]) -> dict[str, di
 
 
 def evaluation(data: Mapping[str, Any]) -> Evaluation:
-    """From its JSON."""
+    """Return an evaluation from its JSON."""
     problems = data["problems"]
     names = problems["subjects"]
     return Evaluation(
@@ -174,7 +184,7 @@ def _at_least_one(right: Values) -> Values:
 
 
 def training(data: Mapping[str, Any]) -> Training:
-    """From its JSON."""
+    """Return a training from its JSON."""
     curves = {name: [(float(s), float(v)) for s, v in points] for name, points in data["curves"].items()}
     return Training(
         name=data["name"],

@@ -4,7 +4,7 @@
     model = mass.load("tiny")
     print(model.solve("Find the dot product of (3, 4) and (2, 5).").text)
 
-Names are loaded when they are first used, so `import mass` itself is immediate.
+Names are loaded when they are first used, so `import mass` is immediate and does not import torch.
 """
 
 from __future__ import annotations

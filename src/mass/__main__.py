@@ -1,4 +1,4 @@
-"""`python -m mass`: the command line, for launchers that start a module."""
+"""Run the command line as `python -m mass`, for launchers that start a module."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Bytes from outside (a file, standard input, an argument) -> their text. Everything that we read is UTF-8."""
+"""Decode text from outside (a file, standard input, an argument). All text that we read is UTF-8."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 
 
 def decode(data: bytes) -> str:
-    r"""The text of UTF-8 bytes: without a byte-order mark at its start, and with `\n` as its line ends.
+    r"""Return the text of UTF-8 bytes, without a byte-order mark at the start and with `\n` as line ends.
 
-    Raises ValueError for other bytes. Its text says what they are, to stand behind the name of what was read: "is not
-    UTF-8 (byte 0xe9 at 8)", or "is not UTF-8 but UTF-16", which is what Windows PowerShell redirects into a file.
+    Raises:
+        ValueError: The bytes are something else. The message completes a sentence that starts with a name: "is not
+            UTF-8 (byte 0xe9 at 8)", or "is not UTF-8 but UTF-16", which Windows PowerShell writes when output is
+            redirected to a file.
     """
-    encoding = json.detect_encoding(data)  # tells UTF-16 and UTF-32 from UTF-8, with a mark or without
+    encoding = json.detect_encoding(
+        data
+    )  # distinguishes UTF-16 and UTF-32 from UTF-8, with or without a byte-order mark
     if not encoding.startswith("utf-8"):
         raise ValueError(f"is not UTF-8 but {encoding.upper()}")
     try:
@@ -24,7 +28,11 @@ def decode(data: bytes) -> str:
 
 
 def read(path: str | Path) -> str:
-    """The text of a file. Raises OSError where it cannot be read; other bytes than UTF-8 are a reason too."""
+    """Return the text of a file.
+
+    Raises:
+        OSError: It cannot be read, or it is not UTF-8.
+    """
     try:
         return decode(Path(path).expanduser().read_bytes())
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""What was wrong -> one line that says what was given, what was expected and what to do.
+"""The errors that a user can cause, each with one line that says what was given, what was expected and what to do.
 
-Every error a user can cause is a `MassError`; the command line prints its text on one line and exits with 2.
+Each of them is a `MassError`; the command line prints its text on one line and exits with 2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class MassError(Exception):
-    """Base of all errors that a user can mend. Its text is one line: given, expected, what to do."""
+    """Base of all errors that a user can correct. The text is one line: given, expected, what to do."""
 
 
 class ConfigError(MassError):
@@ -30,7 +30,7 @@ class ShapeError(MassError, ValueError):
 
 
 class EngineError(MassError):
-    """A server that samples for us and cannot be used: unreachable, refusing, late, or answering wrongly."""
+    """A sampling server that cannot be used: unreachable, refusing, too slow, or answering wrongly."""
 
 
 class RunError(MassError):
@@ -38,7 +38,8 @@ class RunError(MassError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase naming the known word closest to `name`: `; did you mean 'steps'?`, or the list when none is close."""
+    """Return a phrase with the known name closest to `name`, `; did you mean 'steps'?`, or with all names when none
+    is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"

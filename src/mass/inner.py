@@ -1,4 +1,4 @@
-"""The engine alone, for losses and parameters of your own: the public name of `mass.metagrad`.
+"""The meta-gradient engine alone, for losses and parameters of your own: the public name of `mass.metagrad`.
 
 from mass.inner import SGD, AdamW, adapt
 """

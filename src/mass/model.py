@@ -1,4 +1,4 @@
-"""`load` -> `Mass`: a base model with its checkpoint, ready to practise on a problem and answer it."""
+"""Load a base model with its checkpoint, ready to practise on a problem and answer it."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ SMALL_PARAMETERS = 300_000_000
 
 @dataclass(frozen=True, repr=False)
 class Mass:
-    """A language model that can adapt itself to a problem. Solving changes nothing in it."""
+    """A language model that can adapt itself to a problem. Solving does not change it."""
 
     lm: LM
     state: MetaState
     config: AdaptConfig
     """Test-time configuration: the checkpoint's own, unless `load` was given another."""
     method: str = UNTRAINED
-    """What trained the state: mass, mass-gold, solver-grpo, or untrained."""
+    """The method that trained the state: mass, mass-gold, solver-grpo, or untrained."""
     checkpoint: str | None = None
-    """The folder of a trained state."""
+    """The folder of a trained state; None for an untrained one."""
     state_seed: int | None = None
-    """Of an untrained state."""
+    """The seed of an untrained state; None for a trained one."""
     prompts_given: bool = False
-    """Whether `load` was given prompts, which then come before those of any checkpoint."""
+    """True if `load` was given prompts; these are then preferred to those of any checkpoint."""
     notes: tuple[str, ...] = ()
-    """What a user should know of how it was loaded."""
+    """Remarks for the user on how the model was loaded."""
 
     def asking(self, kind: str) -> Mass:
-        """The same, asked with its prompts for a kind of problem (one of `mass.lm.prompts.KINDS`)."""
+        """Return the same model with its prompts for another kind of problem (one of `mass.lm.prompts.KINDS`)."""
         return self if kind == self.lm.kind else replace(self, lm=self.lm.asking(kind))
 
     def _lm_for(self, problem: object) -> LM:
-        """A task says what kind of problem it is."""
+        """Return the language model with the prompts for this problem: a Task knows its kind of problem."""
         return self.lm.asking(kind_of(problem)) if isinstance(problem, Task) else self.lm
 
     def __repr__(self) -> str:
@@ -111,13 +111,14 @@ class Mass:
         return hub.push(checkpoints.locate(_folder_of(self.checkpoint)), repo_id, private=private, message=message)
 
     def replay(self, record: Adaptation) -> Solution:
-        """Answer again from the practice examples, seed, configuration, prompts and start of a record.
+        """Answer again from a record: from its practice examples, seed, configuration, prompts and starting point.
 
-        A problem that was adapted alone (`stacked` 1, as `solve` does) gives the same update and text, bit for bit, on
-        the same machine with the same number of threads. One of several adapted side by side gives the same text from
-        the same losses and the same size of update, to 5 digits: alone, the last bits of its sums differ.
+        A problem that was adapted alone (`stacked` 1, as by `solve`) gives the same update and text, bit for bit, on
+        the same machine with the same number of threads. A problem that was adapted side by side with others gives the
+        same text, with losses and a size of update equal to 5 digits: alone, the last bits of its sums differ.
 
-        Raises ModelError when it does not: another base, checkpoint or numeric environment.
+        Raises:
+            ModelError: The result differs from the record: another base, checkpoint or numeric environment.
         """
         found, dtype = self.origin["base_fingerprint"], self.origin["dtype"]
         if record.base_fingerprint and (record.base_fingerprint, record.dtype) != (found, dtype):
@@ -156,7 +157,8 @@ class Mass:
 
     @contextmanager
     def adapted(self, problem: str | Task, seed: int = 0) -> Generator[AdaptedModel, None, None]:
-        """The model adapted to a problem, for as long as the block lasts. Its record has no answer: none is asked."""
+        """Provide the model adapted to a problem while the block runs. Its record has no answer, since none is asked
+        for."""
         lm = self._lm_for(problem)
         (record,), adapted = practise(lm, self.state, [_text(problem)], self.config, [seed])
         record = replace(record, **self.origin)
@@ -176,7 +178,7 @@ class Mass:
 
 @dataclass(frozen=True, repr=False)
 class AdaptedModel:
-    """A language model with the weights that practice on one problem gave it."""
+    """A language model with the weights that came out of practice on one problem."""
 
     lm: LM
     adapter: Params
@@ -184,7 +186,7 @@ class AdaptedModel:
     answer: SamplingConfig
 
     def sample(self, problems: Sequence[str], *, temperature: float | None = None, seed: int = 0) -> list[str]:
-        """One answer to each problem; greedy unless the configuration or `temperature` says otherwise."""
+        """Return one answer to each problem; greedy unless the configuration or `temperature` says otherwise."""
         config = self.answer if temperature is None else replace(self.answer, temperature=temperature)
         prompts = [self.lm.solve_prompt(problem) for problem in problems]
         seeds = [derive(seed, "sample", i) for i in range(len(prompts))]
@@ -220,31 +222,33 @@ def load(
     """Load a base model and its checkpoint.
 
     Args:
-        name: 'tiny' or 'tiny-terms' (ship with the package), 'smollm2' (a real model of 135 M parameters), a local
-            folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub.
-        checkpoint: a run folder of `mass train`, 'owner/name' of the hub, 'tiny/NAME' for one that ships with the
-            package, or 'untrained'.
-            None: the shipped one for those, else untrained.
-        config: test-time configuration; None: the checkpoint's own, or `untrained_config`.
-        lora: shape of an untrained adapter; a checkpoint brings its own.
+        name: 'tiny' or 'tiny-terms' (part of the package), 'smollm2' (a real model of 135 M parameters), a local
+            folder, a GGUF file, a hub name, or owner/name:file.gguf on the hub.
+        checkpoint: A run folder of `mass train`, 'owner/name' on the hub, 'tiny/NAME' for one that is part of the
+            package, or 'untrained'. None: the package's own checkpoint for its models, else untrained.
+        config: Test-time configuration. None: the checkpoint's own, or `untrained_config`.
+        lora: Shape of an untrained adapter; a checkpoint has its own.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', ...
-        dtype: precision of the base: float32, bfloat16, float16 or float64; 'auto': as its files have it where the
-            device is fast at that, else float32.
-        decode_rows: sequences sampled side by side at most; bounds memory.
-        engine: a server that samples instead of this process.
-        seed: of an untrained adapter.
-        prompts: a file as `mass prompts` prints one, or `mass.lm.prompts.Prompts`, for all kinds of problems or by
+        dtype: Precision of the base: float32, bfloat16, float16 or float64. 'auto': that of its files where the device
+            is fast with it, else float32.
+        decode_rows: Maximum number of sequences sampled side by side; bounds memory.
+        engine: A sampling server that samples instead of this process.
+        seed: Seed of an untrained adapter.
+        prompts: A file as `mass prompts` prints one, or `mass.lm.prompts.Prompts`, for all kinds of problems or by
             kind. None: those the checkpoint was trained with, or the package's own.
-        kind: of problems given as plain texts: math, code, choice or other (a `Task` says its own). None: as the
-            checkpoint was trained on, or math.
-        thinking: whether a model with a thinking switch thinks aloud; None: as the prompts say, by default not.
-        device_map: spreads the layers over several GPUs: 'auto', 'balanced', or parts of the model -> devices.
+        kind: Kind of problems given as plain texts: math, code, choice or other (a `Task` knows its own). None: the
+            kind the checkpoint was trained on, or math.
+        thinking: True if a model with a thinking switch should think aloud. None: as the prompts say, by default not.
+        device_map: How to spread the layers over several GPUs: 'auto', 'balanced', or a dict from parts of the model to
+            devices.
         quantization: 'none', '4bit' or '8bit' base weights, by bitsandbytes on a CUDA device.
-        revision: branch, tag or commit of a model of the hub.
-        trust_remote_code: whether Python code that comes with the model may run.
+        revision: Branch, tag or commit of a model on the hub.
+        trust_remote_code: True to allow running Python code that comes with the model.
 
-    Raises ModelError when a part is missing, damaged or belongs to another base, ConfigError for an option or a file of
-    prompts that cannot be used, EngineError when the server cannot be used.
+    Raises:
+        ModelError: A part is missing, damaged or belongs to another base.
+        ConfigError: An option or a file of prompts cannot be used.
+        EngineError: The sampling server cannot be used.
     """
     shipped = shipped_folder(name)
     if checkpoint is None and shipped is not None and (shipped / SHIPPED).is_dir():
@@ -299,7 +303,7 @@ def _with_checkpoint(
 
 
 def _by_kind(prompts: PromptSet | Prompts | None) -> PromptSet | None:
-    """Raises ConfigError for prompts that leave a kind of problem out."""
+    """Return prompts for every kind of problem. Raises ConfigError where a kind is missing."""
     if prompts is None or isinstance(prompts, Prompts):
         return None if prompts is None else dict.fromkeys(KINDS, prompts)
     missing = [kind for kind in KINDS if kind not in prompts]
@@ -308,7 +312,8 @@ def _by_kind(prompts: PromptSet | Prompts | None) -> PromptSet | None:
 
 
 def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> dict[str, Any]:
-    """Fields of `Adaptation`: the base, and the checkpoint (by its place in the package where it ships with it)."""
+    """Return fields of `Adaptation`: the base, and the checkpoint (by its name in the package if it is part of
+    that)."""
     name = UNTRAINED if checkpoint is None else _place_in_package(Path(checkpoint)) or str(checkpoint)
     return {
         "checkpoint": None if lm.name in SHIPPED_MODELS and name == f"{lm.name}/{SHIPPED}" else name,
@@ -322,7 +327,7 @@ def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> 
 
 
 def _place_in_package(checkpoint: Path) -> str | None:
-    """'tiny/NAME' of one that ships with the package, whatever base it is used with; None for any other."""
+    """Return 'tiny/NAME' for a checkpoint in the package, whatever base it is used with; None for any other."""
     for model in SHIPPED_MODELS:
         folder = shipped_folder(model)
         if folder is not None and checkpoint.resolve().is_relative_to(folder.resolve()):
@@ -331,14 +336,15 @@ def _place_in_package(checkpoint: Path) -> str | None:
 
 
 def load_for(record: Adaptation, *, model: str | None = None, checkpoint: str | None = None, **options: Any) -> Mass:
-    """The model and checkpoint that a record was made with, or those given instead. Options are those of `load`."""
+    """Load the model and checkpoint with which a record was made, or those given instead. Options are those of
+    `load`."""
     name, folder = model or record.model, checkpoint or record.checkpoint
     options = {"dtype": record.dtype, "quantization": record.quantization, **options}
     return load(name, folder, lora=lora_of(record), seed=record.state_seed or 0, **options)
 
 
 def lora_of(record: Adaptation) -> LoraConfig:
-    """Shape of the adapter. Raises TypeError on unknown keys."""
+    """Return the shape of the record's adapter. Raises TypeError on unknown keys."""
     return checkpoints.lora_config(record.lora) if record.lora else LoraConfig()
 
 
@@ -354,7 +360,8 @@ def _folder_of(checkpoint: str | Path) -> Path:
 
 
 def _equal_but_for_rounding(one: Adaptation, other: Adaptation) -> bool:
-    """Whether both practised on the same losses, before and after, with an update of the same size, to 5 digits."""
+    """Return True if both have the same losses before and after the update, and the same size of update, to 5
+    digits."""
 
     def measures(record: Adaptation) -> list[float]:
         losses = [(e.loss_before or 0.0, e.loss_after or 0.0) for e in record.examples]
@@ -365,7 +372,7 @@ def _equal_but_for_rounding(one: Adaptation, other: Adaptation) -> bool:
 
 
 def _text(problem: object) -> str:
-    """Of a Task or a text. Raises DataError for what is no problem."""
+    """Return the text of a Task or a plain text. Raises DataError for anything else, and for an empty problem."""
     text = problem.problem if isinstance(problem, Task) else problem
     if not isinstance(text, str):
         raise DataError(f"the problem is {type(text).__name__}; expected its text, or a mass.Task; convert it first")

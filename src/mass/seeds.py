@@ -1,4 +1,4 @@
-"""(seed, names) -> an independent seed: every random draw is a function of the run's seed and of what it is for."""
+"""Derive independent seeds: every random draw is a function of the run's seed and of its purpose."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed; equal arguments give equal seeds, on every machine."""
+    """Return a 63-bit seed; equal arguments give equal seeds, on every machine."""
     text = ":".join([str(seed), *map(str, names)])
+    # Python's own hash() of a text differs from process to process; 63 bits fit a signed integer of torch.
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,7 +1,7 @@
-"""Work that takes its time -> whoever shows how far it is: the stage it is in, and how decoding goes.
+"""Measure stages, and report progress to a listener: the current stage, and how far decoding is.
 
-Those who work (`Clock`, `mass.lm.sampling`) say so; who wants to hear it listens for the length of a `with`
-block, and hears the work of its own thread. Where nobody listens nothing happens.
+Code that works (`Clock`, `mass.lm.sampling`) reports; a listener is registered for the length of a `with` block and
+hears the work of its own thread. Without a listener nothing happens.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How far the sampling of some rows is."""
+    """The progress of sampling some rows."""
 
     tokens: int
-    """Sampled so far."""
+    """Tokens sampled so far."""
     rows_left: int
     """Rows that have not ended."""
     seconds: float
-    """Since its start."""
+    """Seconds since its start."""
     left_s: float
-    """Seconds to come at most: where rows end before their limit it is less."""
+    """Seconds to come at most; fewer where rows end before their limit."""
 
 
 class Listener(Protocol):
+    """An object that wants to hear of progress."""
+
     def stage(self, name: str) -> None:
-        """A stage begins, or goes on after one within it; empty: none."""
+        """A stage begins, or continues after one inside it; an empty name means that no stage is active."""
         ...
 
     def decoding(self, state: Decoding) -> None:
-        """A token of each row has been sampled."""
+        """One more token of each row has been sampled."""
         ...
 
 
@@ -46,7 +48,7 @@ _stage: ContextVar[str] = ContextVar("progress_stage", default="")
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None, None, None]:
-    """Within the block, tell this listener, and nobody who listened before."""
+    """Report to this listener within the block, instead of to any earlier one."""
     before = _listener.get()
     _listener.set(listener)
     try:
@@ -57,7 +59,7 @@ def listening(listener: Listener) -> Generator[None, None, None]:
 
 @contextmanager
 def stage(name: str) -> Generator[None, None, None]:
-    """The block is a stage of this name."""
+    """Make the block a stage of this name."""
     before = _stage.get()
     _enter(name)
     try:
@@ -73,19 +75,20 @@ def _enter(name: str) -> None:
 
 
 def tell_decoding(state: Decoding) -> None:
+    """Report the progress of sampling to the listener, if there is one."""
     if (listener := _listener.get()) is not None:
         listener.decoding(state)
 
 
 @dataclass
 class Clock:
-    """Seconds by stage."""
+    """Seconds spent in each stage."""
 
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @contextmanager
     def stage(self, name: str, without: str | None = None) -> Generator[None, None, None]:
-        """Time the block as `name`, less what it spends in the stage `without`."""
+        """Time the block as `name`, minus the time that it spends in the stage `without`."""
         start, inside = time.perf_counter(), self.seconds.get(without or "", 0.0)
         try:
             with stage(name):
@@ -95,11 +98,11 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start - inside
 
     def shares(self, count: int) -> dict[str, float]:
-        """The seconds of each of `count` problems."""
+        """Return the seconds of each stage divided by `count` problems."""
         return {stage: seconds / count for stage, seconds in self.seconds.items()}
 
     def each(self, name: str, values: Iterator[T]) -> Iterator[T]:
-        """Time the making of each value, and what the caller does with it, as `name`."""
+        """Yield the values, timing as `name` how long each takes to make and what the caller does with it."""
         while True:
             with self.stage(name):
                 value = next(values, None)

@@ -23,19 +23,21 @@ class Task:
 
     problem: str
     solution: str = ""
-    """Worked solution, as text; empty where the data set has none."""
+    """The worked solution; empty where the data set has none."""
     answer: str = ""
-    """Final answer alone, or the tests of a program; what the verifier compares with."""
+    """The final answer alone, or the tests of a program: the text that the verifier compares with."""
     subject: str = ""
     level: int | None = None
+    """Difficulty, from 1; None where the data set has no levels."""
     id: str = ""
     verifier: str = "math"
-    """Which verifier judges an answer: a key of `mass.verify.VERIFIERS`, or one of a user's own (`mass.verify.own`)."""
+    """The verifier that judges an answer: a key of `mass.verify.VERIFIERS`, or one of a user's own
+    (`mass.verify.own`)."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says of one answer text."""
+    """The judgement of a verifier on one answer text."""
 
     correct: bool | None
     """True, False, or None: no verdict (the verifier timed out, crashed, or the task has no answer)."""
@@ -49,13 +51,13 @@ class Sample:
     """One sampled continuation."""
 
     tokens: tuple[int, ...]
-    """Generated token ids, the end token included when it was reached."""
+    """Generated token ids, including the end token when it was reached."""
     text: str
-    """Decoded without special tokens."""
+    """The tokens decoded without special tokens."""
     finished: bool
-    """Whether the end token (or a stop) was reached before the token limit."""
+    """True if the end token (or a stop text) was reached before the token limit."""
     logprobs: tuple[float, ...] = ()
-    """Log-probability of each token under the sampling model at temperature 1; empty unless they were asked for."""
+    """Log-probability of each token under the sampling model at temperature 1; empty unless asked for."""
 
 
 def shortened(text: str, length: int = 60) -> str:
@@ -71,33 +73,37 @@ class Example:
     problem: str
     solution: str
     text: str = ""
-    """What the generator wrote, verbatim."""
+    """The generator's text, verbatim."""
     tokens: tuple[int, ...] = ()
-    """Token ids of `text`, the end token included."""
+    """Token ids of `text`, including the end token."""
     rejected: str = ""
-    """Why it is not used: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty for a valid
-    example."""
+    """The reason for not using it: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty
+    for a valid example."""
     score: float | None = None
-    """`s_i`; None for a rejected example."""
+    """The scorer's `s_i`; None for a rejected example."""
     weight: float = 0.0
+    """The weight `w_i` of its loss in the inner loop; 0 for a rejected example."""
     loss_before: float | None = None
-    """Mean negative log-likelihood (nats per token) of the solution, before and after the update."""
+    """Mean negative log-likelihood of the solution before the update, in nats per token."""
     loss_after: float | None = None
+    """Mean negative log-likelihood of the solution after the update."""
     attempt: bool = False
-    """Whether it is an attempt at the target itself: `problem` is the target's, `text` and `tokens` the solution's."""
+    """True if it is an attempt at the target itself: `problem` is the target, `text` and `tokens` are the
+    solution's."""
     note: str = ""
-    """What else there is to say of how it was read: 'the first of 3 problems'."""
+    """A remark on how it was parsed, such as 'the first of 3 problems'."""
     logprobs: tuple[float, ...] = ()
-    """Log-probability of each of `tokens` where a server sampled them for training; else empty."""
+    """Log-probability of each of `tokens`, where a sampling server sampled them for training; else empty."""
 
     @property
     def valid(self) -> bool:
+        """True if nothing speaks against using it."""
         return not self.rejected
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token sequences of N rows, right-padded to length L, with the tokens that count marked."""
+    """Token sequences of N rows, right-padded to length L, with a mask of the tokens that count."""
 
     input_ids: Tensor
     """[N, L] int64."""
@@ -110,8 +116,8 @@ class Batch:
         return self.input_ids.shape[0]
 
     def select(self, index: Tensor | None) -> Batch:
-        """Rows `index` [n], cut to the longest of them; all rows when it is None, as `mass.metagrad.Losses` are
-        called."""
+        """Return the rows `index` [n], cut to the longest of them; all rows if it is None, which is how
+        `mass.metagrad.Losses` are called."""
         if index is None:
             return self
         mask = self.attention_mask[index]
@@ -130,39 +136,44 @@ class Adaptation:
     """The resolved test-time configuration."""
     config_hash: str
     checkpoint: str | None = None
-    """Where the adaptation started: a folder as `mass.load` was given it, 'tiny/NAME' for one that ships with the
-    package, 'untrained'; None for the shipped default."""
+    """The starting point: a folder as given to `mass.load`, 'tiny/NAME' for a checkpoint in the package, or
+    'untrained'; None for the default checkpoint of a model in the package."""
     state_seed: int | None = None
-    """Of an untrained start."""
+    """Seed of an untrained start; None for a trained one."""
     base_fingerprint: str = ""
-    """Tells one base from another; see `mass.adaptation.checkpoint.fingerprint`."""
+    """Distinguishes one base from another; see `mass.adaptation.checkpoint.fingerprint`."""
     dtype: str = "float32"
     """Precision of the base."""
     lora: dict[str, Any] = field(default_factory=dict[str, Any])
     """Shape of the adapter; the default where it is empty."""
     quantization: str = "none"
-    """Of the base weights: none, 4bit or 8bit."""
+    """Quantization of the base weights: none, 4bit or 8bit."""
     kind: str = "math"
-    """Of the problem: what an answer must end with; see `mass.lm.prompts`."""
+    """Kind of the problem, which decides how an answer must end; see `mass.lm.prompts`."""
     prompts: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The prompts that asked for practice and answers; the model's default where it is empty."""
+    """The prompts for practice and answers; the model's default where it is empty."""
     engine: str = ""
-    """The server that sampled, its model and version, as in 'http meta-llama/Llama-3.1-8B-Instruct, vLLM 0.11.0'; empty
-    where this process did."""
+    """The sampling server, with its model and version, as in 'http meta-llama/Llama-3.1-8B-Instruct, vLLM 0.11.0';
+    empty where this process sampled."""
     stacked: int = 1
-    """How many problems were adapted side by side. One that was alone replays bit for bit, others but for rounding."""
+    """Number of problems adapted side by side. A problem adapted alone replays bit for bit, others up to rounding."""
     examples: tuple[Example, ...] = ()
+    """All practice examples, used or rejected."""
     fallback: str = ""
-    """Why the answer is the unadapted one: 'no valid example', 'non-finite update', 'exploding update'; empty when
-    the adapted weights answered."""
+    """The reason for answering with the unadapted weights: 'no valid example', 'non-finite update', 'exploding
+    update'; empty when the adapted weights answered."""
     adapter_hash: str = ""
     """SHA-256 of the adapted parameters; of the starting ones after a fallback."""
     update_norm: float = 0.0
-    """Euclidean norm of (adapted - starting) parameters over that of the starting ones, over all tensors."""
+    """Euclidean norm of (adapted - starting) parameters divided by that of the starting ones, over all tensors."""
     unadapted_text: str | None = None
+    """The answer of the unadapted weights; None if it was not asked for."""
     text: str = ""
+    """The answer text."""
     answer: str | None = None
+    """The final answer found in `text`; None where there is none."""
     verdict: Verdict | None = None
+    """The verdict on `text`, where the gold is known."""
     unadapted_verdict: Verdict | None = None
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     """Generated tokens of each stage."""
@@ -179,12 +190,17 @@ class Adaptation:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the record as nested dicts and tuples."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Adaptation:
-        """Inverse of `to_dict`, also after a trip through JSON, in which a norm that is not finite became null. Raises
-        TypeError on unknown keys."""
+        """Return the record that `to_dict` wrote, also after storage as JSON, where a norm that is not finite became
+        null.
+
+        Raises:
+            TypeError: A key is unknown.
+        """
         values = dict(data)
         if values.get("update_norm", 0.0) is None:
             values["update_norm"] = math.nan
@@ -202,11 +218,13 @@ def _example(data: dict[str, Any]) -> Example:
 
 @dataclass(frozen=True, repr=False)
 class Solution:
-    """An answer and how it came about."""
+    """An answer and how it was obtained."""
 
     text: str
     answer: str | None
+    """The final answer found in `text`; None where there is none."""
     adaptation: Adaptation | None = None
+    """The record of the adaptation; None for an answer without one."""
 
     def __repr__(self) -> str:
         lines = [f"Solution(answer={self.answer!r}, text={shortened(self.text)!r}"]

@@ -1,1 +1,2 @@
-"""argv -> one verb: parse, call, print. Nothing heavy is imported before a verb needs it."""
+"""The commands of `mass`, one module each: parse the arguments, call the library, print. Nothing heavy is imported
+before a command needs it."""

@@ -1,8 +1,8 @@
-"""environment -> one that lets glibc keep freed memory, by restarting the process once.
+"""Make glibc keep freed memory, by restarting the process once with other settings.
 
-glibc gives large freed blocks back to the kernel and asks for them again in the next step: the page faults cost more
-than the arithmetic (0.6 s instead of 4 s for a training step of the tiny model). The settings are read when a process
-starts, so they need a restart, done before torch is imported.
+glibc gives large freed blocks back to the kernel and asks for them again in the next step. The page faults cost more
+than the arithmetic (a training step of the tiny model took 4 s instead of 0.6 s). The settings are read when a process
+starts, so they need a restart, which is done before torch is imported.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
 def restart_with_kept_memory() -> None:
-    """Replace this process by one with `SETTINGS`. Does nothing off glibc, under another allocator, or when any of the
-    settings is there already: ours from the restart, or the user's own choice."""
+    """Replace this process by one with `SETTINGS`.
+
+    Does nothing without glibc, under another allocator, or when any of the settings exists already: from our own
+    restart, or chosen by the user.
+    """
     if _is_glibc() and _wants_settings(os.environ):
+        # execve replaces the process at once: text still in Python's buffers would be lost.
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **SETTINGS})

@@ -1,4 +1,4 @@
-"""A model and tasks -> a comparison, with the time left while it runs, its table, and its folder."""
+"""Run a comparison with a progress display, and print its table."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 LINE_EVERY_S = 5.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between progress lines where there is no terminal."""
 
 
 class ComparisonMonitor:
-    """Shows how far a comparison is. Use as a context manager.
+    """Shows the progress of a comparison. Use it as a context manager.
 
-    The time left is that of the answers left at the pace of the method at work, as methods differ a hundredfold.
+    The time left assumes that all remaining answers take as long as those of the current method, though methods can
+    differ a hundredfold.
     """
 
     def __init__(self, methods: int, screen: Console) -> None:
@@ -61,10 +62,11 @@ class ComparisonMonitor:
             self._screen.print(f"{self._at}: {said}", markup=False)
 
     def on_progress(self, method: str, done: int, total: int) -> None:
+        """Update the display: `done` of `total` problems of `method` are answered."""
         now = time.monotonic()
         if self._done.get(method) == done:
             return
-        if method not in self._done:  # what is done at the first call was done before this process began
+        if method not in self._done:  # problems done at the first call were done before this process began
             self._began, self._first = now, done
         self._done[method] = done
         answers, of, new = sum(self._done.values()), self._methods * total, done - self._first
@@ -115,6 +117,7 @@ def compare(
 
 
 def print_comparison(comparison: Comparison, folder: Path) -> None:
+    """Print the tables of a comparison, and where its files are."""
     from mass.cli.report import PAGE
     from mass.report import sampled_tables, terminal_table
 

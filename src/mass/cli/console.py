@@ -1,4 +1,4 @@
-"""Where text goes: results to standard output, progress and notes to standard error."""
+"""Print results to standard output, and progress and notes to standard error."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 PIPE_WIDTH = 100
-"""Columns where the output is no terminal and COLUMNS does not say."""
+"""Columns used where the output is not a terminal and COLUMNS is not set."""
 
 LINE_EVERY_S, REFRESH_EVERY_S = 10.0, 0.5
-"""Seconds between two words on how far work is: lines of a file or pipe, and in place on a terminal."""
+"""Seconds between two progress reports: lines in a file or pipe, and updates in place on a terminal."""
 
 
 def stdout() -> Console:
+    """Return a console for standard output."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_width())
 
 
 def stderr() -> Console:
+    """Return a console for standard error."""
     console = Console(stderr=True, highlight=False)
     return console if console.is_terminal else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Plain text to standard output; a terminal breaks its lines, not we, so that paths and commands can be copied."""
+    """Print plain text to standard output. Lines are not broken here, so that paths and commands can be copied."""
     stdout().print(text, markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """The same to standard error."""
+    """Print plain text to standard error, without breaking lines."""
     stderr().print(text, markup=False, soft_wrap=True)
 
 
 def notes(texts: Iterable[str]) -> None:
+    """Print several texts to standard error."""
     for text in texts:
         note(text)
 
@@ -50,8 +53,8 @@ class _Notes(logging.Handler):
 
 
 def show_package_notes() -> None:
-    """From now on what the package says of a model while it loads it is a note. Of several processes the first says
-    it for all."""
+    """Print what the package logs while it loads a model as notes. With several processes, only the first one
+    prints."""
     package = logging.getLogger("mass")
     if os.environ.get("RANK", "0") == "0" and not any(isinstance(one, _Notes) for one in package.handlers):
         package.addHandler(_Notes())
@@ -65,8 +68,8 @@ def _width() -> int:
 
 @contextmanager
 def working(what: str) -> Generator[None, None, None]:
-    """Say on standard error how far something is that takes its time: a spinner, or now and then a line where that is
-    no terminal."""
+    """Show on standard error that something is in progress: with a spinner, or with a line now and then where there
+    is no terminal."""
     from mass.cli.stages import watching
 
     console = stderr()
@@ -79,7 +82,7 @@ def working(what: str) -> Generator[None, None, None]:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Give its task the field `left`, as `duration` writes it."""
+    """Return a progress bar. Its task needs the field `left`, as `duration` writes it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -92,7 +95,7 @@ def progress_bar(console: Console) -> Progress:
 
 @dataclass
 class Pace:
-    """Time left, from the steps that this process has made."""
+    """Estimates the time left from the steps that this process has made."""
 
     total: int
     clock: Callable[[], float] = time.monotonic
@@ -100,7 +103,7 @@ class Pace:
     began: float = field(default=0.0)
 
     def left_s(self, done: int) -> float | None:
-        """Seconds until `total`; None before two steps were seen."""
+        """Return the seconds until `total`; None before two steps were seen."""
         if self.first is None:
             self.first, self.began = done, self.clock()
         if done <= self.first:
@@ -109,7 +112,7 @@ class Pace:
 
 
 def duration(seconds: float | None) -> str:
-    """'45 s', '12 min', '3.1 h'; '?' when unknown."""
+    """Write a duration as '45 s', '12 min' or '3.1 h'; '?' when it is unknown."""
     if seconds is None:
         return "?"
     if seconds < 10:

@@ -1,6 +1,6 @@
-"""mass demo: a model -> a few problems solved before the user's eyes, and a comparison with its baselines.
+"""`mass demo`: solve a few problems while the user watches, then compare the model with its baselines.
 
-A shipped model is asked the built-in problems that it was taught; any other a few plain word problems.
+A model of the package is asked the built-in problems that it was trained on; any other model a few plain word problems.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ METHODS = ("base", "tt-ss", "mass", "mass-unadapted")
 UNTRAINED_METHODS = METHODS[:2]
 """Methods that `mass demo` compares on a model without a meta-trained checkpoint."""
 WORD_PROBLEMS, MAX_TOKENS = Path(__file__).parents[1] / "tasks" / "word_problems.jsonl", 256
-"""Twelve problems, and the tokens of a practice problem and of an answer: a model that solves them needs less."""
+"""A file with twelve problems, and the token limit of a practice problem and of an answer, enough for models that
+solve these."""
 SHOWN, FIRST_SHOWN, SHOWN_STEP = 3, 4, 9
-"""Problems solved before the comparison: in the order of the built-in sets a Geometry, a Precalculus and an Algebra
-problem, each a level above the one before."""
+"""Which problems are solved before the comparison: in the order of the built-in sets these are a Geometry, a
+Precalculus and an Algebra problem, each one level above the one before."""
 RATE, STEPS = 14.0, 1
-"""Of tt-ss with tiny-terms, where it is best on validation problems (docs/results.md); the checkpoint's own start at a
-lower rate, which suits the weights that it has learned."""
+"""Inner rate and steps of tt-ss with tiny-terms, where it does best on validation problems (docs/results.md). The
+trained checkpoint starts from a lower rate, which suits the weights that it has learned."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass demo` and return its exit code."""
     given = options.parse(_parser(), arguments)
     if given.print_config:
         options.print_given(given)
@@ -100,7 +102,8 @@ def _introduction(count: int, *, trained: bool) -> str:
 
 
 def _short(name: str, checkpoint: str | None) -> dict[str, Any]:
-    """Options of `mass.load` for a model without a checkpoint, which would bring its own lengths."""
+    """Return options of `mass.load` with shorter texts, for a model without a checkpoint (a checkpoint has its own
+    lengths)."""
     from mass.config import AdaptConfig, SamplingConfig, SynthesisConfig
     from mass.lm.source import SHIPPED_MODELS
 
@@ -111,7 +114,7 @@ def _short(name: str, checkpoint: str | None) -> dict[str, Any]:
 
 
 def _base_answer(model: Mass, task: Task) -> str:
-    """The greedy answer of the base alone, without the checkpoint."""
+    """Return the greedy answer of the base alone, without the checkpoint."""
     prompt = model.lm.solve_prompt(task.problem)
     (sample,) = model.lm.sample([prompt], model.config.answer, [0])
     return sample.text.strip()

@@ -1,4 +1,5 @@
-"""mass doctor: a model -> what of the meta-gradient engine is exact on it; exit code 1 when nothing is safe."""
+"""`mass doctor`: check which parts of the meta-gradient engine are exact on a model; exit code 1 when nothing is
+safe."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ STYLES = {"pass": "green", "fail": "bold red", "skipped": "dim"}
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass doctor` and return its exit code."""
     given = options.parse(_parser(), arguments)
     attentions = _checked(given)
     if given.print_config:
@@ -71,7 +73,7 @@ def _known() -> str:
 
 
 def _checked(given: Namespace) -> list[str]:
-    """The attention implementations. Raises ConfigError for what cannot be meant."""
+    """Return the attention implementations to check. Raises ConfigError for options that cannot be used."""
     if given.model is None:
         raise ConfigError("no model is given; expected a folder, a hub name or tiny: mass doctor MODEL")
     if given.dtype not in DTYPES:

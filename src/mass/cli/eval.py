@@ -1,4 +1,4 @@
-"""mass eval: methods x tasks -> a table, JSON, and a page."""
+"""`mass eval`: compare methods on tasks and write a table, JSON, and a page."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ NAMED = (
     "model", "checkpoint", *options.LOADING, "methods", "tasks", "split", "size", "seed", "tasks_seed", "fields",
     "verifier", "levels", "subjects", "train_tasks", "train_levels", "train_subjects", "checkpoint_of",
 )  # fmt: skip
-"""Options that --print_config shows beside those of `EvalConfig`."""
+"""Options that --print_config shows in addition to those of `EvalConfig`."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass eval` and return its exit code."""
     given = options.parse(_parser(), arguments)
     config = EvalConfig(**{field.name: getattr(given, field.name) for field in fields(EvalConfig)})
     if given.print_config:
@@ -86,7 +87,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _folder(given: Namespace) -> Path:
-    """A new one, or with --resume that of a comparison which is not finished. Raises ConfigError and RunError."""
+    """Return a new folder, or with --resume the folder of an unfinished comparison.
+
+    It is checked before the model is loaded, which can take minutes.
+
+    Raises:
+        ConfigError: --resume is given without --out.
+        RunError: The folder is in use, or has nothing to resume.
+    """
     if given.resume:
         from mass.evaluation.folder import ComparisonFolder
 
@@ -115,7 +123,7 @@ def _say_how_to_resume(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def _train_tasks(given: Namespace) -> list[Task] | None:
-    """What base-ttt learns from; None where that is not said. Raises ConfigError and DataError."""
+    """Return the tasks that base-ttt learns from; None where they are not given. Raises ConfigError and DataError."""
     if given.train_tasks is not None:
         from mass import tasks
 

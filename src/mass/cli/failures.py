@@ -1,6 +1,6 @@
-"""exception -> exit code and what is said of it: one line for a user's error, a traceback for a bug of ours.
+"""Turn exceptions into exit codes and messages: one line for a user's error, a traceback for a bug of ours.
 
-Of several processes that end with one error, one says so.
+When several processes end with the same error, one of them reports it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 
 def guarded(command: Callable[[], int], *, debug: bool) -> int:
-    """Run a command. Anything but a `MassError`, Ctrl-C, a closed pipe and an exit is a bug and goes through."""
+    """Run a command and return its exit code.
+
+    A `MassError`, Ctrl-C, a closed pipe and an exit become exit codes; any other exception is a bug and is passed on.
+    """
     try:
         code = command()
+        # A closed pipe may show only when the buffer is written, so that has to happen inside the try.
         sys.stdout.flush()
         return code
     except MassError as error:
@@ -34,12 +38,12 @@ def guarded(command: Callable[[], int], *, debug: bool) -> int:
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
-    except SystemExit as exit:  # --help
+    except SystemExit as exit:  # from --help
         return exit.code if isinstance(exit.code, int) else 0 if exit.code is None else 1
 
 
 def _drop_output() -> None:
-    """Let the interpreter's last flush go nowhere, instead of failing again."""
+    """Send the interpreter's last flush to the null device, so that it does not fail again."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""An output folder's name -> an empty folder, or a one-line error before any work is done."""
+"""Prepare output folders, or report a one-line error before any work is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from mass.runs.folder import is_used
 
 
 def new_folder(option: str, folder: Path) -> None:
-    """Make an output folder. Raises RunError when it is in use or cannot be made."""
+    """Create an output folder.
+
+    Raises:
+        RunError: It is in use or cannot be created.
+    """
     try:
         if is_used(folder):
             raise RunError(f"{option} {str(folder)!r} is in use; name a folder that is new or empty")
@@ -22,5 +26,5 @@ def new_folder(option: str, folder: Path) -> None:
 
 
 def dated_folder(verb: str) -> Path:
-    """`runs/VERB-20260102-030405`, which nobody has to think of."""
+    """Return a folder name with the time, `runs/VERB-20260102-030405`."""
     return Path("runs") / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"

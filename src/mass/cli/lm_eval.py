@@ -1,4 +1,4 @@
-"""mass lm-eval: lm-evaluation-harness's own command, with `mass` among its models."""
+"""`mass lm-eval`: run lm-evaluation-harness's own command, with `mass` among its models."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ examples:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run the harness and return its exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0
@@ -37,11 +38,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def usage() -> str:
+    """Return the text of `--help`."""
     return USAGE.format(arguments="\n".join(_documented()))
 
 
 def _documented() -> list[str]:
-    """Each model argument with the string under it."""
+    """Return each model argument with the docstring of its field."""
     from docstring_parser import parse_from_object
 
     from mass.evaluation.lm_eval.arguments import Arguments

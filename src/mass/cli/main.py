@@ -1,4 +1,4 @@
-"""argv -> the verb it names -> exit code: 0, 2 for an error of the user's, 130 after Ctrl-C."""
+"""Run the command that the arguments name. Exit codes: 0, 2 for a user's error, 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -46,27 +46,31 @@ examples:
 
 @dataclass(frozen=True)
 class Program:
-    """A command with verbs, each a module with a function `run(arguments) -> exit code`."""
+    """A program with several commands, each a module with a function `run(arguments) -> exit code`."""
 
     name: str
     package: str
-    """Where the modules of its verbs are."""
+    """The package that contains the modules of the commands."""
     verbs: Mapping[str, str]
-    """What each does, in a few words."""
+    """The commands, each with a few words on what it does."""
     light: tuple[str, ...]
-    """Verbs that do not load torch."""
+    """Commands that do not load torch."""
     usage: str
-    """What `--help` prints, with {verbs} in the place of their list."""
+    """The text of `--help`, with {verbs} in the place of the list of commands."""
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run one command. Without arguments, as a console script calls it, it may restart the process once (see
-        `mass.cli.allocator`); with a list it never does."""
+        """Run one command and return its exit code.
+
+        Without arguments, as a console script calls it, it may restart the process once (see `mass.cli.allocator`);
+        with a list of arguments it never does.
+        """
         arguments = list(sys.argv[1:] if argv is None else argv)
         debug = "--debug" in arguments
         arguments = [argument for argument in arguments if argument != "--debug"]
         return guarded(lambda: self._dispatch(arguments, may_restart=argv is None), debug=debug)
 
     def module_of(self, verb: str) -> str:
+        """Return the name of the module of a command."""
         return f"{self.package}.{verb.replace('-', '_')}"
 
     def _dispatch(self, arguments: list[str], *, may_restart: bool) -> int:
@@ -86,7 +90,7 @@ class Program:
             if may_restart and not {"-h", "--help"} & set(rest):
                 allocator.restart_with_kept_memory()
             _quiet_libraries()
-            from mass.cli import console  # not for `--help`, which is to be quick
+            from mass.cli import console  # not imported for `--help`, which has to be fast
 
             console.show_package_notes()
         return importlib.import_module(self.module_of(verb)).run(rest)
@@ -96,13 +100,15 @@ MASS = Program("mass", "mass.cli", VERBS, ("report", "prompts"), USAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `mass`."""
+    """Run the command `mass` and return its exit code."""
     return MASS.main(argv)
 
 
 def _check_text(arguments: Sequence[str]) -> None:
-    """Python keeps bytes of an argument that are no text as lone surrogates, which fail later, in whatever writes or
-    tokenizes them. Raises ConfigError."""
+    """Refuse arguments that are not UTF-8 with a ConfigError.
+
+    Python keeps their bytes as lone surrogates, which fail later, wherever they are written or tokenized.
+    """
     for argument in arguments:
         try:
             encoding.decode(argument.encode("utf-8", "surrogateescape"))
@@ -112,16 +118,17 @@ def _check_text(arguments: Sequence[str]) -> None:
 
 
 def module_of(verb: str) -> str:
-    """The module of a verb of `mass`."""
+    """Return the name of the module of a command of `mass`."""
     return MASS.module_of(verb)
 
 
 def _quiet_libraries() -> None:
-    """Progress bars and advice of third parties, which would be read as ours. Set before they are imported."""
+    """Turn off progress bars and advice of other libraries, which would look like ours. Set before these are
+    imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "transformers" in sys.modules:  # a caller in process has imported it already
+    if "transformers" in sys.modules:  # already imported, when this is called from Python
         from transformers.utils import logging
 
         logging.disable_progress_bar()

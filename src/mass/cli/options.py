@@ -1,6 +1,6 @@
-"""argv and a YAML file -> checked values, with our one-line errors in place of the parser's.
+"""Parse the command line and YAML files into checked values, with one-line errors of our own.
 
-Every verb has a jsonargparse parser: dataclasses become dotted options and YAML keys; precedence is defaults, then
+Every command has a jsonargparse parser: dataclasses become dotted options and YAML keys. Defaults come first, then
 `--config`, then the command line.
 """
 
@@ -33,13 +33,13 @@ CONFIG_HELP = "A YAML file of the options below; options on the command line com
 
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's, with the line breaks of the examples kept."""
+    """jsonargparse's formatter, with the line breaks of the examples kept."""
 
 
 def make_parser(
     verb: str, usage: str, description: str, examples: Iterable[str], program: str = "mass"
 ) -> ArgumentParser:
-    """A parser of `program VERB` with `--config` and `--print_config`."""
+    """Return a parser for `program VERB` with `--config` and `--print_config`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"{program} {verb}",
@@ -56,8 +56,13 @@ def make_parser(
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """The checked values, dataclasses instantiated. Raises ConfigError."""
+    """Return the checked values, with dataclasses instantiated.
+
+    Raises:
+        ConfigError: An option, a key or a value cannot be used.
+    """
     name_groups(parser)
+    # Keys are checked first: jsonargparse's own message for an unknown key does not suggest the nearest one.
     for path in _config_files(arguments):
         _check_keys(path, parser)
     try:
@@ -67,18 +72,18 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
 
 def print_yaml(values: Mapping[str, Any]) -> None:
-    """A resolved configuration as YAML that `--config` takes."""
+    """Print a resolved configuration as YAML that `--config` accepts."""
     print(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=False), end="")
 
 
 def print_given(given: Namespace) -> None:
-    """All options of a verb with their values, for `--print_config`."""
+    """Print all options of a command with their values, for `--print_config`."""
     values = {name: value for name, value in vars(given).items() if name not in ("config", "print_config")}
     print_yaml({name: to_dict(value) if is_dataclass(value) else value for name, value in values.items()})
 
 
 def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny") -> None:
-    """`--model` and how it is loaded; `checkpoint` is the help text of that option."""
+    """Add `--model` and the options for loading it; `checkpoint` is the help text of that option."""
     parser.add_argument(
         "--model",
         type=str | None,
@@ -132,15 +137,16 @@ LOADING = (
     "device", "dtype", "decode_rows", "prompts", "thinking", "device_map", "quantization", "revision",
     "trust_remote_code", "engine",
 )  # fmt: skip
-"""Options of `add_model_options` that `mass.load` takes, besides the names of model and checkpoint."""
+"""Options of `add_model_options` that `mass.load` takes, apart from the names of model and checkpoint."""
 
 
 def loading(given: Namespace) -> dict[str, Any]:
-    """The options of `mass.load` that say how, of those of `add_model_options`."""
+    """Return the keyword options for `mass.load` from those of `add_model_options`."""
     return {name: getattr(given, name) for name in LOADING if getattr(given, name) is not None}
 
 
 def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
+    """Add `--tasks` and the options that choose among the tasks."""
     parser.add_argument("--tasks", type=str | None, default=default, help=TASKS_HELP)
     parser.add_argument("--split", type=str, default="test", help="Of a built-in set, or of a data set of the hub.")
     parser.add_argument("--size", type=int | None, default=None, help="Number of problems; all of a file by default.")
@@ -163,17 +169,22 @@ def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
 
 
 def choosing(given: Namespace) -> dict[str, Any]:
-    """The options of `mass.tasks.load` among those of `add_task_options`. Raises ConfigError."""
+    """Return the options of `mass.tasks.load` from those of `add_task_options`. Raises ConfigError."""
     fields = pairs("--fields", given.fields)
     named = ("split", "size", "verifier", "levels", "subjects")
     return {"fields": fields, **{name: getattr(given, name) for name in named}}
 
 
 def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
-    """The tasks of `add_task_options` and `--tasks-seed`, and where they come from, for records: source, split, seed,
-    and levels and subjects where some are chosen.
+    """Load the tasks that the options of `add_task_options` and `--tasks-seed` name.
 
-    Raises ConfigError and DataError.
+    Returns:
+        The tasks, and where they come from, for records: source, split, seed, and levels and subjects where some are
+            chosen.
+
+    Raises:
+        ConfigError: An option cannot be used.
+        DataError: The tasks cannot be loaded.
     """
     from mass import tasks
 
@@ -185,7 +196,7 @@ def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
 
 
 def pairs(option: str, text: str) -> dict[str, str]:
-    """`a=b,c=d` as a dict. Raises ConfigError."""
+    """Parse `a=b,c=d` into a dict. Raises ConfigError."""
     found: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -202,14 +213,15 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def _check_keys(path: Path, parser: ArgumentParser) -> None:
-    """Raises ConfigError for a file that cannot be read, is no YAML mapping, or has a key that is no option."""
+    """Refuse, with a ConfigError, a file that cannot be read, is not a YAML mapping, or has a key that is not an
+    option."""
     try:
         text = encoding.read(path)
     except OSError as error:
         raise ConfigError(f"--config {str(path)!r} cannot be read ({error.strerror}); expected a YAML file") from error
     try:
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a text that looks like a date and is none
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
@@ -228,7 +240,7 @@ def _known(parser: ArgumentParser) -> set[str]:
 
 
 def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterable[str]:
-    """Dotted keys that are no option. Below an option that takes a mapping of its own, any key goes."""
+    """Yield dotted keys that are not options. Below an option that takes a mapping, every key is allowed."""
     for name, value in data.items():
         key = f"{prefix}{name}"
         deeper = any(k.startswith(f"{key}.") for k in known)
@@ -239,7 +251,7 @@ def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterabl
 
 
 def _near(key: str, known: Iterable[str]) -> str:
-    """The nearest key, or the names beside it when none is near."""
+    """Return a hint at the nearest key, or the names on the same level when none is near."""
     parent = key.rpartition(".")[0]
     beside = [k for k in known if k.rpartition(".")[0] == parent]
     leaf = nearest(key.rpartition(".")[2], [k.rpartition(".")[2] for k in beside])
@@ -250,7 +262,7 @@ def _near(key: str, known: Iterable[str]) -> str:
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message in our words."""
+    """Rewrite jsonargparse's message in our words."""
     if match := re.match(r"unrecognized arguments: (\S+)(.*)", message, re.S):
         option = match[1].partition("=")[0]
         if not option.startswith("-"):
@@ -275,7 +287,7 @@ def _near_option(option: str, parser: ArgumentParser) -> str:
 
 
 def name_groups(parser: ArgumentParser) -> None:
-    """Help sections by the dotted name of their options, instead of the signature of a dataclass."""
+    """Title the sections of the help by the dotted name of their options, instead of a dataclass's signature."""
     for group in parser._action_groups:  # pyright: ignore[reportPrivateUsage]
         names = [action.dest for action in group._group_actions]  # pyright: ignore[reportPrivateUsage]
         nested = len(names) > 1 and names[1].startswith(f"{names[0]}.")
@@ -284,7 +296,7 @@ def name_groups(parser: ArgumentParser) -> None:
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested values by dotted name, as a parser's defaults."""
+    """Return nested values by dotted name, as defaults of a parser."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}.{name}"

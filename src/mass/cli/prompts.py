@@ -1,4 +1,4 @@
-"""mass prompts: a checkpoint, or a model with or without a chat template -> its prompts as a file to change."""
+"""`mass prompts`: print the prompts of a checkpoint, or the default ones, as a file to change."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ EXAMPLES = (
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass prompts` and return its exit code."""
     given = options.parse(_parser(), arguments)
     from mass.lm.prompts_file import read, write
 

@@ -1,4 +1,4 @@
-"""`Solution` <-> its JSON: what `mass solve --json` prints, `--out` writes, and `--replay` reads."""
+"""Write and read a `Solution` as JSON: `mass solve --json` prints it, `--out` writes it, and `--replay` reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mass.types import Adaptation, Solution, Task
 
 
 def to_json(solution: Solution, *, indent: int | None = None) -> str:
-    """`{"text", "answer", "adaptation"}`; numbers that JSON does not have are null."""
+    """Return `{"text", "answer", "adaptation"}` as JSON; numbers that JSON does not have become null."""
     record = None if solution.adaptation is None else solution.adaptation.to_dict()
     return json.dumps(
         _finite({"text": solution.text, "answer": solution.answer, "adaptation": record}),
@@ -26,7 +26,11 @@ def to_json(solution: Solution, *, indent: int | None = None) -> str:
 
 
 def read(path: Path) -> Adaptation:
-    """The record in a file: an `adaptation` object, or the whole object that holds one. Raises DataError."""
+    """Return the record in a file: an `adaptation` object, or the whole object that contains one.
+
+    Raises:
+        DataError: The file cannot be read or contains no record.
+    """
     try:
         text = encoding.read(path)
     except OSError as error:
@@ -54,7 +58,11 @@ def read(path: Path) -> Adaptation:
 
 
 def write(folder: Path, index: int, problem: str | Task, solution: Solution) -> Path:
-    """One file per answer, named by its place and the task's id."""
+    """Write one answer to a file named by its position and the task's id.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", problem.id)[:80] if isinstance(problem, Task) else ""
     path = folder / f"{index + 1:04d}{f'-{name}' if name else ''}.json"
     try:

@@ -1,4 +1,4 @@
-"""A run's configuration -> what `mass train --dry-run` says of it: one table, and a line for each thing in its way."""
+"""`mass train --dry-run`: print the forecast for a run as a table, with a line for each thing that prevents it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from mass.preflight.dryrun.duration import Duration
 
 Line = tuple[str, str, str]
-"""What is spoken of, its value, and a remark."""
+"""A subject, its value, and a remark."""
 FIRST_CHARACTERS = 400
-"""Of a prompt, as it is shown."""
+"""Number of characters of a prompt that are shown."""
 
 
 def rehearse(config: RunConfig, given: Namespace) -> int:
-    """Print what the run would be; 2 where something is in its way. Processes after the first say nothing."""
+    """Print the forecast for a run, and return 2 where something prevents the run, else 0.
+
+    Processes after the first print nothing.
+    """
     from mass.preflight import dryrun as rehearsal
     from mass.training.distributed import at_start
 
@@ -148,7 +151,7 @@ def _verdict(found: Rehearsal) -> Iterator[Line]:
 
 
 def _texts(found: Rehearsal) -> Iterator[str]:
-    """What is too long for a table."""
+    """Yield what is too long for a table."""
     for prompt in found.prompts:
         text = prompt.text if len(prompt.text) <= FIRST_CHARACTERS else f"{prompt.text[:FIRST_CHARACTERS]}…"
         tokens = "tokens unknown" if prompt.tokens is None else f"{prompt.tokens} tokens"

@@ -1,4 +1,4 @@
-"""mass report: a run or comparison folder -> its HTML page."""
+"""`mass report`: write the HTML page of a run or a comparison."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PAGE = "report.html"
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass report` and return its exit code."""
     given = options.parse(_parser(), arguments)
     if given.print_config:
         options.print_given(given)
@@ -42,13 +43,18 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def write_comparison_page(folder: Path) -> Path:
+    """Write the page of a comparison, and return its path."""
     from mass.report import write_html
 
     return write_html(_json(folder / COMPARISON), folder / PAGE)
 
 
 def write_training_page(folder: Path) -> Path:
-    """Raises RunError when the run's files cannot be read. A last line that a kill cut short is left out."""
+    """Write the page of a training run, and return its path. A last line that a kill cut short is left out.
+
+    Raises:
+        RunError: The run's files cannot be read.
+    """
     from mass.report import training_page, write_page
 
     lines = _text(folder / METRICS).splitlines()

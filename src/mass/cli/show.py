@@ -1,4 +1,4 @@
-"""`Solution` -> what a person reads of it in a terminal: the practice, its weights, and both answers."""
+"""Show a `Solution` in a terminal: the practice, its weights, and both answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_ANSWER_CHARS = 1200
 
 
 def solution(problem: str | Task, found: Solution) -> RenderableType:
-    """Everything that `mass solve` shows of one answer."""
+    """Return all that `mass solve` shows for one answer."""
     text = problem.problem if isinstance(problem, Task) else problem
     parts: list[RenderableType] = [_heading("Problem"), Padding(Text(text.strip()), (0, 0, 1, 2))]
     record = found.adaptation
@@ -33,7 +33,7 @@ def solution(problem: str | Task, found: Solution) -> RenderableType:
 
 
 def tally(pairs: Sequence[tuple[Verdict | None, Verdict | None]]) -> Text:
-    """One line over several problems with gold: (unadapted, adapted) verdicts."""
+    """Return one line on several problems with gold, from their (unadapted, adapted) verdicts."""
     judged = [(u.correct, a.correct) for u, a in pairs if u is not None and a is not None]
     before, after = sum(u is True for u, _ in judged), sum(a is True for _, a in judged)
     helped, hurt = sum(a is True and u is False for u, a in judged), sum(a is False and u is True for u, a in judged)
@@ -70,7 +70,7 @@ def _practice(record: Adaptation) -> RenderableType:
 
 
 def _why(examples: Sequence[Example]) -> str:
-    """For example `2 unfinished, 1 copy`."""
+    """Count the rejected examples by reason, for example `2 unfinished, 1 copy`."""
     shares = rejected_shares(examples)
     return ", ".join(f"{round(share * len(examples))} {reason}" for reason, share in shares.items())
 
@@ -130,7 +130,7 @@ def _answer_heading(title: str, verdict: Verdict | None) -> Text:
 
 
 def base_answer(text: str, verdict: Verdict) -> Text:
-    """One line: what the base alone answers."""
+    """Return one line with the answer of the base alone."""
     return Text.assemble("  the base alone answers: ", _shortened(" ".join(text.split()), 60), " ", _mark(verdict))
 
 
@@ -154,6 +154,6 @@ def _table(header_style: str = "dim") -> Table:
 
 
 def _shortened(text: str, limit: int = MAX_ANSWER_CHARS) -> str:
-    """On one line when it is practice; cut at `limit`, which it says by an ellipsis."""
+    """Cut a text at `limit`, with an ellipsis where it was cut; practice is put on one line."""
     text = " ".join(text.split()) if limit == MAX_PRACTICE_CHARS else text.strip()
     return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"

@@ -1,4 +1,4 @@
-"""mass solve: a problem -> practice, both answers, and a record."""
+"""`mass solve`: practise on a problem and show the practice, both answers, and a record."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ FIXED_BY_CHECKPOINT = (
     "scoring.likelihood",
     "scoring.sharpness",
 )
-"""A checkpoint holds what these decide: learned rates, a scorer of a certain shape that started somewhere."""
+"""Options that a checkpoint has settled: its learned rates, and the shape of its scorer and how that started."""
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass solve` and return its exit code."""
     parser = _parser()
     given = options.parse(parser, arguments)
     problems = _problems(given)
@@ -101,7 +102,12 @@ def _parser() -> ArgumentParser:
 
 
 def _problems(given: Namespace) -> list[str | Task]:
-    """What to solve. Raises ConfigError when it is not said once, DataError when it is empty."""
+    """Return the problems to solve.
+
+    Raises:
+        ConfigError: None is given, or several ways of giving one are used.
+        DataError: The problem is empty.
+    """
     if given.replay is not None:
         if given.problem is not None or given.tasks is not None:
             raise ConfigError("--replay brings its own problem; leave the problem and --tasks out")
@@ -118,7 +124,7 @@ def _problems(given: Namespace) -> list[str | Task]:
 
 
 def _one_problem(text: str | None) -> str:
-    stdin: TextIO | None = sys.stdin  # None where it is closed
+    stdin: TextIO | None = sys.stdin  # None if standard input is closed
     if text is None and (stdin is None or stdin.isatty()):
         raise ConfigError("no problem is given; give it as an argument, as - on standard input, or --tasks FILE")
     text = _all_of(stdin) if text is None or text == "-" else text.removeprefix("\ufeff")
@@ -128,7 +134,7 @@ def _one_problem(text: str | None) -> str:
 
 
 def _all_of(stdin: TextIO | None) -> str:
-    """Its bytes are read, not its text, which the locale would have decoded in a way of its own."""
+    """Read standard input as bytes: as text it would be decoded by the locale, which may not be UTF-8."""
     if stdin is None:
         return ""
     data = stdin.buffer.read() if hasattr(stdin, "buffer") else stdin.read().encode("utf-8", "surrogateescape")
@@ -148,9 +154,9 @@ def _check_folders(given: Namespace, problems: Sequence[Any]) -> None:
 
 
 def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], record: Adaptation | None) -> Mass:
-    """The model with its checkpoint's own configuration, on top of which come the file and the dotted options.
+    """Return the model with its checkpoint's own configuration, changed by the --config file and by dotted options.
 
-    For a record: the one that made it, unless another is given.
+    For a record, return the model that made it, unless another one is given.
     """
     from mass.adaptation.checkpoint import init_state
     from mass.model import UNTRAINED, load, load_for
@@ -159,6 +165,8 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
         return load_for(record, model=given.model, checkpoint=given.checkpoint, **options.loading(given))
     model = load(given.model or "tiny", given.checkpoint, kind=given.kind, **options.loading(given))
     console.notes(model.notes)
+    # Parsed a second time, now with the checkpoint's values as the defaults: only then can a file or an option change
+    # single values of it.
     parser.set_defaults(options.flat(to_dict(model.config), "adapt"))
     config: AdaptConfig = options.parse(parser, arguments).adapt
     if model.method == UNTRAINED:
@@ -180,7 +188,7 @@ def _record(given: Namespace) -> Adaptation | None:
 
 
 def _solve(given: Namespace, model: Mass, problem: str | Task) -> Solution:
-    """The solution; its adapter is written where --save-adapter says."""
+    """Return the solution, and write its adapter where --save-adapter says."""
     if given.save_adapter is None:
         return model.solve(problem, adapt=not given.no_adapt, seed=given.seed)
     solution, adapted = model.solve(problem, seed=given.seed, return_adapted=True)

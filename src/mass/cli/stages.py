@@ -1,4 +1,4 @@
-"""Reports of progress (`mass.timing`) -> a short line now and then: stage, tokens per second, time left."""
+"""Turn progress reports (`mass.timing`) into short lines now and then: stage, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from mass.timing import Decoding, listening
 
 LOOK_EVERY_S = 0.5
 FIRST_AFTER_S = 2.0
-"""How long a stage takes before it is worth a word."""
+"""Seconds that a stage takes before it is reported."""
 
 
 @dataclass
 class StageWatch:
-    """Listens, and passes what is to be said to `show`: each stage once it is `FIRST_AFTER_S` old, for the first time
-    at once and then every `every_s` seconds. `look` is called by a thread of its own, so also while nothing is told."""
+    """Listens to progress and passes lines to `show`.
+
+    A stage is reported once it is `FIRST_AFTER_S` old: at once if it is the first time, then every `every_s` seconds.
+    `look` is called by a separate thread, so lines appear even while nothing is reported.
+    """
 
     show: Callable[[str], None]
     every_s: float
@@ -34,12 +37,15 @@ class StageWatch:
         self._began = self._said = self.clock()
 
     def stage(self, name: str) -> None:
+        """Note that a stage begins (see `mass.timing.Listener`)."""
         self._name, self._began, self._state = name, self.clock(), None
 
     def decoding(self, state: Decoding) -> None:
+        """Note the progress of sampling."""
         self._state = state if state.rows_left else None
 
     def look(self) -> None:
+        """Show a line if one is due."""
         now = self.clock()
         new = bool(self._name) and self._name not in self._named
         if now - self._began < FIRST_AFTER_S or not (new or now - self._said >= self.every_s):
@@ -50,7 +56,7 @@ class StageWatch:
 
 
 def words(name: str, seconds: float, state: Decoding | None) -> str:
-    """`synthesis: 1,234 tokens, 56 tokens/s, 12 rows go on, at most 40 s left`."""
+    """Write a line such as `synthesis: 1,234 tokens, 56 tokens/s, 12 rows go on, at most 40 s left`."""
     if state is None:
         return f"{name}: {duration(seconds)}" if name else duration(seconds)
     pace = state.tokens / max(state.seconds, 1e-9)
@@ -62,7 +68,7 @@ def words(name: str, seconds: float, state: Decoding | None) -> str:
 
 @contextmanager
 def watching(show: Callable[[str], None], every_s: float) -> Generator[None, None, None]:
-    """Within the block, show how far its work is."""
+    """Show the progress of the work inside the block."""
     watch, done = StageWatch(show, every_s), threading.Event()
 
     def keep_looking() -> None:

@@ -1,4 +1,4 @@
-"""mass train: a recipe -> a run folder with checkpoints, metrics and a page of its curves."""
+"""`mass train`: train from a recipe into a run folder with checkpoints, metrics and a page of its curves."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ EXAMPLES = (
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Run `mass train` and return its exit code."""
     given = options.parse(_parser(), arguments)
     config = RunConfig(**{field.name: getattr(given, field.name) for field in fields(RunConfig)})
     if given.print_config:

@@ -1,4 +1,5 @@
-"""Metrics of each step -> a live table with the time left; one plain line per step where there is no terminal."""
+"""Show the metrics of each training step: a live table with the time left, or one line per step where there is no
+terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ ABOVE_ZERO = (
     ("clipped", "problems clipped", "{:.1%}"),
     ("skipped updates", "skipped updates", "{:.0f}"),
 )
-"""Shown where there is something to see."""
+"""Metrics that are shown only where they are above zero."""
 EVALUATED = (
     ("eval/accuracy", "held-out accuracy, adapted", "{:.1%}"),
     ("eval/unadapted accuracy", "held-out accuracy, unadapted", "{:.1%}"),
@@ -48,7 +49,7 @@ REFRESH_PER_SECOND = 2
 
 
 class Monitor:
-    """Shows a run as it goes. Use as a context manager; `step` is the last one seen."""
+    """Shows the progress of a run. Use it as a context manager; `step` is the last step seen."""
 
     def __init__(self, steps: int, console: Console) -> None:
         self.step: int | None = None
@@ -80,6 +81,7 @@ class Monitor:
         self._console.print(f"{now}: {said}", markup=False)
 
     def on_step(self, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of a step."""
         self.step = int(metrics["step"])
         left_s = self._pace.left_s(self.step)
         for key in SKIPPED:
@@ -98,7 +100,7 @@ class Monitor:
 
 
 def plain_line(metrics: Mapping[str, float], steps: int, left_s: float | None) -> str:
-    """`step 3/100  outer loss 0.1234  reward 0.250 ...`."""
+    """Write a line such as `step 3/100  outer loss 0.1234  reward 0.250 ...`."""
     parts = [f"step {int(metrics['step'])}/{steps}"]
     shown = [*_shown(metrics), *(row for row in EVALUATED if row[0] in metrics)]
     parts += [f"{label} {_written(shape, metrics[key])}" for key, label, shape in shown]
@@ -142,7 +144,7 @@ def _shown(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def _written(shape: str, value: float) -> str:
-    """A zero without a sign."""
+    """Format a value; a zero has no sign."""
     text = shape.format(value)
     return text.removeprefix("-") if not text.strip("-0.%") else text
 

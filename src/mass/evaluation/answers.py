@@ -1,8 +1,8 @@
-"""A contestant, problems -> attempts: the methods that answer by themselves, each with what it cost.
+"""Answer problems by the methods that need no choice among samples, and record what each answer cost.
 
-A method sees the texts of problems, never a `Task`: gold cannot reach it. The tasks that base-ttt learns from are
-training tasks. Answer i is a function of its problem and `seeds[i]` (and, but for rounding, not of its neighbours).
-Those that choose among sampled answers are in `mass.evaluation.votes`.
+A method sees the texts of problems, never a `Task`: no gold can reach it. The tasks that base-ttt learns from are
+training tasks. Answer i is a function of its problem and `seeds[i]` (and, up to rounding, not of its neighbours).
+Methods that choose among sampled answers are in `mass.evaluation.votes`.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ class Drawn:
     temperature: float
     texts: tuple[str, ...]
     tokens: float
-    """Generated tokens that one of these answers costs: the practice before it and, on average, the answer itself."""
+    """Generated tokens per answer: the practice before it and, on average, the answer itself."""
     seconds: float
-    """Likewise."""
+    """Wall-clock seconds per answer, counted in the same way."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One answer and what it cost."""
+    """One answer and its cost."""
 
     text: str
     tokens: int
     """All generated tokens: practice, votes and answer."""
     seconds: float
-    """Wall-clock time, shared equally among the problems answered side by side."""
+    """Wall-clock seconds, divided equally among the problems answered side by side."""
     record: Adaptation | None = None
-    """Of an adapting method."""
+    """The adaptation record; None for a method that does not adapt."""
     votes: dict[str, int] | None = None
-    """Of a majority: answers and their votes, in order of first appearance."""
+    """For a majority vote: answers and their votes, in order of first appearance; else None."""
     samples: int = 1
-    """Answers sampled to choose among: n of maj@n."""
+    """Number of sampled answers to choose among: n of maj@n."""
     drawn: tuple[Drawn, ...] = ()
-    """Answers sampled beside this one, by temperature, where they were asked for."""
+    """Answers sampled in addition to this one, one entry per temperature; empty where none were asked for."""
     left_out: int = 0
-    """Of in-context: practice examples that did not fit."""
+    """For in-context: practice examples that did not fit."""
 
 
 TRAINING_POOL = 1000
-"""Problems of the train split that base-ttt draws from when it is given no training tasks."""
+"""Number of problems of the train split that base-ttt draws from when it is given no training tasks."""
 
 
 def answer_plain(
     contestant: Contestant, problems: Sequence[str], seeds: Sequence[int], config: EvalConfig
 ) -> list[Attempt]:
-    """Answer with the contestant's weights as they are; the same random numbers as an adapted answer has."""
+    """Answer with the contestant's weights as they are, with the same random numbers as an adapted answer."""
     prompts = [contestant.lm.solve_prompt(problem) for problem in problems]
     return answer_prompts(contestant, prompts, seeds, config)
 
@@ -74,7 +74,7 @@ def answer_plain(
 def answer_prompts(
     contestant: Contestant, prompts: Sequence[Sequence[int]], seeds: Sequence[int], config: EvalConfig
 ) -> list[Attempt]:
-    """One answer to each prompt as `config.answer` says, and those sampled beside it."""
+    """Answer each prompt once as `config.answer` says, and sample the additional answers asked for."""
     lm, start = contestant.lm, time.perf_counter()
     samples = lm.sample(prompts, config.answer, [derive(seed, "answer") for seed in seeds], contestant.theta)
     seconds = (time.perf_counter() - start) / len(prompts)
@@ -90,7 +90,11 @@ def answer_adapted(
     config: EvalConfig,
     practice: Groups | None = None,
 ) -> list[Attempt]:
-    """Adapt to each problem, on its own practice or on what is given, and answer it; one adaptation for all answers."""
+    """Adapt to each problem and answer it; one adaptation serves all its answers.
+
+    Args:
+        practice: Practice examples for each problem; None: the model writes its own.
+    """
     assert contestant.state is not None
     lm = contestant.lm
     records, adapted = answer_all(
@@ -102,7 +106,7 @@ def answer_adapted(
 
 
 def _adapted_attempt(record: Adaptation, drawn: tuple[Drawn, ...]) -> Attempt:
-    """The practice is part of what each answer costs."""
+    """Return the attempt; the cost of practice is part of the cost of each answer."""
     tokens, seconds = sum(record.tokens.values()), sum(record.seconds.values())
     attempt = Attempt(record.text, tokens, seconds, record, drawn=drawn)
     own_tokens, own_seconds = record.tokens["answer"], record.seconds["answer"]
@@ -112,9 +116,10 @@ def _adapted_attempt(record: Adaptation, drawn: tuple[Drawn, ...]) -> Attempt:
 def draw_beside(
     lm: LM, prompts: Sequence[Sequence[int]], seeds: Sequence[int], adapter: Params | None, config: EvalConfig
 ) -> list[tuple[Drawn, ...]]:
-    """`config.samples` answers to each prompt at each of `config.temperatures`; nothing where none are asked for.
+    """Sample `config.samples` answers to each prompt at each of `config.temperatures`; none where `samples` is 0.
 
-    Sample j of a problem has seed (its seed, temperature, j), whatever the method.
+    Sample j of a problem has a seed derived from (its seed, temperature, j), whatever the method, so methods are
+    compared under the same random numbers.
     """
     n, found = config.samples, [list[Drawn]() for _ in prompts]
     for temperature in config.temperatures if n else ():
@@ -131,17 +136,19 @@ def draw_beside(
 
 
 def after(drawn: Sequence[Drawn], tokens: float, seconds: float) -> tuple[Drawn, ...]:
-    """The same answers, each of which also costs what came before them."""
+    """Return the same answers with the cost of what came before them added to each."""
     return tuple(dataclasses.replace(d, tokens=d.tokens + tokens, seconds=d.seconds + seconds) for d in drawn)
 
 
 def training_pool(
     train_tasks: Sequence[Task] | None, seed: int, held_out: Sequence[str], source: str = "minimath"
 ) -> list[Task]:
-    """Training tasks with a worked solution, none of them among the `held_out` problems. Where none are given, they
-    come from the train split of a built-in source.
+    """Return training tasks with a worked solution, none of them among the `held_out` problems.
 
-    Raises DataError when none is left.
+    Where no tasks are given, they come from the train split of a built-in source.
+
+    Raises:
+        DataError: None is left.
     """
     tasks = task_sets.load(source, split="train", size=TRAINING_POOL, seed=seed) if train_tasks is None else train_tasks
     texts = set(held_out)
@@ -155,7 +162,7 @@ def training_pool(
 
 
 def training_examples(lm: LM, pool: Sequence[Task], config: SynthesisConfig, seeds: Sequence[int]) -> Groups:
-    """For each problem its own random draw of training tasks, as practice examples."""
+    """Draw training tasks at random for each problem, as its practice examples."""
     m = min(config.examples, len(pool))
     drawn = [random.Random(derive(seed, "training examples")).sample(pool, m) for seed in seeds]
     return [tuple(_example(lm, task, config) for task in tasks) for tasks in drawn]

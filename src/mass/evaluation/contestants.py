@@ -1,6 +1,6 @@
-"""Names of methods, a model -> the model as each method uses it: its weights, its configuration, where they come from.
+"""Prepare the model for each method: its weights, its configuration, and where they come from.
 
-`mass.evaluation.methods` says what each method is made of. Source: arXiv 2603.03524.
+`mass.evaluation.methods` says what each method consists of. Source: arXiv 2603.03524.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mass.runs.folder import training_of
 from mass.types import Params
 
 Checkpoints = Mapping[str, str | Path]
-"""Method -> a run folder of `mass train`, one of its checkpoints, or 'untrained'."""
+"""For each method a run folder of `mass train`, one of its checkpoints, or 'untrained'."""
 
 
 @dataclass(frozen=True)
@@ -38,31 +38,35 @@ class Contestant:
 
     lm: LM
     state: MetaState | None
-    """None: the base alone."""
+    """The adapter, scorer and inner rates; None for the base alone."""
     config: AdaptConfig
     origin: str = ""
-    """Where a trained state comes from, in words; empty for the untrained methods."""
+    """A sentence on where a trained state comes from; empty for the untrained methods."""
     recorded: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The same for the records: fields of `Adaptation` (see `mass.model.origin_of`)."""
+    """The origin as fields of `Adaptation`, for the records (see `mass.model.origin_of`)."""
     training: dict[str, Any] = field(default_factory=dict[str, Any])
-    """How a trained state was trained (see `mass.runs.folder.training_of`); empty where that is not known."""
+    """A summary of how a trained state was trained (see `mass.runs.folder.training_of`); empty where that is not
+    known."""
     samples_base: bool = False
-    """Whether its answers are the base's, though it has a state: of that, only the scorer is used."""
+    """True if the answers come from the base, and only the scorer of the state is used."""
 
     @property
     def theta(self) -> Params | None:
+        """The adapter that answers; None for the base."""
         return None if self.state is None or self.samples_base else self.state.theta
 
 
 def contestants(
     model: Mass, methods: Sequence[str], config: EvalConfig, checkpoints: Checkpoints, seed: int
 ) -> dict[str, Contestant]:
-    """The model as each method uses it; checkpoints are read, and the base stays the one that is loaded.
+    """Return the model as each method uses it. Checkpoints are read; the base stays the one that is loaded.
 
-    A checkpoint is asked with the prompts it was trained with, unless the model was given others.
+    A checkpoint is asked with the prompts it was trained with, unless the model was given others: with other prompts it
+    would answer worse for no visible reason.
 
     Raises:
-        ConfigError: a method needs a checkpoint that is not there. ModelError: a checkpoint cannot be used.
+        ConfigError: A method needs a checkpoint that does not exist.
+        ModelError: A checkpoint cannot be used.
     """
     for name in checkpoints:
         if name not in TRAINED:
@@ -86,7 +90,7 @@ def contestants(
 
 
 def _untrained_config(model: Mass, method: str, config: EvalConfig) -> AdaptConfig:
-    """As much practice as the model's own configuration, in uniform weights or in those of its likelihood."""
+    """Return a configuration with as much practice as the model's own, weighted uniformly or by likelihood."""
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
     likely = method == TT_SS_LIKELIHOOD
     scoring = ScoringConfig(sharpness=config.sharpness) if likely else ScoringConfig(normalise="uniform")
@@ -98,7 +102,7 @@ def _at_test(contestant: Contestant, config: EvalConfig) -> Contestant:
 
 
 def _with_counts(adapt: AdaptConfig, config: EvalConfig) -> AdaptConfig:
-    """With the m and K of the comparison, where it sets them."""
+    """Return the configuration with the m and K of the comparison, where it sets them."""
     m = adapt.synthesis.examples if config.examples is None else config.examples
     k = adapt.inner.steps if config.steps is None else config.steps
     return dataclasses.replace(
@@ -114,7 +118,7 @@ def _samples_base(method: str) -> bool:
 
 
 def _of_base(contestant: Contestant) -> Contestant:
-    """The base, with the scorer of a checkpoint."""
+    """Return the base, with the scorer of a checkpoint."""
     return dataclasses.replace(contestant, samples_base=True)
 
 
@@ -150,6 +154,7 @@ def _from_folder(
         )
     description = checkpoint_files.describe(folder)
     if description.lora not in lms:
+        # The base's weights are shared: only the adapter's shape differs between checkpoints.
         lms[description.lora] = model.lm.with_lora(description.lora)
     lm = lms[description.lora]
     if description.prompts is not None and not model.prompts_given:

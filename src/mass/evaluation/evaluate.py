@@ -1,4 +1,4 @@
-"""Tasks x methods -> a comparison: a row for each method, every answer with its verdict, and what repeats it all."""
+"""Compare methods on the same tasks: a row for each method, every answer with its verdict, and all that repeats it."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Comparison:
     seed: int
     created: str
     version: str | None
-    """Of the package; None when it runs without being installed."""
+    """Version of the package; None when it runs without being installed."""
     commit: str | None
-    """Of the package's source, as a training run's provenance has it; of the last sitting."""
+    """Commit of the package's source when the comparison was last worked on, as in a training run's provenance."""
     examples: list[dict[str, Any]]
     notes: list[str]
     records: tuple[Record, ...]
     """Every answer, by method and then in the order of the tasks; not part of `to_dict`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the comparison as JSON values."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rows", "records")}
         return json_values({**fields, "rows": [dataclasses.asdict(row) for row in self.rows]})
 
@@ -82,18 +82,22 @@ def evaluate(
     """Let methods answer the same tasks, and compare them.
 
     Args:
-        methods: of `mass.evaluation.methods.METHODS`; also 'maj@8' for a number of votes of your own.
-        checkpoints: trained method -> run folder; what is missing comes from the model, or from the package for
-            a shipped model. 'untrained' runs the method from an untrained state.
-        train_tasks: what base-ttt draws from; None: 1,000 problems of minimath's train split.
-        source: where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
-        out: an empty or new folder; each answer is written to `records.jsonl` as it comes, the table at the end.
-        resume: go on with the comparison in `out` that was broken off, which must have been asked the same.
+        tasks: The problems to answer, with their gold.
+        methods: Names from `mass.evaluation.methods.METHODS`; also 'maj@8' for a number of votes of your own.
+        checkpoints: Trained method -> run folder. A missing one is taken from the model, or from the package for its
+            own models. 'untrained' runs the method from an untrained state.
+        config: Settings of the comparison.
+        seed: Seed of all sampling, practice and intervals.
+        train_tasks: Tasks that base-ttt draws from. None: 1,000 problems of minimath's train split.
+        source: Where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
+        out: An empty or new folder. Each answer is written to `records.jsonl` as it comes, the table at the end.
+        resume: Continue the interrupted comparison in `out`; all other arguments have to be the same.
+        on_progress: Called with (method, problems done, problems in total).
 
     Raises:
-        ConfigError: an unknown method, or one whose checkpoint is missing.
-        DataError: no tasks, none with an answer to judge by, or a problem too long for the model.
-        RunError: `out` is in use or cannot be written; there is nothing in it to go on with.
+        ConfigError: A method is unknown, or its checkpoint is missing.
+        DataError: There are no tasks, none has an answer to judge by, or a problem is too long for the model.
+        RunError: `out` is in use or cannot be written, or there is nothing in it to continue.
     """
     names, tasks = check_methods(methods), list(tasks)
     if not tasks:
@@ -111,10 +115,12 @@ def evaluate(
         pool=training_pool(train_tasks, seed, [t.problem for t in tasks], trained_from) if "base-ttt" in names else [],
         progress=on_progress,
     )
+    # Before the folder is touched: a wrong input must not leave a folder that has to be deleted.
     runner.check_lengths()
     folder = None if out is None else ComparisonFolder(Path(out))
     with _held(folder, resume=resume):
         found = _opened(folder, runner, names, model, seed, resume=resume)
+        # maj@n and best-of-n take n from the tokens of mass, and in-context takes its practice, so mass runs first.
         for name in in_order(names):
             so_far = found.setdefault(name, [])
             for records in runner.run(name, found, len(so_far)):
@@ -139,7 +145,7 @@ def _held(folder: ComparisonFolder | None, *, resume: bool) -> AbstractContextMa
 def _opened(
     folder: ComparisonFolder | None, runner: Runner, names: Sequence[str], model: Mass, seed: int, *, resume: bool
 ) -> dict[str, list[Record]]:
-    """What is answered already."""
+    """Begin or resume the folder, and return the records that it already has, by method."""
     if folder is None:
         if resume:
             raise ConfigError("resume is set without out; expected the folder of the comparison to go on with")
@@ -154,8 +160,11 @@ def _opened(
 
 
 def _asked(runner: Runner, names: Sequence[str], model: Mass, seed: int) -> dict[str, Any]:
-    """All that the answers and their verdicts are a function of, but for the versions that provenance notes; first what
-    an option says, then what follows from it."""
+    """Return all that the answers and verdicts depend on, except the versions in the provenance.
+
+    Values that an option sets come first, then those that follow from them: the first difference found on resuming is
+    then one that the user can change.
+    """
     states = {name: runner.contestants[name].state for name in names}
     return {
         "seed": seed,
@@ -179,7 +188,7 @@ def _gold_hash(tasks: Sequence[Task]) -> str:
 
 
 def _check_votes(names: Sequence[str], tasks: Sequence[Task]) -> None:
-    """Raises ConfigError for a vote on programs: no two of them are alike, so the first would always win."""
+    """Refuse a vote on programs with a ConfigError: no two programs are equal, so the first would always win."""
     for name in names:
         choice = choice_of(name)
         if choice is not None and choice.how == "majority" and any(kind_of(task) == CODE for task in tasks):
@@ -234,13 +243,13 @@ def _configuration(runner: Runner, names: Sequence[str], model: Mass) -> dict[st
 
 
 def _built_in(source: Mapping[str, Any] | None) -> str:
-    """The built-in source that the tasks come from, else minimath."""
+    """Return the built-in source that the tasks come from, else minimath."""
     name = str((source or {}).get("source") or "")
     return name if name in minimath.SOURCES else minimath.MINIMATH
 
 
 def _examples(runner: Runner, found: Found) -> list[dict[str, Any]]:
-    """The first tasks with their practice and the answers before and after, of the foremost adapting method."""
+    """Return the first tasks with their practice and the answers before and after, for the main adapting method."""
     method = next(
         (name for name in ("mass", "mass-gold", "tt-ss", TT_SS_LIKELIHOOD, "base-ttt") if name in found), None
     )

@@ -1,7 +1,7 @@
-"""A comparison's folder: what its answers are a function of, every answer as it comes, at the end its table.
+"""Keep a comparison's folder: what its answers depend on, every answer as it comes, and its table at the end.
 
-The answers come method by method, in stacks of problems that are written whole. So a comparison that was broken off, at
-any moment, goes on from the last whole stack, and its answers are those of one that was not.
+Answers come method by method, in stacks of problems that are written whole. So a comparison that is interrupted at any
+moment continues after the last whole stack, and its answers equal those of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ from mass.types import Task
 
 @dataclass(frozen=True)
 class ComparisonFolder:
+    """The files of one comparison."""
+
     path: Path
 
     def check(self, *, resume: bool) -> None:
-        """What `begin` and `resume` refuse, with nothing written: worth knowing before a model is loaded.
+        """Refuse what `begin` and `resume` would refuse, without writing anything; called before a model is loaded.
 
-        Raises RunError when the folder is in use; with `resume`, when no comparison was begun in it, or it is finished.
+        Raises:
+            RunError: The folder is in use; or, with `resume`, no comparison was begun in it, or it is finished.
         """
         if not resume:
             if is_used(self.path):
@@ -55,7 +58,11 @@ class ComparisonFolder:
             raise RunError(f"the comparison in {self.path} is finished; `mass report {self.path}` writes its page")
 
     def begin(self, asked: Mapping[str, Any]) -> None:
-        """Raises RunError as `check` does, or when the folder cannot be written."""
+        """Write the configuration of a new comparison.
+
+        Raises:
+            RunError: As `check`, or the folder cannot be written.
+        """
         self.check(resume=False)
         try:
             replace_text(self.path / CONFIG, json.dumps(json_values(dict(asked)), indent=2) + "\n")
@@ -66,14 +73,16 @@ class ComparisonFolder:
     def resume(
         self, asked: Mapping[str, Any], tasks: Sequence[Task], methods: Sequence[str], stack: int
     ) -> dict[str, list[Record]]:
-        """The answers up to the last whole stack; what follows them in the file is dropped.
+        """Return the answers up to the last whole stack, and delete from the file any that follow.
 
         Args:
-            asked: as it was when the comparison began.
-            methods: in the order they run.
-            stack: problems that are answered side by side.
+            asked: The configuration, which has to equal that of the beginning.
+            tasks: The tasks in their order.
+            methods: Methods in the order in which they run.
+            stack: Number of problems that are answered side by side.
 
-        Raises RunError as `check` does, and when something else is asked.
+        Raises:
+            RunError: As `check`, or the configuration differs.
         """
         self.check(resume=True)
         before = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
@@ -83,14 +92,18 @@ class ComparisonFolder:
                 f"{self.path} was begun with {key} = {was!r}, now it is {now!r}; go on with the same options, or start "
                 "another comparison"
             )
-        (self.path / RECORDS).touch()  # a kill came before it was there
+        (self.path / RECORDS).touch()  # a kill may have come before it was created
         kept, end = self._whole(tasks, methods, stack)
         with (self.path / RECORDS).open("r+b") as file:
             file.truncate(end)
         return kept
 
     def _whole(self, tasks: Sequence[Task], methods: Sequence[str], stack: int) -> tuple[dict[str, list[Record]], int]:
-        """The records of whole stacks, and where in the file they end, in bytes."""
+        """Return the records of whole stacks, and the position in the file where they end, in bytes.
+
+        Problems of one stack are computed together, so an incomplete stack is answered again as a whole: its answers
+        then equal those of an uninterrupted run.
+        """
         expected = [(method, task) for method in methods for task in tasks]
         records, ends = list[Record](), [0]
         with (self.path / RECORDS).open("rb") as file:
@@ -101,7 +114,7 @@ class ComparisonFolder:
                 records.append(record)
                 ends.append(ends[-1] + len(line))
         complete, rest = divmod(len(records), len(tasks))
-        if rest:  # a method that chooses among answers writes all of its own at once
+        if rest:  # a method that chooses among answers writes all its records at once
             rest = 0 if choice_of(methods[complete]) is not None else rest - rest % stack
         count = complete * len(tasks) + rest
         kept: dict[str, list[Record]] = {}
@@ -110,29 +123,31 @@ class ComparisonFolder:
         return kept, ends[count]
 
     def write(self, records: Sequence[Record]) -> None:
-        """Append answers, as lines."""
+        """Append records, one line each."""
         lines = "".join(json.dumps(json_values(record.to_dict())) + "\n" for record in records)
         with (self.path / RECORDS).open("a", encoding="utf-8") as file:
             file.write(lines)
 
     def note(self, sitting: Sitting) -> None:
-        """Add what this process works with to the folder's provenance."""
+        """Add this process's versions and device to the folder's provenance."""
         RunFolder(self.path).note(asdict(sitting))
 
     def sittings(self) -> list[dict[str, Any]]:
-        """As `mass.runs.provenance` notes them, oldest first."""
+        """Return the periods in which the comparison was worked on, as `mass.runs.provenance` notes them, oldest
+        first."""
         return RunFolder(self.path).sittings()
 
     def commits(self) -> list[str]:
-        """Those of the source that the sittings were at, each once."""
+        """Return the distinct commits of the source at which it was worked on, oldest first."""
         return RunFolder(self.path).commits()
 
     def finish(self, table: Mapping[str, Any]) -> None:
+        """Write the table; a folder that has it is finished."""
         replace_text(self.path / COMPARISON, json.dumps(table, indent=2))
 
 
 def _read(line: bytes, method: str, task: Task) -> Record | None:
-    """The record of a line; None for one that was cut short or is another's."""
+    """Return the record in a line; None for a line that was cut short or belongs to another method or task."""
     if not line.endswith(b"\n"):
         return None
     try:

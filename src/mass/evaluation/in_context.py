@@ -1,4 +1,4 @@
-"""Problems with practice -> attempts that read the practice before the problem, with the weights as they are."""
+"""Answer problems with the practice placed in the prompt instead of in the weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def answer_in_context(
     config: EvalConfig,
     written: Sequence[Attempt] | None = None,
 ) -> list[Attempt]:
-    """Answer each problem with its valid practice examples standing before it, and the weights as they are.
+    """Answer each problem with its valid practice examples before it in the prompt, and the weights as they are.
 
-    `written` are the attempts of mass at the same problems, whose practice is used; None: it is written now.
+    Args:
+        written: Attempts of mass at the same problems, whose practice is used. None: practice is written now.
     """
     lm = contestant.lm
     groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
@@ -44,7 +45,7 @@ def answer_in_context(
 def _written(
     contestant: Contestant, problems: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Groups, list[tuple[int, float]]]:
-    """Practice, and the tokens and seconds that it took."""
+    """Write practice; return it with the tokens and seconds that it took, for each problem."""
     start = time.perf_counter()
     groups = synthesis.synthesise(contestant.lm, problems, contestant.config.synthesis, seeds, contestant.theta)
     seconds = (time.perf_counter() - start) / len(problems)
@@ -57,8 +58,10 @@ def _written_by(attempts: Sequence[Attempt]) -> tuple[Groups, list[tuple[int, fl
 
 
 def _fitting(lm: LM, group: Sequence[Example], problem: str, answer_tokens: int) -> tuple[list[int], int]:
-    """The prompt with the examples that leave room for the answer, in the order of their writing, and how many valid
-    ones did not."""
+    """Return the prompt with as many examples as leave space for the answer, and how many valid ones did not fit.
+
+    Examples keep the order in which they were written.
+    """
     shots: list[tuple[str, str]] = []
     left_out, prompt = 0, lm.solve_prompt(problem)
     for example in group:

@@ -1,19 +1,20 @@
-"""Names of the methods of a comparison -> what each is made of: whose weights, adapted or not, voted or ranked.
+"""Define the methods of a comparison: which weights each uses, adapted or not, with votes or ranking.
 
 | method | adapter | practice |
 | --- | --- | --- |
 | base | none | none |
 | base-ttt | untrained | random training problems with their worked solutions |
-| tt-ss | untrained | written by the model itself, all weighed alike |
-| tt-ss-likelihood | untrained | the same, weighed by how likely the model finds its solutions |
+| tt-ss | untrained | written by the model itself, all weighted equally |
+| tt-ss-likelihood | untrained | the same, weighted by how likely the model finds its solutions |
 | solver-grpo, solver-sft, self-sft | trained | none |
-| mass-gold, mass | meta-trained | written and weighed by the model itself |
+| mass-gold, mass | meta-trained | written and weighted by the model itself |
 | mass-gold-unadapted, mass-unadapted | the same checkpoint | none |
 | maj@n, mass-maj@n | none; that of mass | none: majority vote of n sampled answers |
-| base-best-of-n, best-of-n | none; that of mass | none: of n sampled answers the one that mass's scorer likes most |
+| base-best-of-n, best-of-n | none; that of mass | none: of n sampled answers, the one that mass's scorer rates highest
+|
 | in-context | that of mass | the practice that mass writes, put before the problem instead of into the weights |
 
-In place of n, which is chosen to generate as many tokens as mass, may stand a number: maj@8, best-of-8.
+n is chosen to generate as many tokens as mass; a number may stand in its place: maj@8, best-of-8.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ TT_SS_LIKELIHOOD = "tt-ss-likelihood"
 UNTRAINED_METHODS = ("base-ttt", "tt-ss", TT_SS_LIKELIHOOD)
 ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
 PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
-"""Trained, and answered with the trained weights as they are."""
+"""Methods that are trained, and answered with the trained weights as they are."""
 TRAINED = (*PLAIN_TRAINED, "mass-gold", "mass")
-"""Those that a checkpoint can be given for."""
+"""Methods that use a checkpoint."""
 IN_CONTEXT = "in-context"
 METHODS = (
     "base",
@@ -55,19 +56,19 @@ class Choice:
 
     how: Literal["majority", "scorer"]
     sampler: Literal["base", "mass"]
-    """Whose answers: the base's, or those of the checkpoint of mass with the adaptation switched off."""
+    """The model that samples the answers: the base, or the checkpoint of mass with the adaptation switched off."""
     n: int | None
-    """None: as many as generate at least the tokens of mass."""
+    """Number of samples; None: as many as it takes to generate at least the tokens of mass."""
 
     def label(self, n: int) -> str:
-        """`maj@9`, as the method is called once n is known."""
+        """Return the method's name once n is known, such as `maj@9`."""
         if self.how == "majority":
             return f"{'mass-' * (self.sampler == 'mass')}maj@{n}"
         return f"{'base-' * (self.sampler == 'base')}best-of-{n}"
 
 
 def choice_of(method: str) -> Choice | None:
-    """What a method like 'maj@n' or 'best-of-8' chooses from; None for one that does not choose."""
+    """Parse a method such as 'maj@n' or 'best-of-8'; None for a method that does not choose."""
     match = _CHOICE.fullmatch(method)
     if match is None:
         return None
@@ -78,7 +79,7 @@ def choice_of(method: str) -> Choice | None:
 
 
 def checkpoint_of(method: str) -> str | None:
-    """The trained method whose checkpoint a method uses; None where it needs none."""
+    """Return the trained method whose checkpoint a method uses; None where it needs none."""
     choice = choice_of(method)
     if method == IN_CONTEXT or (choice is not None and (choice.sampler == "mass" or choice.how == "scorer")):
         return "mass"
@@ -87,7 +88,11 @@ def checkpoint_of(method: str) -> str | None:
 
 
 def check_methods(methods: Sequence[str]) -> list[str]:
-    """The methods without repeats. Raises ConfigError for an unknown one, or when there is none."""
+    """Return the methods without repeats.
+
+    Raises:
+        ConfigError: A method is unknown, or there is none.
+    """
     for method in methods:
         if method not in METHODS and choice_of(method) is None:
             raise ConfigError(f"method {method!r} is unknown{nearest(method, METHODS)}")
@@ -97,7 +102,8 @@ def check_methods(methods: Sequence[str]) -> list[str]:
 
 
 def in_order(methods: Sequence[str]) -> list[str]:
-    """In the order in which they can be run: base first, then what others are measured by, then what chooses."""
+    """Return the methods in an order in which they can run: base first, then those that others are measured by, then
+    those that choose."""
 
     def place(method: str) -> tuple[bool, bool]:
         return (choice_of(method) is not None or method == IN_CONTEXT, method != "base")

@@ -1,4 +1,4 @@
-"""A comparison -> the sentences beneath its table: what the methods are, what was left out, what intervals are."""
+"""Write the sentences below a comparison's table: what the methods are, what was left out, what the intervals are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mass.types import Example
 
 
 def sessions_note(folder: ComparisonFolder) -> list[str]:
-    """Where it was broken off, or done at several commits."""
+    """Return a note if the comparison was interrupted, with the commits if there were several."""
     sittings, commits = folder.sittings(), folder.commits()
     if len(sittings) < 2:
         return []
@@ -30,6 +30,7 @@ def sessions_note(folder: ComparisonFolder) -> list[str]:
 
 
 def notes_of(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
+    """Return the notes of a comparison."""
     config, notes = runner.config, list[str]()
     for name, contestant in runner.contestants.items():
         if contestant.origin:
@@ -57,7 +58,7 @@ def notes_of(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
 
 
 def _written(records: Sequence[Record]) -> list[Example]:
-    """The practice that a model wrote for these answers."""
+    """Return the practice that a model wrote for these answers."""
     adaptations = (record.attempt.record for record in records)
     return [example for a in adaptations if a is not None for example in a.examples if example.tokens]
 

@@ -1,4 +1,4 @@
-"""Methods x tasks -> records: every answer with its verdict. Here, and only here, gold is looked at."""
+"""Run methods on tasks and judge every answer. Gold is used here, and only here."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from mass.types import Task, Verdict
 from mass.verify import check_all
 
 Progress = Callable[[str, int, int], None]
-"""(method, problems done, problems in all); first with those that were done before this process began."""
+"""Called with (method, problems done, problems in total). The first call counts problems done before this process
+began."""
 Found = Mapping[str, Sequence[Record]]
 """The records of the methods that have run."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What the methods of one comparison share."""
+    """Tasks, contestants and settings that the methods of one comparison share."""
 
     tasks: list[Task]
     contestants: dict[str, Contestant]
     config: EvalConfig
     seeds: list[int]
     pool: list[Task]
-    """What base-ttt draws from."""
+    """The tasks that base-ttt draws from."""
     progress: Progress | None
     ballots: dict[tuple[str, int], Ballots] = field(default_factory=dict[tuple[str, int], Ballots])
-    """By sampler and the model as it asks (a checkpoint may have prompts of its own): answers that several methods
-    choose among."""
+    """Answers that several methods choose among, by sampler and model (a checkpoint may have its own prompts)."""
 
     def check_lengths(self) -> None:
-        """Raises DataError before the first answer, not after the hundredth, for a problem the model cannot read."""
+        """Check all problems before the first answer, not at the hundredth.
+
+        Raises:
+            DataError: The model cannot read a problem.
+        """
         for name, contestant in self.contestants.items():
             for task in self.tasks:
                 contestant.lm.solve_prompt(task.problem)
@@ -48,7 +52,7 @@ class Runner:
                     contestant.lm.synthesis_prompt(task.problem)
 
     def run(self, method: str, found: Found, first: int = 0) -> Iterator[list[Record]]:
-        """The records of one method from the task `first` on, where a stack begins, as they come."""
+        """Yield the records of one method as they come, from the task `first` on, where a stack begins."""
         self._tick(method, first)
         choice = choice_of(method)
         if choice is not None:
@@ -66,10 +70,11 @@ class Runner:
             self._tick(method, start + len(problems))
 
     def judge(self, method: str, start: int, attempts: Sequence[Attempt]) -> list[Record]:
-        """Verdicts on the attempts at task `start` and those after it."""
+        """Return records with verdicts for attempts at task `start` and the tasks after it."""
         tasks = self.tasks[start : start + len(attempts)]
         pairs = list(zip(tasks, attempts, strict=True))
         texts = [(i, text) for i, (_, attempt) in enumerate(pairs) for text in _texts(attempt)]
+        # Equal texts are judged once: samples of one problem often repeat, and a verdict can take seconds.
         places = {key: place for place, key in enumerate(dict.fromkeys(texts))}
         verdicts = check_all([(tasks[i], text) for i, text in places])
         return [
@@ -129,5 +134,5 @@ def _judged(task: Task, method: str, attempt: Attempt, verdict_on: Callable[[str
 
 def _judged_sample(task: Task, drawn: Drawn, verdict_on: Callable[[str], Verdict]) -> Judged:
     correct = tuple(verdict_on(text).correct for text in drawn.texts)
-    most = None if kind_of(task) == CODE else correct[majority(drawn.texts, task.verifier)[0]]  # programs do not vote
+    most = None if kind_of(task) == CODE else correct[majority(drawn.texts, task.verifier)[0]]  # no vote among programs
     return Judged(drawn, correct, most)

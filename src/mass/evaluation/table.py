@@ -1,9 +1,9 @@
-"""Answers with their verdicts -> a row of the table: accuracy, the paired difference from base, what changed, cost.
+"""Compute a row of the table from answers and verdicts: accuracy, the paired difference from base, what changed, cost.
 
-Accuracy is correct / judged; an answer without a verdict is counted apart, not as wrong. Intervals are 95%: Wilson's
-for an accuracy (Wilson 1927), the percentile bootstrap over problems (Efron 1979) for the difference from base on the
-problems that both have a verdict on. Of sampled answers, the mean accuracy over the samples of a problem is what is
-averaged and drawn again.
+Accuracy is correct / judged; an answer without a verdict is counted separately, not as wrong. Intervals are 95%:
+Wilson's for an accuracy (Wilson 1927); the percentile bootstrap over problems (Efron 1979) for the difference from
+base, on the problems for which both have a verdict. For sampled answers, the quantity that is averaged and resampled is
+the mean accuracy over the samples of a problem.
 """
 
 from __future__ import annotations
@@ -31,55 +31,58 @@ class Group:
 
 @dataclass(frozen=True)
 class SampledRow:
-    """A method's sampled answers at one temperature, beside the row it belongs to."""
+    """A method's sampled answers at one temperature, in addition to the row it belongs to."""
 
     temperature: float
     samples: int
-    """N: answers sampled for each problem."""
+    """N: the number of answers sampled for each problem."""
     accuracy: float | None
     """Mean over problems of the share of a problem's judged answers that are correct."""
     interval: Interval | None
     difference: float | None
-    """Accuracy minus that of base at the same temperature, on the problems that both have a verdict on."""
+    """Accuracy minus that of base at the same temperature, on the problems for which both have a verdict."""
     difference_interval: Interval | None
     pass_at_n: float | None
-    """Share of the problems that at least one of the N answers is right on."""
+    """Share of the problems for which at least one of the N answers is right."""
     pass_interval: Interval | None
     maj_at_n: float | None
-    """Share of the problems that the most frequent of the N answers is right on."""
+    """Share of the problems for which the most frequent of the N answers is right."""
     maj_interval: Interval | None
     tokens_per_answer: float
-    """Of one answer, not of N; practice included."""
+    """Tokens per answer, not per N answers; practice included."""
     seconds_per_answer: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method. What compares with base is None in the base row, and everywhere when base was not run."""
+    """One method. Comparisons with base are None in the base row, and in every row when base was not run."""
 
     method: str
     label: str
-    """The method; with the n that was chosen for 'maj@n'."""
+    """The method's name, for 'maj@n' with the n that was chosen."""
     n: int
-    """Problems."""
+    """Number of problems."""
     no_verdict: int
+    """Number of answers without a verdict."""
     accuracy: float | None
     """Share of the judged answers that are correct; None when none was judged."""
     interval: Interval | None
     difference: float | None
     difference_interval: Interval | None
     helped: int | None
-    """Problems wrong under base, right under the method."""
+    """Number of problems that are wrong under base and right under the method."""
     hurt: int | None
+    """Number of problems that are right under base and wrong under the method."""
     unchanged: int | None
     tokens_per_answer: float
     """All generated tokens, practice and votes included."""
     seconds_per_answer: float
     fallbacks: int
+    """Number of answers from unadapted weights because the adaptation could not be used."""
     by_subject: dict[str, Group]
     by_level: dict[str, Group]
     sampled: tuple[SampledRow, ...] = ()
-    """By temperature; empty when no answers were sampled, or the method chooses among sampled ones itself."""
+    """One entry per temperature; empty when no answers were sampled, or the method itself chooses among samples."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Judged:
 
     @property
     def share(self) -> float | None:
-        """Of the judged answers, how many are correct; None when none is judged."""
+        """The share of the judged answers that are correct; None when none is judged."""
         judged = [right for right in self.correct if right is not None]
         return sum(judged) / len(judged) if judged else None
 
@@ -107,9 +110,10 @@ class Record:
     attempt: Attempt
     verdict: Verdict
     sampled: tuple[Judged, ...] = ()
-    """By temperature."""
+    """One entry per temperature."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the record as values for JSON."""
         attempt, adaptation = self.attempt, self.attempt.record
         return {
             "task": self.task.id,
@@ -133,7 +137,8 @@ class Record:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], task: Task) -> Record:
-        """Inverse of `to_dict`, also after a trip through JSON, in which numbers that are not finite become None."""
+        """Return the record that `to_dict` wrote, also after storage as JSON, where numbers that are not finite
+        became None."""
         adaptation, sampled = data["adaptation"], tuple(_judged(values) for values in data.get("sampled", ()))
         attempt = Attempt(
             data["text"],
@@ -168,7 +173,7 @@ def _judged(values: Mapping[str, Any]) -> Judged:
 
 
 def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, seed: int) -> Interval | None:
-    """95% percentile interval of the mean difference over problems drawn again with replacement.
+    """Return the 95% percentile interval of the mean difference over resampled problems.
 
     Each problem's difference is +1, -1 or 0, so a resample is one multinomial draw of the three counts.
     """
@@ -181,7 +186,7 @@ def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, see
 
 
 def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None, resamples: int, seed: int) -> Row:
-    """The row of one method, compared with the records of base on the same tasks where there are any."""
+    """Return the row of one method, compared with the records of base on the same tasks where there are any."""
     base_row = method == "base"
     total = _group(records)
     change = Change(0.0) if base_row else Change() if base is None else _change(records, base, resamples, seed)
@@ -212,7 +217,7 @@ def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None
 def _sampled_row(
     records: Sequence[Record], base: Sequence[Record] | None, place: int, resamples: int, seed: int
 ) -> SampledRow:
-    """The row of the temperature at `place` among those that were sampled."""
+    """Return the row for the temperature at index `place`."""
     judged = [record.sampled[place] for record in records]
     shares = [j.share for j in judged]
     known = [share for share in shares if share is not None]
@@ -241,19 +246,19 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def label_of(method: str, records: Sequence[Record]) -> str:
-    """The method; 'maj@9' for a 'maj@n' of nine votes."""
+    """Return the method's name; 'maj@9' for a 'maj@n' with nine votes."""
     choice = choice_of(method)
     return method if choice is None else choice.label(records[0].attempt.samples)
 
 
 def mean_tokens(records: Sequence[Record]) -> float:
-    """Generated tokens per answer."""
+    """Return the generated tokens per answer."""
     return sum(r.attempt.tokens for r in records) / len(records)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A method against base, on the problems that both have a verdict on."""
+    """The difference of a method from base, on the problems for which both have a verdict."""
 
     difference: float | None = None
     interval: Interval | None = None
@@ -278,7 +283,7 @@ def _group(records: Sequence[Record]) -> Group:
 
 
 def _groups(records: Sequence[Record], part_of: Callable[[Task], str | int | None]) -> dict[str, Group]:
-    """By the name of the part, in order of first appearance; tasks that belong to none are left out."""
+    """Return groups by name, in order of first appearance; tasks without a value are left out."""
     parts: dict[str, list[Record]] = {}
     for record in records:
         part = part_of(record.task)

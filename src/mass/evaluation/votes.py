@@ -1,6 +1,6 @@
-"""Problems -> n sampled answers of each -> one of them: by majority, or by the scorer's choice.
+"""Sample n answers to each problem and choose one: by majority, or by the scorer.
 
-The same cost as the method's, spent otherwise, so that a gain can be told from its price.
+These methods spend the same cost as mass in another way, so that a gain can be told apart from its price.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mass.types import Example, Params, Sample
 from mass.verify.votes import ballots as ballots_of
 
 Tick = Callable[[int], None]
-"""Told how many of the problems are as good as done."""
+"""Called with the number of problems that are done."""
 
 
 @dataclass
 class Ballots:
     """Sampled answers to each problem, drawn when they are asked for and kept, so that several methods share them.
 
-    Sample j of a problem has seed (its seed, j).
+    Sample j of a problem has a seed derived from (its seed, j).
     """
 
     lm: LM
@@ -40,20 +40,22 @@ class Ballots:
     seeds: Sequence[int]
     sampling: SamplingConfig
     stack: int = 32
-    """Problems sampled side by side."""
+    """Number of problems sampled side by side."""
     verifiers: Sequence[str] = ()
-    """The name of each problem's verifier, which tells what answers are one; none: all are mathematical."""
+    """The name of each problem's verifier, which decides which answers are equal; if empty, all are mathematical."""
     _samples: list[list[Sample]] = field(default_factory=list[list[Sample]])
     _seconds: float = 0.0
 
     def first(self, n: int, tick: Tick | None = None) -> list[list[Sample]]:
-        """The first n samples of each problem."""
+        """Return the first n samples of each problem."""
         self._draw(n, tick)
         return [samples[:n] for samples in self._samples]
 
     def matching(self, tokens: float, tick: Tick | None = None) -> int:
-        """The least n that generates at least so many tokens per problem, of those from the first guess on: that is
-        `tokens` over the mean length of one sample of each problem, rounded up."""
+        """Return an n whose samples have at least `tokens` generated tokens per problem.
+
+        The first guess is `tokens` over the mean length of one sample, rounded up; it is increased until it is enough.
+        """
         n = max(1, math.ceil(tokens / self._tokens(1)))
         self._draw(n, tick)
         while self._tokens(n) < tokens:
@@ -61,11 +63,11 @@ class Ballots:
         return n
 
     def seconds(self, n: int) -> float:
-        """What n samples of one problem took, as a share of all that were drawn."""
+        """Return the time of n samples of one problem, as a share of the time of all that were drawn."""
         return self._seconds / len(self.problems) * n / len(self._samples[0])
 
     def _tokens(self, n: int) -> float:
-        """Generated tokens per problem."""
+        """Return the generated tokens per problem of n samples."""
         return sum(len(s.tokens) for samples in self.first(n) for s in samples) / len(self.problems)
 
     def _draw(self, n: int, tick: Tick | None) -> None:
@@ -84,25 +86,25 @@ class Ballots:
 
 
 def vote(ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
-    """The majority answer of n samples of each problem."""
+    """Return the majority answer of n samples of each problem."""
     drawn = ballots.first(n, tick)
     verifiers = ballots.verifiers or ["math"] * len(drawn)
     return [elect(samples, verifier, ballots.seconds(n)) for samples, verifier in zip(drawn, verifiers, strict=True)]
 
 
 def elect(samples: Sequence[Sample], verifier: str = "math", seconds: float = 0.0) -> Attempt:
-    """The sample that `majority` names."""
+    """Return the sample that `majority` chooses, with the cost of all samples."""
     chosen, tally = majority([sample.text for sample in samples], verifier)
     tokens = sum(len(s.tokens) for s in samples)
     return Attempt(samples[chosen].text.strip(), tokens, seconds, votes=tally, samples=len(samples))
 
 
 def majority(texts: Sequence[str], verifier: str = "math") -> tuple[int, dict[str, int]]:
-    """The place of the first text that gives the answer most texts give (of equals, the answer seen first), and the
-    votes of each answer.
+    """Return the index of a text that gives the most frequent answer, and the votes of each answer.
 
-    Answers are one where the verifier of that name finds them equal (`mass.verify.votes`). Texts without an answer do
-    not vote; where none votes, the first is named.
+    It is the first text with that answer; if answers tie, the one seen first wins. Answers are counted together where
+    the verifier finds them equal (`mass.verify.votes`). Texts without an answer do not vote; if none votes, index 0 is
+    returned.
     """
     given = ballots_of(texts, verifier)
     tally = Counter(answer for answer in given if answer is not None)
@@ -111,10 +113,11 @@ def majority(texts: Sequence[str], verifier: str = "math") -> tuple[int, dict[st
 
 
 def best_of(contestant: Contestant, ballots: Ballots, n: int, tick: Tick | None = None) -> list[Attempt]:
-    """Of n samples of each problem the one that the scorer likes most, read as an example whose problem is the target.
+    """Choose, from n samples of each problem, the one that the scorer rates highest, read as a practice example whose
+    problem is the target.
 
-    Of equals it is the one seen first. Samples that did not end, or do not fit the scorer's context, are not chosen;
-    where none is left, the first sample answers.
+    Ties go to the one seen first. Samples that did not end, or do not fit the scorer's context, are not chosen; if none
+    is left, the first sample answers.
     """
     drawn = ballots.first(n, tick)
     start = time.perf_counter()
@@ -128,7 +131,7 @@ def best_of(contestant: Contestant, ballots: Ballots, n: int, tick: Tick | None 
 
 @torch.no_grad()
 def best_places(contestant: Contestant, problems: Sequence[str], samples: Sequence[Sequence[Sample]]) -> list[int]:
-    """The place, among the samples of each problem, of the one that the contestant's scorer likes most."""
+    """Return for each problem the index of the sample that the contestant's scorer rates highest."""
     lm, state = contestant.lm, contestant.state
     assert state is not None
     rows = [
@@ -150,7 +153,8 @@ def best_places(contestant: Contestant, problems: Sequence[str], samples: Sequen
 
 
 def _as_example(lm: LM, problem: str, sample: Sample) -> Example | None:
-    """A sampled answer as the practice example "this very problem, and the answer"; None where it cannot be read."""
+    """Return a sampled answer as the practice example "this very problem, and the answer"; None where it cannot be
+    read."""
     if not sample.finished or not sample.text.strip():
         return None
     prompt, tokens = lm.attempt_row(problem, sample.text)

@@ -1,4 +1,4 @@
-"""A comparison, or a run's metrics -> a terminal table, or one self-contained HTML page.
+"""Show a comparison, or a run's metrics, as a terminal table or as one self-contained HTML page.
 
 The comparison is the JSON of `mass eval` as a dict; `mass.report.rows` says which keys are read.
 """

@@ -1,7 +1,8 @@
-"""Metric rows of a training run -> small multiples of its curves, and a paragraph on where they went.
+"""Draw the metrics of a training run as small plots, and summarise them in a paragraph.
 
-A row is a dict with `step` and any numeric keys; rows need not have the same ones. Keys that share the part before
-their first `/` and their unit are drawn in one plot; keys that start with `eval/` come from held-out problems.
+A row of metrics is a dict with `step` and any numeric keys; rows need not have the same keys. Keys with the same part
+before their first `/` and the same unit are drawn in one plot. Keys that start with `eval/` come from held-out
+problems.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_POINTS = 200
-"""Points drawn of one curve; a longer one is averaged over equal stretches of steps."""
+"""Maximum number of points drawn for a curve; a longer one is averaged over equal ranges of steps."""
 MAX_NAMED = 6
-"""Curves of one plot that get a colour and a name each; of more, the middle one is drawn over the others."""
+"""Up to this many curves in a plot have a colour and a name each; of more, the middle one is drawn over the others."""
 UNITS = {
     "seconds": "seconds",
     "time": "seconds",
@@ -45,14 +46,19 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Curve:
+    """The values of one metric, by step."""
+
     key: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
 
 
 def curves_of(metrics: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """One curve per numeric key, by step; of two values for one step (a resumed run) the later row's counts. A row
-    without a step stands at its own index. Values that are not finite are left out."""
+    """Return one curve per numeric key, ordered by step.
+
+    If a step has two values (after a resume), the later row counts. A row without a step is placed at its own index.
+    Values that are not finite are left out.
+    """
     points: dict[str, dict[float, float]] = {}
     for index, row in enumerate(metrics):
         step = _finite(row.get("step"))
@@ -64,7 +70,7 @@ def curves_of(metrics: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def training_plots(curves: Sequence[Curve]) -> list[Plot]:
-    """Held-out results first, then the groups in the order in which the run wrote them."""
+    """Return the plots: held-out results first, then the groups in the order in which the run wrote them."""
     panels: dict[tuple[str, str], list[Curve]] = {}
     for curve in sorted(curves, key=lambda curve: not curve.key.startswith("eval/")):
         panels.setdefault((_group(curve.key), unit_of(curve.key)), []).append(curve)
@@ -72,12 +78,13 @@ def training_plots(curves: Sequence[Curve]) -> list[Plot]:
 
 
 def unit_of(key: str) -> str:
-    """The unit that the last telling word of a key names; empty when none does."""
+    """Return the unit named by the last word of a key that names one; empty when none does."""
     words = re.findall(r"[a-z]+", key.lower())
     return next((UNITS[word] for word in reversed(words) if word in UNITS), "")
 
 
 def training_summary(curves: Sequence[Curve]) -> str:
+    """Return a paragraph on the course of the run."""
     if not curves:
         return "The run has recorded no numbers yet."
     first, last = min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)

@@ -1,6 +1,6 @@
-"""Rows of a comparison -> its plots, each with a title, a caption and an SVG.
+"""Draw the plots of a comparison, each with a title, a caption and an SVG.
 
-Every accuracy is drawn in percent with its 95% interval, and every caption says of how many problems.
+Every accuracy is in percent with its 95% interval, and every caption says how many problems it is based on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 LABEL_CHARS = 22
 WIDE_RANGE = 5.0
-"""A cost axis becomes logarithmic from this ratio of largest to smallest on."""
+"""A cost axis is logarithmic from this ratio of largest to smallest value."""
 
 
 @dataclass(frozen=True)
 class Plot:
+    """A picture with its title and caption."""
+
     title: str
     caption: str
     svg: Markup
@@ -33,14 +35,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn in every plot."""
+    """The colour and marker of one method in every plot."""
 
     colour: str
     marker: str
 
 
 def comparison_plots(rows: Sequence[Row]) -> list[Plot]:
-    """The plots that the rows have numbers for."""
+    """Return the plots for which the rows have numbers."""
     shown = [row for row in rows if row.accuracy is not None]
     looks = looks_of(shown)
     plots = [
@@ -54,7 +56,8 @@ def comparison_plots(rows: Sequence[Row]) -> list[Plot]:
 
 
 def looks_of(rows: Sequence[Row]) -> list[Look]:
-    """Base is grey, mass has the first colour, the others take turns; nearly all differ in marker as well."""
+    """Choose the looks: base is grey, mass has the first colour, the others take turns; nearly all differ in marker
+    as well."""
     looks: list[Look] = []
     turn = 0
     for row in rows:
@@ -71,6 +74,7 @@ def looks_of(rows: Sequence[Row]) -> list[Look]:
 
 
 def accuracy_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
+    """Plot the accuracy of each method; None without rows."""
     if not rows:
         return None
     title = "Accuracy by method"
@@ -92,6 +96,7 @@ def accuracy_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
 
 
 def changes_plot(rows: Sequence[Row]) -> Plot | None:
+    """Plot how many answers each method changed for the better and for the worse; None where nothing was compared."""
     changed = [row for row in rows if row.helped is not None and row.hurt is not None]
     if not changed:
         return None
@@ -124,6 +129,7 @@ def changes_plot(rows: Sequence[Row]) -> Plot | None:
 
 
 def cost_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
+    """Plot accuracy against tokens per answer; None for fewer than two methods with a cost."""
     priced = [(row, look) for row, look in zip(rows, looks, strict=True) if row.tokens]
     if len(priced) < 2:
         return None
@@ -146,6 +152,7 @@ def cost_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
 
 
 def subject_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
+    """Plot accuracy by subject; None where no row has subjects."""
     names = _ordered(row.by_subject for row in rows)
     if not names:
         return None
@@ -171,6 +178,7 @@ def subject_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
 
 
 def level_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
+    """Plot accuracy by level; None where no row has levels."""
     names = sorted(_ordered(row.by_level for row in rows), key=lambda name: (len(name), name))
     if not names:
         return None
@@ -198,7 +206,7 @@ def level_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
 def _group_points(
     axes: Axes, places: Sequence[tuple[float, Group | None]], look: Look, label: str, *, upright: bool
 ) -> None:
-    """One method's points and intervals at `places` along the axis of groups."""
+    """Draw one method's points and intervals at `places` along the axis of groups."""
     known = [(place, group) for place, group in places if group is not None and group.accuracy is not None]
     at = [place for place, _ in known]
     values = [100 * (group.accuracy or 0.0) for _, group in known]
@@ -232,13 +240,13 @@ def _upright_point(axes: Axes, x: float, row: Row, look: Look, label: str) -> No
 
 
 def _note(axes: Axes, text: str, x: float, y: float, *, right: bool) -> None:
-    """A number just right (or left) of the point x, y."""
+    """Write a number just right (or left) of the point x, y."""
     side, shift = ("left", 5) if right else ("right", -5)
     axes.annotate(text, (x, y), (shift, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5)
 
 
 def _method_axis(axes: Axes, rows: Sequence[Row]) -> None:
-    """Methods from top to bottom."""
+    """List the methods from top to bottom."""
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.tick_params(axis="y", length=0)
@@ -257,14 +265,14 @@ def _log_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _share_limits(axes: Axes, shares: Sequence[float]) -> None:
-    """The range of the data with a margin, rounded to 10 points and inside 0 to 100."""
+    """Set the axis to the range of the data with a margin, rounded to 10 points and inside 0 to 100."""
     low = max(0, 10 * math.floor(10 * min(shares) - 0.2))
     high = min(100, 10 * math.ceil(10 * max(shares) + 0.2))
     axes.set_xlim(low - 0.5, high + 0.12 * (high - low))
 
 
 def _ordered(groups: Iterable[Mapping[str, Group]]) -> list[str]:
-    """Names in order of first appearance."""
+    """Return the names in order of first appearance."""
     return list(dict.fromkeys(name for part in groups for name in part))
 
 

@@ -1,4 +1,4 @@
-"""A comparison, or a run's metrics -> one HTML page that needs nothing outside it, in light and dark."""
+"""Write a comparison, or a run's metrics, as one HTML page that needs no other file, for light and dark screens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_EXAMPLES = 20
 
 
 def html_page(comparison: Mapping[str, Any]) -> str:
-    """The page of a comparison, given as `Comparison.to_dict` or `comparison.json` has it."""
+    """Return the page of a comparison, given as in `Comparison.to_dict` or `comparison.json`."""
     rows = rows_of(comparison)
     return _render(
         title=f"MASS: {words.task_text(comparison)}, model {comparison.get('model', 'unnamed')}",
@@ -39,7 +39,7 @@ def html_page(comparison: Mapping[str, Any]) -> str:
 
 
 def training_page(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any], title: str) -> str:
-    """The curves of a meta-training run, from the rows of its metrics file."""
+    """Return the page with the curves of a meta-training run, from the rows of its metrics file."""
     curves = curves_of(metrics)
     return _render(
         title=title,
@@ -56,13 +56,24 @@ def training_page(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any
 
 
 def write_html(comparison: Mapping[str, Any], path: str | Path) -> Path:
-    """Write the page of a comparison; returns its path. Raises RunError when the folder cannot be written."""
+    """Write the page of a comparison, and return its path.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
     return write_page(html_page(comparison), path)
 
 
 def write_page(page: str, path: str | Path) -> Path:
-    """Write beside, then rename: whoever opens `path` finds the old page or the whole new one."""
+    """Write a page, and return its path.
+
+    It is written to another file first and then renamed, so a reader finds either the old page or the whole new one.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
     path = Path(path)
+    # With the process id: two processes may write the same page at once.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +123,7 @@ def _cells(row: Row) -> dict[str, Any]:
 
 
 def _sampled(rows: Sequence[Row], temperature: float, samples: int) -> dict[str, Any]:
-    """The table of one temperature."""
+    """Return the table for one temperature."""
     lines = [
         {
             "label": row.label,
@@ -132,7 +143,7 @@ def _sampled(rows: Sequence[Row], temperature: float, samples: int) -> dict[str,
 
 
 def _facts(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """What repeats the comparison: shown in small print."""
+    """Return the facts needed to repeat the comparison, which are shown in small print."""
     tasks: Mapping[str, Any] = comparison.get("tasks") or {}
     facts = {
         "made": comparison.get("created"),

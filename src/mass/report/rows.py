@@ -1,6 +1,6 @@
-"""A comparison as JSON -> its rows as frozen values.
+"""Read the rows of a comparison from JSON into frozen values.
 
-A row needs `label`, `n` and `accuracy`; every other key may be missing or null, as those that compare with base are in
+A row needs `label`, `n` and `accuracy`. Every other key may be missing or null, as those that compare with base are in
 the base row itself. Accuracies, differences and interval bounds are shares of 1.
 """
 
@@ -27,7 +27,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A method's sampled answers at one temperature, N of each problem."""
+    """A method's sampled answers at one temperature, N for each problem."""
 
     temperature: float
     samples: int
@@ -38,12 +38,14 @@ class Sampled:
     pass_at_n: float | None
     maj_at_n: float | None
     tokens: float | None
-    """Of one answer, practice included."""
+    """Tokens per answer, practice included."""
     seconds: float | None
 
 
 @dataclass(frozen=True)
 class Row:
+    """One method."""
+
     label: str
     method: str
     n: int
@@ -57,21 +59,26 @@ class Row:
     tokens: float | None
     """Generated tokens per answer."""
     seconds: float | None
-    """Wall-clock time per answer."""
+    """Wall-clock seconds per answer."""
     fallbacks: int
     no_verdict: int
     by_subject: dict[str, Group]
     by_level: dict[str, Group]
     sampled: tuple[Sampled, ...] = ()
-    """By temperature."""
+    """One entry per temperature."""
 
     @property
     def is_base(self) -> bool:
+        """True for the row with which the others are compared."""
         return self.method == "base"
 
 
 def rows_of(comparison: Mapping[str, Any]) -> list[Row]:
-    """Raises DataError when this is not a comparison."""
+    """Return the rows of a comparison.
+
+    Raises:
+        DataError: This is not a comparison.
+    """
     rows = comparison.get("rows")
     if not isinstance(rows, list):
         raise DataError("this is no comparison: it has no list 'rows'; give the JSON that `mass eval` writes")
@@ -126,7 +133,7 @@ def _groups(data: Mapping[str, Any] | None) -> dict[str, Group]:
 
 
 def _number(value: Any) -> float | None:
-    """None also for NaN and infinities, which JSON files of other tools may hold."""
+    """Return a finite number, or None; also for NaN and infinities, which JSON files of other tools may contain."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

@@ -1,6 +1,6 @@
-"""A matplotlib figure -> an SVG to put inside a page, whose colours are the page's CSS variables.
+"""Turn matplotlib figures into SVG for an HTML page, with the page's CSS variables as colours.
 
-The figure is drawn in placeholder colours, which are then replaced by `var(--name)`; so the same plot is readable on a
+The figure is drawn in placeholder colours, which are then replaced by `var(--name)`. So the same plot is readable on a
 light page, on a dark one and on paper. Text stays text: small, searchable, in the page's own font.
 """
 
@@ -23,7 +23,7 @@ WIDTH_IN = 5.0
 FONT = "system-ui, Segoe UI, Roboto, Helvetica Neue, DejaVu Sans, sans-serif"
 INK, MUTED, GRID, PANEL, BACKGROUND = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = tuple(f"#0a0a{index:02x}" for index in range(8))
-"""Placeholder colours of `--s0` (base, grey) to `--s7`."""
+"""Placeholder colours for `--s0` (base, grey) to `--s7`."""
 MARKERS = ("s", "o", "^", "D", "v", "p", "<", ">")
 
 _VARIABLES = {
@@ -64,7 +64,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Canvas:
-    """One figure with one axes, to draw on within `drawing`."""
+    """A figure with one set of axes, to draw on within `drawing`."""
 
     axes: Axes
     figure: Figure
@@ -72,22 +72,24 @@ class Canvas:
     description: str
 
     def legend(self, columns: int) -> None:
-        """The labelled artists of the axes, below the plot."""
+        """Add a legend for the labelled artists, below the plot."""
         handles, labels = self.axes.get_legend_handles_labels()
         if handles:
             self.figure.legend(handles, labels, loc="outside lower left", ncols=columns)
 
     def svg(self) -> Markup:
+        """Return the figure as SVG."""
         return inline(self.figure, self.name, self.description)
 
 
 @contextmanager
 def drawing(name: str, height_in: float, description: str) -> Generator[Canvas, None, None]:
-    """A canvas of `height_in` inches; matplotlib has the page's style for as long as it is open."""
+    """Provide a canvas of `height_in` inches; matplotlib has the page's style while the block runs."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    # A fixed salt gives the same ids in every run, so a page that is written again does not change.
     style: Any = {**_STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
@@ -96,7 +98,8 @@ def drawing(name: str, height_in: float, description: str) -> Generator[Canvas, 
 
 
 def inline(figure: Figure, name: str, description: str) -> Markup:
-    """SVG of a figure: no prolog, no metadata, no fixed size, ids prefixed by `name`, and `description` read aloud."""
+    """Return the SVG of a figure without prolog, metadata and fixed size. Its ids begin with `name`, and screen
+    readers read `description`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -105,6 +108,7 @@ def inline(figure: Figure, name: str, description: str) -> Markup:
     text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # Several plots share one page, where equal ids would refer to each other's parts.
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
@@ -129,15 +133,16 @@ LIGHT = {
         )
     },
 }
-"""The page's colours in light, for a picture that stands alone."""
+"""The colours of a light page, for a picture that is not inside a page."""
 
 
 TITLE_PT = 24
-"""Height of the line above a picture that stands alone."""
+"""Height of the title line above such a picture, in points."""
 
 
 def standalone(svg: str, title: str) -> str:
-    """A picture of its own from an inline one: fixed colours, a font, its title, and paper behind it for dark pages."""
+    """Return an inline picture as a file of its own: fixed colours, a font, its title, and a background for dark
+    pages."""
     text = re.sub(r"var\((--[a-z0-9]+)\)", lambda match: LIGHT[match[1]], svg)
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', text)
     if box is None:
@@ -152,5 +157,5 @@ def standalone(svg: str, title: str) -> str:
 
 
 def _rounded(attribute: re.Match[str]) -> str:
-    """Coordinates to a hundredth of a point, on one line."""
+    """Shorten coordinates to a hundredth of a point, on one line."""
     return re.sub(r"\s+", " ", re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]))

@@ -1,4 +1,4 @@
-"""A comparison -> a table for the terminal."""
+"""Show a comparison as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STYLES = {1: "bold green", -1: "red", 0: "", None: "dim"}
 
 
 def terminal_table(comparison: Mapping[str, Any]) -> Table:
-    """One line per method; it fits 80 columns when all methods saw as many problems and labels are short."""
+    """Return a table with one line per method. It fits 80 columns if all methods have the same number of problems
+    and short labels."""
     from rich.table import Table
     from rich.text import Text
 
@@ -40,7 +41,7 @@ def terminal_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def sampled_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    """For each temperature one line per method that has sampled answers."""
+    """Return a table for each temperature, with one line per method that has sampled answers."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Rows of a comparison -> numbers as text, and one paragraph that says no more than the intervals allow."""
+"""Write the numbers of a comparison as text, and one paragraph that claims no more than the intervals allow."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ MISSING = "–"
 
 
 def percent(share: float | None) -> str:
+    """Return a share as a percentage, without the sign."""
     return MISSING if share is None else f"{100 * share:.1f}"
 
 
 def points(share: float | None) -> str:
-    """A difference in percentage points, with its sign."""
+    """Return a difference in percentage points, with its sign."""
     return MISSING if share is None else f"{100 * share:+.1f}".replace("-", "−")
 
 
@@ -28,14 +29,15 @@ def points_interval(interval: Interval | None) -> str:
 
 
 def amount(value: float | None) -> str:
-    """Three significant digits, no exponent."""
+    """Return a number with three significant digits, without an exponent."""
     if value is None:
         return MISSING
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def standing(row: Row | Sampled) -> int | None:
-    """1 when the interval of the difference lies above 0, -1 when below, 0 when it covers 0; None without one."""
+    """Return 1 when the interval of the difference lies above 0, -1 when below, 0 when it contains 0; None without
+    an interval."""
     if row.difference_interval is None:
         return None
     low, high = row.difference_interval
@@ -43,20 +45,22 @@ def standing(row: Row | Sampled) -> int | None:
 
 
 def temperatures(rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """Temperatures at which answers were sampled, and how many of each problem."""
+    """Return the temperatures at which answers were sampled, each with the number of answers per problem."""
     return list(dict.fromkeys((part.temperature, part.samples) for row in rows for part in row.sampled))
 
 
 def at_temperature(rows: Sequence[Row], temperature: float) -> list[tuple[Row, Sampled]]:
-    """The methods that have answers at a temperature."""
+    """Return the methods that have answers at a temperature."""
     return [(row, part) for row in rows for part in row.sampled if part.temperature == temperature]
 
 
 def sampled_title(temperature: float, samples: int) -> str:
+    """Return the title of a table of sampled answers."""
     return f"sampled at temperature {temperature:g}, {samples} answers to each problem"
 
 
 def summary(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return a paragraph on a comparison."""
     base = next((row for row in rows if row.is_base), None)
     mass = next((row for row in rows if row.method == "mass"), None)
     sentences = [_setting(comparison, rows), *_against_base(base, rows)]
@@ -67,6 +71,7 @@ def summary(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def task_text(comparison: Mapping[str, Any]) -> str:
+    """Name the tasks of a comparison, with split, seed and chosen parts."""
     tasks: Mapping[str, Any] = comparison.get("tasks") or {}
     details = [f"{tasks['split']} split"] if tasks.get("split") else []
     details += [f"seed {tasks['seed']}"] if tasks.get("seed") is not None else []

@@ -1,7 +1,7 @@
-"""Configuration of a run's tasks -> what it is trained and evaluated on: problems by their number, held-out problems.
+"""Provide the problems of a run: numbered training problems, validation problems and canaries.
 
-Problem number n is a function of the configuration and n alone, so a stopped run finds its place again, and processes
-that share a step each take the numbers that are theirs.
+Problem number n is a function of the configuration and n alone. So an interrupted run finds its place again, and
+processes that share a step each take their own numbers.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from mass.types import Task
 from mass.verify import has_gold
 
 BEYOND = 1 << 41
-"""Numbers of minimath's endless stream from here on are not trained on: canaries come from there."""
+"""Training never reaches numbers from here on in minimath's endless stream; canaries are drawn from there."""
 ADD_GOLD = "add it to the file, or map the file's own field to it with the option 'fields'"
 DRAWS = 50
-"""For each canary, before there are taken to be no more."""
+"""Draws per canary before it is concluded that there are no more."""
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What a run is trained and evaluated on."""
+    """The problems that a run is trained and evaluated on."""
 
     task_at: Callable[[int], Task]
-    """Task number n of training."""
+    """Returns training task number n."""
     validation: Sequence[Task]
     skipped: dict[str, float] = field(default_factory=dict[str, float])
-    """How many were left out because they do not fit the model's context; empty when all do."""
+    """Number of tasks left out because they do not fit the model's context, by name of the set; empty when all fit."""
     kind: str = MATH
-    """Of the training problems: which of the model's prompts ask for them."""
+    """The kind of the training problems, which chooses the model's prompts."""
     training: Sequence[Task] | None = None
-    """All that is trained on; None for an endless stream."""
+    """All training tasks; None for an endless stream."""
     canaries: Callable[[int], list[Task]] | None = None
-    """Problems of other subjects than task number n; None where the run does not ask for any."""
+    """Returns problems of other subjects than task number n; None where the run does not use canaries."""
 
 
 def read_problems(lm: LM, config: RunConfig) -> Problems:
-    """The tasks of a run, without those that do not fit the model's context: one alone would stop it, again and again.
+    """Return the tasks of a run, without those that do not fit the model's context: each of them would stop the run.
 
-    Raises DataError when a task has not the gold that the method needs, or when no task fits.
+    Raises:
+        DataError: A task lacks the gold that the method needs, or no task fits.
     """
     train, skipped = config.train, dict[str, float]()
 
@@ -82,23 +83,32 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
     canaries = None
     if train.canary_kl:
         canaries = canary_stream(config.tasks, train.seed, train.canary_tasks, task_at, found)
-        canaries(0)  # so that tasks without any are refused before the run begins
+        canaries(0)  # so that a set without canaries is refused before the run begins
     return Problems(task_at, held_out() if train.eval_every else [], skipped, kind, found, canaries)
 
 
 def check_training_golds(found: Sequence[Task], train: TrainConfig) -> None:
-    """Raises DataError for a task without the gold that the method trains on."""
+    """Check that every training task has the gold that the method trains on.
+
+    Raises:
+        DataError: A task has none.
+    """
     if train.learns_gold or train.samples_solutions:
         _check_golds(found, "tasks", train.method, worked=train.learns_gold)
 
 
 def check_validation_golds(found: Sequence[Task], train: TrainConfig) -> None:
-    """Raises DataError for a task whose answers cannot be judged."""
+    """Check that the answers to all validation tasks can be judged.
+
+    Raises:
+        DataError: A task has no gold.
+    """
     _check_golds(found, "validation tasks", train.method, worked=False)
 
 
 def _check_golds(found: Sequence[Task], kind: str, method: str, *, worked: bool) -> None:
-    """`worked`: the solution itself is learned, or the answer where there is none; not only an answer compared with."""
+    """`worked` means that the solution itself is learned (or the answer where there is none), not only compared
+    with."""
     missing = [task for task in found if not (_has_text(task) if worked else has_gold(task))]
     if missing:
         what = "solution and no answer" if worked else "answer"
@@ -113,9 +123,10 @@ def _has_text(task: Task) -> bool:
 
 
 def note_of_golds(tasks: Sequence[Task]) -> str:
-    """What to say before tasks are answered of those whose answers cannot be judged; empty where all can.
+    """Return a note on tasks whose answers cannot be judged, to show before they are answered; empty where all can.
 
-    Raises DataError where none can: all that would come of it is answers without a verdict.
+    Raises:
+        DataError: None can be judged, so the evaluation would have no verdicts at all.
     """
     missing = [task for task in tasks if not has_gold(task)]
     if not missing:
@@ -144,9 +155,10 @@ def _task_of_stream(config: TasksConfig, number: int) -> Task:
 
 
 def task_stream(config: TasksConfig, seed: int, tasks: Sequence[Task] | None = None) -> Callable[[int], Task]:
-    """Task number n of training: of minimath's endless stream, or of a list in a new random order each epoch.
+    """Return a function that gives training task number n.
 
-    The list is `tasks`, or all that the configuration names; those of an endless stream are what they are.
+    The tasks come from minimath's endless stream, or from a list in a new random order each epoch. The list is `tasks`,
+    or all that the configuration names; for an endless stream `tasks` is ignored.
     """
     if _endless(config):
         minimath.check_choice(config.split, config.subjects, config.levels)
@@ -156,6 +168,7 @@ def task_stream(config: TasksConfig, seed: int, tasks: Sequence[Task] | None = N
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> list[int]:
         places = list(range(len(found)))
+        # The order is a function of the epoch, not of what was drawn before: a resumed run continues in the same order.
         random.Random(derive(seed, "order", epoch)).shuffle(places)
         return places
 
@@ -169,10 +182,12 @@ def task_stream(config: TasksConfig, seed: int, tasks: Sequence[Task] | None = N
 def canary_stream(
     config: TasksConfig, seed: int, count: int, task_at: Callable[[int], Task], tasks: Sequence[Task] | None
 ) -> Callable[[int], list[Task]]:
-    """For task number n, `count` distinct problems of other subjects, drawn at random from the training tasks.
+    """Return a function that gives, for task number n, up to `count` distinct problems of other subjects.
 
-    Fewer where there are not as many. Of tasks that name no subject, any other one will do. Raises DataError, when
-    asked for some, where there are none.
+    They are drawn at random from the training tasks. For tasks without a subject, any other problem will do.
+
+    Raises:
+        DataError: On a call, if there are none.
     """
 
     def drawn(rng: random.Random) -> Task:
@@ -200,6 +215,7 @@ def canary_stream(
 
 
 def load_tasks(config: TasksConfig, size: int | None = None) -> list[Task]:
+    """Load the tasks that a configuration names; `size` is used where the configuration has none."""
     return task_sets.load(
         config.source,
         split=config.split,

@@ -1,7 +1,7 @@
-"""A run's folder: resolved configuration, metrics as JSON lines, checkpoints. Nothing in it is ever half-written.
+"""Keep a run's folder: resolved configuration, metrics as JSON lines, checkpoints. No file in it is ever half-written.
 
-A checkpoint is written beside under a hidden name and renamed when it is whole, so a run killed at any moment resumes
-from the last whole one; metrics of later steps are dropped then, and come again.
+A checkpoint is written under a hidden name next to its place and renamed when it is complete. So a run that is killed
+at any moment resumes from the last complete checkpoint; metrics of later steps are then dropped, and written again.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from mass.config import to_dict
 from mass.errors import RunError
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
-"""Of a training run or a comparison: what was asked, and what it was made with."""
+"""Files of a training run or a comparison: its configuration, and the versions and machines it was made with."""
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-"""Of a training run."""
+"""Files of a training run."""
 COMPARISON, RECORDS = "comparison.json", "records.jsonl"
-"""Of a comparison."""
+"""Files of a comparison."""
 PRACTICE = "practice.json"
-"""Of an analysis."""
+"""File of an analysis."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
+    """The files of one run."""
+
     path: Path
 
     @property
@@ -38,36 +40,38 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a line. Numbers that are not finite, which JSON does not have, become null."""
+        """Append a line to the metrics. Numbers that are not finite, which JSON does not have, become null."""
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(json_values(row), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """Return the logged rows, oldest first."""
         file = self.path / METRICS
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def sittings(self) -> list[dict[str, Any]]:
-        """What it was made with, as `mass.runs.provenance` notes it, oldest first; none where the run is older than
-        that."""
+        """Return the periods in which the run was worked on, as `mass.runs.provenance` notes them, oldest first.
+        Empty for runs made before these were noted."""
         file = self.path / PROVENANCE
         return json.loads(file.read_text()) if file.is_file() else []
 
     def commits(self) -> list[str]:
-        """Of the source, at which it was made, each once, the first first; none where that was not noted."""
+        """Return the distinct commits of the source at which it was worked on, oldest first; empty where none was
+        noted."""
         return list(dict.fromkeys(sitting["commit"] for sitting in self.sittings() if sitting.get("commit")))
 
     def note(self, sitting: dict[str, Any]) -> None:
-        """Add a sitting."""
+        """Add a period in which the run was worked on."""
         replace_text(self.path / PROVENANCE, json.dumps([*self.sittings(), sitting], indent=2) + "\n")
 
     def write_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a folder beside, then give it its name. An existing checkpoint of the step is replaced."""
+        """Let `write` fill a hidden folder, then rename it to the checkpoint of the step, replacing one that exists."""
         return self._write(f"step-{step:06d}", write)
 
     def write_best(self, write: Callable[[Path], None], score: dict[str, Any]) -> None:
-        """Keep a checkpoint as the best one, with what it scored.
+        """Keep a checkpoint as the best one, with its score.
 
-        Written before the checkpoint of its step: a run killed between the two comes to that step again.
+        It is written before the checkpoint of its step: a run that is killed between the two comes to that step again.
         """
 
         def with_score(folder: Path) -> None:
@@ -77,27 +81,29 @@ class RunFolder:
         self._write("best", with_score)
 
     def best_score(self) -> dict[str, Any] | None:
+        """Return the score of the best checkpoint, or None."""
         file = self.checkpoints / "best" / "score.json"
         return json.loads(file.read_text()) if file.exists() else None
 
     def latest(self) -> tuple[int, Path] | None:
-        """Step and folder of the last whole checkpoint."""
+        """Return (step, folder) of the last complete checkpoint, or None."""
         found = sorted(self.checkpoints.glob("step-*"))
         return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
 
     def keep_latest(self, count: int) -> None:
+        """Delete all step checkpoints but the last `count`."""
         for old in sorted(self.checkpoints.glob("step-*"))[:-count]:
             shutil.rmtree(old)
 
     def recover(self) -> None:
-        """Put back what a kill left under its old name, between the two renames of a replacement."""
+        """Restore a checkpoint that was set aside when a kill came between the two renames of a replacement."""
         for old in self.checkpoints.glob(".*.old"):
             final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not final.exists():
                 old.rename(final)
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics of steps after `step` and a line cut short by a kill."""
+        """Drop the metrics of steps after `step`, and a line that a kill cut short."""
         file = self.path / METRICS
         if not file.exists():
             return
@@ -110,6 +116,8 @@ class RunFolder:
         beside.mkdir(parents=True)
         write(beside)
         if final.exists():
+            # A folder cannot be renamed over another. The old one is set aside and deleted last, so one whole version
+            # always exists.
             old = self.checkpoints / f".{name}.old"
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
@@ -121,9 +129,10 @@ class RunFolder:
 
 
 def open_run(path: Path, config: Any, *, resume: bool) -> RunFolder:
-    """Make a fresh run folder, or open a used one to resume it with the configuration it was started with.
+    """Create a run folder, or open a used one to resume it with the configuration it was started with.
 
-    Raises RunError as `check_folder` does, or when the folder cannot be written.
+    Raises:
+        RunError: As `check_folder`, or the folder cannot be written.
     """
     check_folder(path, config, resume=resume)
     run = RunFolder(path)
@@ -139,10 +148,11 @@ def open_run(path: Path, config: Any, *, resume: bool) -> RunFolder:
 
 
 def check_folder(path: Path, config: Any, *, resume: bool) -> None:
-    """What `open_run` refuses, with nothing written: worth knowing before a model is loaded.
+    """Refuse what `open_run` would refuse, without writing anything; called before a model is loaded.
 
-    Raises RunError when the folder is in use and `resume` is not given, when there is nothing to resume, when the
-    configuration differs, or when the folder cannot be read.
+    Raises:
+        RunError: The folder is in use and `resume` is not given, there is nothing to resume, the configuration differs,
+            or the folder cannot be read.
     """
     if resume:
         if not is_begun(path, "train"):
@@ -160,22 +170,25 @@ def check_folder(path: Path, config: Any, *, resume: bool) -> None:
 
 
 def is_used(path: Path) -> bool:
-    """Whether it is there and no empty folder."""
+    """Return True if the path exists and is not an empty folder."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def is_begun(path: Path, section: str) -> bool:
-    """Whether a folder has a configuration with this section: 'train' of a training, 'methods' of a comparison."""
+    """Return True if a folder has a configuration with this section: 'train' for a training run, 'methods' for a
+    comparison."""
     file = path / CONFIG
     return file.is_file() and section in json.loads(file.read_text(encoding="utf-8"))
 
 
 @contextmanager
 def held(folder: Path) -> Generator[None]:
-    """Make a folder if need be, and keep every other process from working in it. The hold ends with the process,
-    however that ends; where the system or the file system has no locks there is none.
+    """Create a folder if needed, and keep every other process from working in it while the block runs.
 
-    Raises RunError when another process holds the folder, or it cannot be made.
+    The lock ends with the process, however that ends. Where the system or the file system has no locks, there is none.
+
+    Raises:
+        RunError: Another process holds the folder, or it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,9 +196,10 @@ def held(folder: Path) -> Generator[None]:
         raise cannot_be_written(folder, error) from error
     try:
         import fcntl
-    except ImportError:  # not on this system
+    except ImportError:  # this system has no such locks
         yield
         return
+    # The kernel releases the lock of a killed process, so no stale lock file can block a resume.
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -194,7 +208,7 @@ def held(folder: Path) -> Generator[None]:
             raise RunError(
                 f"another process is at work in {folder}; wait for it or end it, then do this again"
             ) from error
-        except OSError:  # not on this file system
+        except OSError:  # this file system has no locks
             pass
         yield
     finally:
@@ -202,18 +216,19 @@ def held(folder: Path) -> Generator[None]:
 
 
 def cannot_be_written(path: Path, error: OSError) -> RunError:
+    """Return the error for a folder that cannot be written."""
     return RunError(f"{path} cannot be written ({error.strerror}); name a folder that can with --out")
 
 
 def _same_config(path: Path, resolved: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """An option that the run did not know yet had its default then."""
+    """Refuse another configuration. An option that did not exist when the run was started counts as its default."""
     saved, usual, current = _flat(json.loads((path / CONFIG).read_text())), _flat(defaults), _flat(resolved)
 
     def before_of(key: str) -> Any:
         related = any(f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.") for other in saved)
         return saved.get(key) if related else usual.get(key)
 
-    free = ("train.steps", "model.engine.")  # a run may go on longer, and with a server elsewhere
+    free = ("train.steps", "model.engine.")  # a run may be made longer, and its server may have moved
     different = [key for key in current if before_of(key) != current[key] and not key.startswith(free)]
     if different:
         key = different[0]
@@ -225,7 +240,8 @@ def _same_config(path: Path, resolved: dict[str, Any], defaults: dict[str, Any])
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The dotted name of the first value in which two configurations differ, and both values; None: they do not."""
+    """Return (dotted name, value before, value now) of the first difference of two configurations; None where they
+    are equal."""
     flat, other = _flat(before), _flat(now)
     keys = (key for key in {**flat, **other} if flat.get(key) != other.get(key))
     return next(((key, flat.get(key), other.get(key)) for key in keys), None)
@@ -246,10 +262,10 @@ def _step_of(line: str) -> float:
 
 
 def training_of(folder: Path) -> dict[str, Any]:
-    """How the checkpoint of a run folder, or in one, was trained: run, seed, steps, and how many problems it learns on.
+    """Return how the checkpoint of a run folder, or in one, was trained: run, seed, steps, and the number of problems.
 
-    Empty where no configuration of a run stands beside it. `problems` counts each of a data set once, however often the
-    run comes back to it.
+    Empty where no configuration of a run is found with it. `problems` counts each problem of a data set once, however
+    often the run repeats it.
     """
     for run in (folder, *folder.absolute().parents[:2]):
         config = json.loads((run / CONFIG).read_text()) if (run / CONFIG).is_file() else {}
@@ -262,14 +278,19 @@ def training_of(folder: Path) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file beside, then rename it over `path`."""
+    """Write a file next to `path`, then rename it over `path`.
+
+    A rename within one folder is atomic: a reader, or a run that resumes after a kill, sees the old text or the new
+    one.
+    """
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(text)
     os.replace(beside, path)
 
 
 def json_values(value: Any) -> Any:
-    """Plain JSON: no tuples, and null for a number that is not finite (a lost loss, a discarded update)."""
+    """Return the value as plain JSON: lists for tuples, and null for a number that is not finite (a lost loss, a
+    discarded update)."""
     if isinstance(value, dict):
         return {str(key): json_values(item) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):

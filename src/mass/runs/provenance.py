@@ -1,6 +1,6 @@
-"""A run or a comparison -> what it was made with: versions, commit, device, and the problems by number and hash.
+"""Describe how a run or a comparison was made: versions, commit, device, and the problems by number and hash.
 
-Kept beside the configuration as one entry for each time it was started or resumed.
+It is stored next to the configuration, with one entry for each time the run was started or resumed.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ GIT_S = 5.0
 
 @dataclass(frozen=True)
 class Sitting:
-    """One process's work on a run, from its start or from where it was resumed."""
+    """One process's work on a run, from its start or from where it resumed it."""
 
     step: int
-    """The step of a training, the number of answers of a comparison, that it went on from."""
+    """The starting point: the step of a training run, or the number of answers of a comparison."""
     device: str
     processes: int
     python: str
     versions: dict[str, str] = field(default_factory=dict[str, str])
     commit: str | None = None
-    """Of the package's own source, where it is a git checkout; "+" at its end where that was changed."""
+    """The commit of the package's own source, where that is a git checkout; "+" at the end if files were changed."""
     training: dict[str, Any] = field(default_factory=dict[str, Any])
-    """`rows` and `hash` (SHA-256 over the problems) of what is trained on; empty for an endless stream."""
+    """`rows` and `hash` (SHA-256 over the problems) of the training tasks; empty for an endless stream."""
     validation: dict[str, Any] = field(default_factory=dict[str, Any])
+    """`rows` and `hash` of the validation tasks."""
 
 
 def sitting(lm: LM, step: int, processes: int = 1, problems: Problems | None = None) -> Sitting:
+    """Describe this process's work on a run that starts or resumes at `step`."""
     cuda = lm.device.type == "cuda"
     return Sitting(
         step,
@@ -56,7 +58,7 @@ def sitting(lm: LM, step: int, processes: int = 1, problems: Problems | None = N
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide a run, those that are installed."""
+    """Return the versions of the installed packages that can change a run's results."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:
@@ -67,9 +69,11 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the checkout that this file is tracked in. A package that is installed into somebody's repository has none."""
+    """Return the commit of the checkout in which this file is tracked. None if the package is installed inside
+    somebody else's repository."""
     here = Path(__file__).resolve()
     try:
+        # git would name the commit of any repository around an installed package; only a tracked file makes it ours.
         if not _git(here.parent, "ls-files", here.name):
             return None
         return _git(here.parent, "rev-parse", "HEAD") + ("+" if _git(here.parent, "status", "--porcelain", ".") else "")

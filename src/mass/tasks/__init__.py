@@ -1,4 +1,4 @@
-"""Source -> Tasks: a set that is built in, a known data set, any of the hub, a file, or reasoning-gym's."""
+"""Load tasks from a built-in set, a known data set, any data set of the hub, a file, or reasoning-gym."""
 
 from __future__ import annotations
 
@@ -29,27 +29,29 @@ def load(
     levels: Sequence[int] | None = None,
     subjects: Sequence[str] | None = None,
 ) -> list[Task]:
-    """Tasks of `source`.
+    """Load the tasks of `source`.
 
     Args:
         source: "minimath" or "minimath-terms"; the path of a `.jsonl`, `.jsonl.gz` or `.parquet`
             file; the name of a known data set (a key of `KNOWN`) or an id of the hub, "owner/name" or
             "owner/name:config"; "reasoning_gym:NAME".
-        split: of a built-in set or a data set of the hub; a file is what it is.
-        size: None takes all rows, in their order; a smaller number takes a random subset of that size, drawn with
-            `seed` and kept in order; a larger one takes all. Built-in sets and reasoning-gym make as many as asked for.
-        fields: our field name -> the data set's, such as `{"problem": "prompt", "answer": "gold"}`.
-        verifier: judges all tasks, instead of the one their layout suggests: a key of `mass.verify.VERIFIERS`, or one
-            of your own, "module:function" or "command:PROGRAM ARGUMENTS".
-        part: (low, high) takes the tasks of a file or data set whose share, between 0 and 1 by the hash of the
-            problem's text, is at least low and below high: parts that do not overlap have no problem in common, in
+        split: Part of a built-in set or of a data set of the hub. Ignored for a file.
+        size: None takes all rows, in their order. A smaller number takes a random subset of that size, drawn with
+            `seed` and kept in order; a larger one takes all. Built-in sets and reasoning-gym generate as many as asked
+            for.
+        seed: Seed of the random subset, or of the generated problems.
+        fields: Our field name -> the data set's, such as `{"problem": "prompt", "answer": "gold"}`.
+        verifier: The verifier for all tasks, instead of the one their layout suggests: a key of
+            `mass.verify.VERIFIERS`, or one of your own, "module:function" or "command:PROGRAM ARGUMENTS".
+        part: (low, high) takes the tasks of a file or data set for which a number between 0 and 1, computed by hashing
+            the problem's text, is at least low and below high. Parts that do not overlap have no problem in common, in
             whatever order the rows come. `size` is drawn from the part.
-        levels: takes the tasks of these levels, such as `[1, 2, 3, 4]`; None all. Of a file or data set, `part` and
-            `size` choose among those; a built-in set makes as many as asked for. Not for reasoning-gym.
-        subjects: likewise, such as `["Algebra", "Geometry"]`.
+        levels: Only the tasks of these levels, such as `[1, 2, 3, 4]`; None takes all. For a file or data set, `part`
+            and `size` choose among those; a built-in set generates as many as asked for. Not for reasoning-gym.
+        subjects: Only the tasks of these subjects, such as `["Algebra", "Geometry"]`, by the same rules.
 
     Raises:
-        DataError: with file and line number, on anything that cannot be used.
+        DataError: Something cannot be used; for a file, the message gives the line number.
     """
     if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= 1):
         raise DataError(f"part is {list(part)}; expected two rising numbers between 0 and 1, as in [0, 0.9]")
@@ -76,7 +78,7 @@ def _made(
     levels: Sequence[int] | None,
     subjects: Sequence[str] | None,
 ) -> list[Task]:
-    """Tasks of minimath or of reasoning-gym."""
+    """Generate tasks of minimath or of reasoning-gym."""
     if name in minimath.SOURCES:
         return minimath.load(split, size, seed, subjects, levels, source=name)
     for kind, values in (("levels", levels), ("subjects", subjects)):
@@ -89,7 +91,7 @@ def _made(
 
 
 def _read(source: str | Path, split: str, fields: Mapping[str, str] | None, verifier: str | None) -> list[Task]:
-    """All tasks of a file or data set."""
+    """Return all tasks of a file or data set."""
     name, path = str(source), Path(source).expanduser()
     if path.exists() or name.endswith(files.SUFFIXES):
         if not name.endswith(files.SUFFIXES):
@@ -105,19 +107,20 @@ def _read(source: str | Path, split: str, fields: Mapping[str, str] | None, veri
 
 
 def has_splits(source: str | Path) -> bool:
-    """Whether `split` chooses among its problems: of minimath and of data sets of the hub, not of files."""
+    """Return True if `split` chooses among the source's problems: for minimath and data sets of the hub, not for
+    files."""
     name = str(source)
     is_file = Path(source).expanduser().exists() or name.endswith(files.SUFFIXES)
     return name in minimath.SOURCES or not (is_file or name.startswith(gym.PREFIX))
 
 
 def content_hash(tasks: Sequence[Task]) -> str:
-    """SHA-256 over the problems, in order: whether two runs saw the same ones."""
+    """Return the SHA-256 of the problems, in order. Two runs with the same hash saw the same problems."""
     return hashlib.sha256(json.dumps([task.problem for task in tasks]).encode()).hexdigest()
 
 
 def _part(tasks: list[Task], part: tuple[float, float] | None, name: str) -> list[Task]:
-    """Those whose share lies in the part."""
+    """Return the tasks whose number lies in the part."""
     if part is None:
         return tasks
     found = [task for task in tasks if part[0] <= _share(task.problem) < part[1]]
@@ -127,7 +130,10 @@ def _part(tasks: list[Task], part: tuple[float, float] | None, name: str) -> lis
 
 
 def _share(problem: str) -> float:
-    """A number in [0, 1) that the text alone decides, spaces and capitals aside."""
+    """Return a number in [0, 1) that depends on the text alone, ignoring spaces and capitals.
+
+    A hash and not a random draw: the same problem falls into the same part in every file and every order.
+    """
     digest = hashlib.sha256(" ".join(problem.lower().split()).encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 

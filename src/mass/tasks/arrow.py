@@ -1,4 +1,4 @@
-"""An Arrow table, of Parquet or of `datasets` -> its rows, with values as written, not as Python widens them."""
+"""Read the rows of an Arrow table (from Parquet or `datasets`), with the values' own precision."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from mass.tasks.values import Row
 
 
 def rows_of(data_set: Any) -> Iterator[Row]:
-    """The rows of a `datasets.Dataset`, a thousand at a time."""
+    """Yield the rows of a `datasets.Dataset`, read a thousand at a time."""
     for table in data_set.with_format("arrow").iter(batch_size=1000):
         yield from rows(table)
 
 
 def rows(table: Any) -> Iterator[Row]:
-    """The rows of a table or record batch. A value that Python has no form for (a date beyond the year 9999, text that
-    is not UTF-8) is the exception that says so, which is an error only where a task needs it. Raises DataError for two
-    columns of one name."""
+    """Yield the rows of a table or record batch.
+
+    A value that Python cannot represent (a date beyond the year 9999, text that is not UTF-8) is replaced by the
+    exception that says so. It becomes an error only where a task needs the value.
+
+    Raises:
+        DataError: Two columns have the same name.
+    """
     names: list[str] = table.schema.names
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -46,8 +51,11 @@ def _value(scalar: Any) -> Any:
 
 
 def _narrow(kind: Any) -> Callable[[Any], Any] | None:
-    """What gives a value of an Arrow type the digits of its own precision: a float32 of 0.1 comes from Arrow as
-    0.10000000149011612. None for a type without small floats in it."""
+    """Return a function that gives a value of an Arrow type the digits of its own precision; None for a type without
+    small floats.
+
+    A float32 of 0.1 comes from Arrow as 0.10000000149011612, which would be a wrong gold answer.
+    """
     types: Any = importlib.import_module("pyarrow").types
     if types.is_float16(kind) or types.is_float32(kind):
         scalar = kind.to_pandas_dtype()
@@ -64,7 +72,7 @@ def _narrow(kind: Any) -> Callable[[Any], Any] | None:
 
 
 def _narrow_fields(fields: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
-    """Of a struct, whose other fields stay as they are."""
+    """Return such a function for a struct; its other fields stay as they are."""
 
     def narrow(value: Row | None) -> Row | None:
         return value and value | {name: inner(value[name]) for name, inner in fields.items()}

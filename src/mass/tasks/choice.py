@@ -1,4 +1,4 @@
-"""Tasks, levels, subjects -> the tasks that are of one of the levels and of one of the subjects, in their order."""
+"""Choose tasks by level and by subject, keeping their order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from mass.types import Task
 
 
 def check(levels: Sequence[int] | None, subjects: Sequence[str] | None) -> None:
-    """Raises DataError for what chooses nothing, or something twice."""
+    """Check a choice before anything is loaded.
+
+    Raises:
+        DataError: It chooses nothing, or one value twice.
+    """
     for kind, values, example in (("levels", levels, [1, 2]), ("subjects", subjects, ["Algebra"])):
         if values is not None and (isinstance(values, str) or not 0 < len(values) == len(set(values))):
             raise DataError(f"{kind} is {values!r}; expected some, each once, as in {example}, or none for all")
 
 
 def choose(tasks: list[Task], levels: Sequence[int] | None, subjects: Sequence[str] | None, name: str) -> list[Task]:
-    """Those of the levels and subjects, where None means all. `name` is the source, for what errors say.
+    """Return the tasks of these levels and subjects; None means all.
 
-    Raises DataError for a level or subject that no task has, and where no task has one of each.
+    Args:
+        name: The source, for error messages.
+
+    Raises:
+        DataError: No task has one of the levels or subjects, or none has both.
     """
     if levels is not None:
         there = {task.level for task in tasks if task.level is not None}

@@ -1,4 +1,4 @@
-"""A file of rows -> Tasks: one JSON object a line, or Parquet."""
+"""Read tasks from a file: one JSON object per line, or Parquet."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NEEDS_PYARROW = "reading Parquet needs pyarrow; install it with `pip install 'ma
 
 
 def load(path: Path, fields: Mapping[str, str] | None = None, verifier: str | None = None) -> list[Task]:
-    """All rows of `path` in file order; blank lines are skipped. An id given twice gets a suffix.
+    """Return all rows of `path` in file order; blank lines are skipped. An id that occurs twice gets a suffix.
 
     Raises:
-        DataError: with file and line (of Parquet: row) number, on anything that is no task.
+        DataError: A row is not a task; the message gives the file and the line (for Parquet: the row) number.
     """
     if not path.is_file():
         raise DataError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; expected a {_names()} file")
@@ -45,7 +45,12 @@ def tasks_of(
     fields: Mapping[str, str] | None = None,
     verifier: str | None = None,
 ) -> list[Task]:
-    """Tasks of numbered rows; one without an id is called `name` and its number. `where` begins what errors say."""
+    """Return the tasks of numbered rows.
+
+    Args:
+        name: A row without an id is called by this name and its number.
+        where: Beginning of error messages.
+    """
     mapping = dict(fields or {})
     rows.check_mapping(mapping)
     tasks: list[Task] = []
@@ -69,7 +74,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of each line that is not blank."""
+    """Yield (line number from 1, object) for each line that is not blank."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for line, data in enumerate(lines, start=1):
@@ -96,7 +101,7 @@ def _object(data: bytes, where: str) -> Row:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
-    """An object, of which JSON would silently take the last of two values by one name."""
+    """Return an object, refusing a name that occurs twice: JSON would silently take the last of the two values."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -106,7 +111,7 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """(row number from 1, row)."""
+    """Yield (row number from 1, row)."""
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -116,7 +121,13 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
             yield from enumerate((row for batch in file.iter_batches() for row in arrow.rows(batch)), start=1)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except (OSError, ValueError, NotImplementedError, LookupError, TypeError) as error:  # pyarrow's own are among these
+    except (
+        OSError,
+        ValueError,
+        NotImplementedError,
+        LookupError,
+        TypeError,
+    ) as error:  # pyarrow's own exceptions are subclasses of these
         raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
 

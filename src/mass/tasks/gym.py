@@ -1,4 +1,4 @@
-"""`reasoning_gym:NAME` -> Tasks of reasoning-gym's procedural data sets (extra `gym`), endless and seeded.
+"""Load tasks of reasoning-gym's procedural data sets (`reasoning_gym:NAME`, extra `gym`), endless and seeded.
 
 Options of a data set follow a question mark: `reasoning_gym:chain_sum?min_terms=3&max_terms=5`. The id of a task says
 how it was made, so that its verifier can make it again and let the data set itself score an answer.
@@ -22,7 +22,11 @@ DEFAULT_SIZE = 500
 
 
 def load(source: str, size: int | None, seed: int) -> list[Task]:
-    """`size` tasks (500 by default), the same for the same seed. Raises DataError for an unknown data set or option."""
+    """Return `size` tasks (500 by default); the same seed gives the same tasks.
+
+    Raises:
+        DataError: The data set or an option is unknown.
+    """
     name, _, query = source.removeprefix(PREFIX).partition("?")
     options = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
     try:

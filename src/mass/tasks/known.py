@@ -1,6 +1,6 @@
-"""Name of a known data set -> its rows on the hub, by the ids, configurations and splits that everyone's harness uses.
+"""Load known data sets from the hub, with the ids, configurations and splits that other evaluations use.
 
-Loaded through `datasets` (extra `data`). The same rows from a local file are recognised by their fields.
+They are loaded through `datasets` (extra `data`). The same rows in a local file are recognised by their fields.
 
 References: lm-evaluation-harness 0.4.13, lm_eval/tasks/{hendrycks_math,minerva_math,gsm8k,aime,humaneval,
 mbpp,mmlu,bbh}.
@@ -23,15 +23,15 @@ NEEDS_DATASETS = "data sets of the hub need `datasets`; install it with `pip ins
 
 @dataclass(frozen=True)
 class Known:
-    """Where a data set is."""
+    """The place of a data set on the hub."""
 
     hub: str
     configs: tuple[str | None, ...] = (None,)
-    """Loaded one after the other."""
+    """Configurations, loaded one after the other."""
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
-    """Our names -> the hub's."""
+    """Our split names -> the hub's."""
     subjects: bool = False
-    """Whether a configuration is the subject of its rows, which do not name it."""
+    """True if each configuration is one subject, which its rows do not name."""
 
 
 _MATH = (
@@ -93,13 +93,14 @@ KNOWN: dict[str, Known] = {
     ),
     "bbh": Known("lukaemon/bbh", _BIG_BENCH_HARD, {"test": "test"}, subjects=True),
 }
-"""Name -> the data set of the hub that it stands for."""
+"""Our name for a data set -> its place on the hub."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 
 
 def find(source: str) -> tuple[str, Known] | None:
-    """The data set that `source` names: one of `KNOWN`, its hub id, or any `owner/name` or `owner/name:config`."""
+    """Return the data set that `source` names: a key of `KNOWN`, its hub id, or any `owner/name` or
+    `owner/name:config`; else None."""
     for name, known in KNOWN.items():
         if source in (name, known.hub):
             return name, known
@@ -112,7 +113,11 @@ def find(source: str) -> tuple[str, Known] | None:
 def load(
     name: str, known: Known, split: str, fields: Mapping[str, str] | None = None, verifier: str | None = None
 ) -> list[Task]:
-    """All rows of a split. Raises DataError where it cannot be had, or a row is no task."""
+    """Return all rows of a split.
+
+    Raises:
+        DataError: The split cannot be loaded, or a row is not a task.
+    """
     theirs = known.splits.get(split) if known.splits else split
     if theirs is None:
         raise DataError(f"{name} has no split {split!r}{nearest(split, known.splits)}")
@@ -131,7 +136,7 @@ def _rows(known: Known, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for config in known.configs:
         try:
             loaded = library.load_dataset(known.hub, config, split=split)
-        except Exception as error:  # of many libraries: no connection, no such data set, no such split, a gate
+        except Exception as error:  # from many libraries: no connection, data set or split, or access is restricted
             raise DataError(
                 f"{known.hub} cannot be loaded from the hub ({type(error).__name__}: {_line(error)}); download it "
                 f"where there is a connection (`hf download --repo-type dataset {known.hub}`) or give the path "

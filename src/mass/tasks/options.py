@@ -1,6 +1,6 @@
-"""A row with options -> a multiple choice: the problem with its options listed, and the letter of the right one.
+"""Turn a row with options into a multiple-choice problem and the letter of the right option.
 
-| fields | of |
+| fields | as in |
 | --- | --- |
 | `choices` or `options`, a list of texts; `answer`, `answer_index` or `correct` | MMLU, MMLU-Pro, AQuA-RAT |
 | `choices`, {"text": [...], "label": [...]} or a list of {"text", "label"}; `answerKey` | ARC, CommonsenseQA |
@@ -8,7 +8,7 @@
 | `A`, `B`, `C`, ...; `answer` | C-Eval, CMMLU |
 | `Correct Answer`, `Incorrect Answer 1`, ...; `correct_answer`, `distractor1`, ... | GPQA; SciQ |
 
-Options that stand in none of these layouts are an error: a problem without its options is another problem.
+Options in any other layout are an error: a problem without its options would be a different problem.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mass.tasks.values import Row, is_list, is_object, kind, text_of
 
 LETTERS = string.ascii_uppercase
 GOLDS = ("answerKey", "answer_index", "answer_idx", "correct")
-"""Fields that say which option is right, besides the answer. All that a row has must agree."""
+"""Fields besides the answer that say which option is right. All those in a row must agree."""
 
 _ALSO = {
     "subject": ("category", "High-level domain"),
     "id": ("question_id", "Record ID"),
     "solution": ("rationale", "cot_content", "Explanation"),
 }
-"""Our name -> the layouts' own."""
+"""Our name -> names that these layouts use."""
 _WRONG = re.compile(r"(?:incorrect_answer|wrong_answer|distractor)s?_?[0-9]*")
 _OPTIONS = re.compile(
     r"(?:answer_|multiple_)?(?:choices|options|endings|alternatives)(?:_list|_text)?|(?:choice|option|ending)_?[0-9a-f]"
     r"|mc[0-9]?_targets|op[a-e]|sol[0-9]|answer_?[a-e]"
 )
-"""Names that other sets give to options: HellaSwag, MedMCQA, PIQA, COPA, WinoGrande, SocialIQA, TruthfulQA."""
+"""Names that other data sets give to options: HellaSwag, MedMCQA, PIQA, COPA, WinoGrande, SocialIQA, TruthfulQA."""
 _MARKED = re.compile(r"\(?([A-Z])[).:]\s*(.*)", re.S)
 
 
@@ -48,15 +48,19 @@ class Options:
 
     texts: Sequence[str]
     labels: Sequence[str] = ()
-    """The row's own names for them; empty where it has none."""
+    """The row's own labels for them; empty where it has none."""
     right: int | None = None
-    """The place of the right one, where the layout itself says so."""
+    """The index of the right option, where the layout itself says so."""
 
 
 def multiple_choice(row: Row, values: Row, mapped: bool = False) -> Row:
-    """Our fields of a row with options, given those found so far; empty for a row without options.
+    """Return our fields for a row with options, given those found so far; empty for a row without options.
 
-    `mapped`: the answer is the field that the user mapped to it, and no other is asked. Raises DataError.
+    Args:
+        mapped: The user mapped a field to the answer, so no other field is consulted.
+
+    Raises:
+        DataError: The options cannot be read, or the right one cannot be told.
     """
     options = _options(row, values)
     if options is None:
@@ -68,6 +72,7 @@ def multiple_choice(row: Row, values: Row, mapped: bool = False) -> Row:
     place = _right(row, values, options, mapped)
     answer = "" if place is None else letters[place]
     solution = text_of(found, "solution").removeprefix("A: ").strip()
+    # A worked solution has to end with the letter: it is what the model learns to answer.
     if answer and not re.search(rf"\b{answer}\b\W*$", solution):
         solution = f"{solution}\nAnswer: {answer}".strip()
     problem = "\n".join([text_of(found, "problem"), *lines])
@@ -75,7 +80,7 @@ def multiple_choice(row: Row, values: Row, mapped: bool = False) -> Row:
 
 
 def _options(row: Row, values: Row) -> Options | None:
-    """Raises DataError for options that cannot be read."""
+    """Return the row's options, or None. Raises DataError for options that cannot be read."""
     for name in ("choices", "options"):
         if _given(row, name):
             return _listed(name, row[name])
@@ -86,7 +91,7 @@ def _options(row: Row, values: Row) -> Options | None:
     right = next((row[name] for name in named if named[name] == "correct_answer"), None)
     wrong = [name for name in named if _WRONG.fullmatch(named[name])]
     options = [option for name in wrong for option in _texts(name, row[name])]
-    if len(options) > (right is None):  # one wrong answer beside an answer is a rejected sample, not an option
+    if len(options) > (right is None):  # one wrong answer next to an answer is a rejected sample, not an option
         return _apart(
             text_of({wrong[0]: values.get("answer") if right is None else right}, wrong[0]), options, wrong[0]
         )
@@ -109,7 +114,7 @@ def _texts(name: str, value: object) -> list[str]:
 
 
 def _listed(name: str, value: object) -> Options:
-    """Of a field that lists them all, with labels or without."""
+    """Return the options of a field that lists them all, with or without labels."""
     labels: list[str] = []
     if is_list(value) and all(is_object(option) and {"text", "label"} <= option.keys() for option in value):
         value = {key: [option[key] for option in value if is_object(option)] for key in ("text", "label")}
@@ -123,13 +128,16 @@ def _listed(name: str, value: object) -> Options:
     if not 2 <= len(options) <= len(LETTERS) or (labels and len(labels) != len(options)):
         raise DataError(f"the field {name!r} is {kind(value)}; expected a list of 2 to {len(LETTERS)} texts")
     marked = [_MARKED.fullmatch(option) for option in options]
-    if all(match and match[1] == letter for match, letter in zip(marked, LETTERS, strict=False)):  # AQuA-RAT: "A)21"
+    if all(
+        match and match[1] == letter for match, letter in zip(marked, LETTERS, strict=False)
+    ):  # AQuA-RAT writes "A)21"
         options = [match[2] for match in marked if match]
     return Options(options, labels)
 
 
 def _apart(right: str, wrong: Sequence[str], name: str) -> Options:
-    """A right option and wrong ones, in an order that their own texts decide, so that it is the same in every run."""
+    """Return a right option and wrong ones in an order that depends on their texts only, so that it is the same in
+    every run."""
     if not right.strip():
         raise DataError(f"the field {name!r} is a wrong answer, and there is no right one; add 'correct_answer'")
     texts = sorted([right.strip(), *wrong], key=lambda option: hashlib.sha256(f"{right}\0{option}".encode()).digest())
@@ -139,7 +147,8 @@ def _apart(right: str, wrong: Sequence[str], name: str) -> Options:
 
 
 def _right(row: Row, values: Row, options: Options, mapped: bool) -> int | None:
-    """The place of the right option; None where the row does not say. Raises DataError where its fields differ."""
+    """Return the index of the right option; None where the row does not say. Raises DataError where its fields
+    differ."""
     if options.right is not None:
         return options.right
     found = {name: place for name, place in _places(row, values, options, mapped)}
@@ -150,7 +159,7 @@ def _right(row: Row, values: Row, options: Options, mapped: bool) -> int | None:
 
 
 def _places(row: Row, values: Row, options: Options, mapped: bool) -> Iterator[tuple[str, int]]:
-    """The place of the right option by each field that names one."""
+    """Yield (field, index of the right option) for each field that names one."""
     golds = {} if mapped else {name: row[name] for name in GOLDS if _given(row, name)}
     if _given(values, "answer"):
         golds["answer"] = values["answer"]
@@ -161,7 +170,10 @@ def _places(row: Row, values: Row, options: Options, mapped: bool) -> Iterator[t
 
 
 def _place(gold: str, is_number: bool, options: Options) -> int:
-    """An option by its label, its letter, its index from 0, or its text; `is_number`: not written as text."""
+    """Return the index of an option given by its label, its letter, its index from 0, or its text.
+
+    `is_number` means that the row holds a number, which is more likely an index than an option that looks like one.
+    """
     count = len(options.texts)
     key = gold.strip("().: ").upper()
     labels = [label.strip("().: ").upper() for label in options.labels]

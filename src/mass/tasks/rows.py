@@ -1,9 +1,8 @@
-r"""A row of a data set -> Task.
+"""Turn a row of a data set into a Task.
 
-Rows are recognised by their field names: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`text` or `prompt`,
-`code`, `test_list`), BIG-Bench Hard (`input`, `target`), SVAMP (`Body`, `Question`, `Answer`), GSM8K (`question`,
-`answer`), MATH, AIME and our own (`problem`), and those with options (`mass.tasks.options`); other names are mapped by
-`fields`.
+Rows are recognised by their field names: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`text` or `prompt`, `code`,
+`test_list`), BIG-Bench Hard (`input`, `target`), SVAMP (`Body`, `Question`, `Answer`), GSM8K (`question`, `answer`),
+MATH, AIME and our own (`problem`), and those with options (`mass.tasks.options`). Other names are mapped by `fields`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mass.types import Task
 from mass.verify.extract import boxed
 
 FIELDS = ("problem", "solution", "answer", "subject", "level", "id")
-"""What `fields` can map to names of the data set's own."""
+"""Our fields, which `fields` can map to the data set's own names."""
 
 _LAYOUTS = (
     "'problem', 'question' and 'answer', 'Body', 'Question' and 'Answer', 'question', 'choices' and 'answer', "
@@ -32,9 +31,9 @@ _ALSO = {
     "subject": ("type",),
     "id": ("unique_id", "ID", "task_id"),
 }
-"""Names that stand for ours where ours is absent: GSM8K, AIME, MATH, MATH-500."""
+"""Names that are used where ours is absent: in GSM8K, AIME, MATH, MATH-500."""
 _PLAIN = ("math", "exact", "words", "choice", "gsm8k-strict", "gsm8k-flexible", "minerva")
-"""Verifiers that compare final answers; to others an answer is handed as it is."""
+"""Verifiers that compare final answers. Other verifiers get the answer field unchanged."""
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _LEVEL = re.compile(r"\s*(?:level\s*)?([0-9]{1,9}|\?)(?:\.0*)?\s*", re.I)
 _WHOLE = re.compile(r"([0-9]+)\.0+(?![0-9])")
@@ -43,17 +42,26 @@ _MATHEMATICS = re.compile(r"[0-9\\^=+$]")
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
-    """Raises DataError for a name that is no field of ours."""
+    """Check the keys of a mapping.
+
+    Raises:
+        DataError: A key is not one of our fields.
+    """
     for name in mapping:
         if name not in FIELDS:
             raise DataError(f"fields maps {name!r}, which is no field of a task{nearest(name, FIELDS)}")
 
 
 def task(row: Row, mapping: Mapping[str, str], verifier: str | None = None) -> Task:
-    """The task that a row is; its `id` is empty where the row has none.
+    """Return the task in a row; its `id` is empty where the row has none.
 
-    GSM8K's calculator marks `<<2*3=6>>` are left out of the solutions. `verifier` judges it, instead of the one that
-    its layout suggests. Raises DataError for anything that is no task.
+    GSM8K's calculator marks `<<2*3=6>>` are removed from solutions.
+
+    Args:
+        verifier: Used instead of the verifier that the layout suggests.
+
+    Raises:
+        DataError: The row is not a task.
     """
     values = _ours(row, mapping)
     judge = verifier or values.get("verifier", "math")
@@ -74,7 +82,7 @@ def task(row: Row, mapping: Mapping[str, str], verifier: str | None = None) -> T
 
 
 def _plain(solution: str, answer: str) -> tuple[str, str]:
-    """Worked solution and final answer, where either may stand in the other's place."""
+    """Return (worked solution, final answer), where a data set may keep either in the other's field."""
     if "####" in answer:
         solution = solution or answer
         answer = answer.rpartition("####")[2].strip()
@@ -85,7 +93,7 @@ def _plain(solution: str, answer: str) -> tuple[str, str]:
 
 
 def _ours(row: Row, mapping: Mapping[str, str]) -> Row:
-    """The row under our field names."""
+    """Return the row under our field names."""
     made = _recognised(row, mapping)
     row = row | made
     values = {name: row[name] for name in FIELDS if name in row} | made
@@ -104,7 +112,7 @@ def _ours(row: Row, mapping: Mapping[str, str]) -> Row:
 
 
 def _recognised(row: Row, mapping: Mapping[str, str]) -> Row:
-    """Our fields of the layouts whose fields are not ours under another name."""
+    """Return our fields for layouts that need more than other names."""
     if "problem" in mapping:
         return {}
     if "Body" in row and "Question" in row:
@@ -131,7 +139,7 @@ def _humaneval(row: Row) -> Row:
 
 
 def _mbpp(row: Row) -> Row:
-    """The problem names the tests, as everyone's prompt does: they alone say what the function is called."""
+    """Read a row of MBPP. The problem quotes the tests, as is usual: only they say what the function is called."""
     tests = (
         [text_of({"test_list": test}, "test_list") for test in row["test_list"]] if is_list(row["test_list"]) else []
     )
@@ -164,7 +172,8 @@ def _svamp(row: Row) -> Row:
 
 
 def _bigbench_hard(row: Row) -> Row:
-    """Its 27 tasks differ in what an answer is, and a row shows it: a letter of the options, a number, or words."""
+    """Read a row of BIG-Bench Hard. Its 27 tasks have different kinds of answer, and the row shows which: a letter,
+    a number, or words."""
     problem, target = text_of(row, "input"), text_of(row, "target").strip()
     letter = _LETTER.fullmatch(target)
     if letter and re.search(rf"^\({letter[1]}\)", problem, re.M):
@@ -176,7 +185,7 @@ def _bigbench_hard(row: Row) -> Row:
 
 
 def _level(value: object) -> int | None:
-    """5, 5.0, '5' and 'Level 5' as 5; MATH's 'Level ?' and null as None."""
+    """Read 5, 5.0, '5' and 'Level 5' as 5; MATH's 'Level ?' and null as None."""
     match = _LEVEL.fullmatch(text_of({"level": value}, "level") or "?")
     if match is None:
         raise DataError(f"the level is {str(value)[:40]!r}; expected a number, as in 5 or 'Level 5'")
@@ -184,5 +193,5 @@ def _level(value: object) -> int | None:
 
 
 def _final(solution: str) -> str:
-    r"""The final answer of a worked solution: after the last `####`, or in the last `\boxed{}`."""
+    r"""Return the final answer of a worked solution: after the last `####`, or in the last `\boxed{}`."""
     return solution.rpartition("####")[2].strip() if "####" in solution else boxed(solution)

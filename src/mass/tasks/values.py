@@ -1,4 +1,4 @@
-"""A value of a row (JSON's, Arrow's, Python's) -> its text, or what it is in the words of an error."""
+"""Write a value of a row (from JSON, Arrow or Python) as text, or describe it for an error message."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ Row = dict[str, Any]
 
 
 def text_of(values: Mapping[str, Any], name: str) -> str:
-    """The field `name` as text: numbers are written out (145.0 as '145', a float32 of 0.1 as '0.1', a decimal with the
-    places it has), null and absent are empty. Raises DataError for everything else."""
+    """Return the field `name` as text.
+
+    Numbers are written out (145.0 as '145', a float32 of 0.1 as '0.1', a decimal with its own places); null and a
+    missing field are empty.
+
+    Raises:
+        DataError: The value is anything else.
+    """
     value = values.get(name)
     if isinstance(value, str):
         return _whole(name, value)
@@ -36,12 +42,12 @@ def _whole(name: str, value: str) -> str:
 
 
 def _digits(value: object) -> str | None:
-    """A finite number, which may be a scalar of numpy's; None for what is none."""
+    """Return the digits of a finite number, which may be a numpy scalar; None for anything else."""
     if isinstance(value, Rational):
         return str(value)
     if not isinstance(value, Real | Decimal):
         return None
-    number = Decimal(str(value))  # the shortest digits that give the number back, in its own precision
+    number = Decimal(str(value))  # the shortest digits that read back as the same number, in its own precision
     if not number.is_finite():
         return None
     is_whole = number == number.to_integral_value() and not isinstance(value, Decimal)
@@ -49,21 +55,23 @@ def _digits(value: object) -> str | None:
 
 
 def names(row: Row) -> str:
-    """The first of its fields, for what errors say."""
+    """Return the names of a row's first fields, for error messages."""
     found = [repr(name[:40]) for name in row]
     return ", ".join(found[:12]) + (", …" if len(found) > 12 else "") if found else "of an empty object"
 
 
 def is_list(value: object) -> TypeGuard[list[object]]:
+    """Return True for a list."""
     return isinstance(value, list)
 
 
 def is_object(value: object) -> TypeGuard[Row]:
+    """Return True for a dict."""
     return isinstance(value, dict)
 
 
 def kind(value: object) -> str:
-    """What a value is: in JSON's words, or by the name of its type."""
+    """Describe a value for an error message: in JSON's terms, or by the name of its type."""
     if isinstance(value, str):
         return "text" if value.strip() else "empty"
     if is_list(value):

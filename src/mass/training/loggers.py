@@ -146,7 +146,7 @@ def _library(name: str, module: str = "") -> Any:
         ) from error
 
 
-def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "step" and isinstance(value, int | float)}
 
 

@@ -1,7 +1,7 @@
-"""(Task, answer text) -> Verdict. `check` asks the verifier that the task names.
+"""Judge an answer text to a task with the verifier that the task names.
 
-A verdict is True, False, or None: no verdict, where there is nothing to compare with or the verifier timed out or
-crashed. A sample without a verdict is left out, it is not wrong.
+A verdict is True, False or None. None means "no verdict": there is nothing to compare with, or the verifier timed out
+or crashed. A sample without a verdict is left out; it does not count as wrong.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "minerva": harness.minerva,
     "reasoning-gym": gym.check,
 }
-"""Verifier name -> function. Your own: under a new name here, or named "module:function" or "command:PROGRAM" by the
-task (`mass.verify.own`); what it raises becomes "no verdict"."""
+"""The built-in verifiers by name. To use your own, add it here under a new name, or let the task name it as
+"module:function" or "command:PROGRAM" (`mass.verify.own`). An exception that it raises becomes "no verdict"."""
 
 _IN_PROCESS = ("exact", "words", "choice", "gsm8k-strict", "gsm8k-flexible")
 
@@ -36,7 +36,9 @@ _IN_PROCESS = ("exact", "words", "choice", "gsm8k-strict", "gsm8k-flexible")
 def check(task: Task, text: str) -> Verdict:
     """Judge the answer text `text` to `task`.
 
-    Raises DataError when the task names an unknown verifier, ConfigError when that cannot be used on this machine.
+    Raises:
+        DataError: The task names an unknown verifier.
+        ConfigError: That verifier cannot be used on this machine.
     """
     verifier = VERIFIERS.get(task.verifier) or own.find(task.verifier)
     if verifier is None:
@@ -45,6 +47,7 @@ def check(task: Task, text: str) -> Verdict:
         return Verdict(None, "the task has no answer to compare with", final_answer(text))
     try:
         return verifier(task, text)
+    # The user can mend these, and they would come back for every answer; anything else concerns this answer alone.
     except MassError:
         raise
     except Exception as error:
@@ -52,15 +55,16 @@ def check(task: Task, text: str) -> Verdict:
 
 
 def has_gold(task: Task) -> bool:
-    """Whether an answer to the task can be judged: it has one to compare with, or its verifier is the user's own, which
-    may need none."""
+    """Return True if an answer to the task can be judged: the task has an answer to compare with, or its verifier is
+    the user's own, which may need none."""
     return bool(task.answer.strip()) or task.verifier not in VERIFIERS
 
 
 def check_all(pairs: Sequence[tuple[Task, str]]) -> list[Verdict]:
-    """Verdicts of many (task, text) pairs in their order.
+    """Return the verdicts of many (task, text) pairs, in their order.
 
-    Side by side where a verifier may wait for other processes; the rest take less time than a thread.
+    They are judged side by side where a verifier may wait for other processes; the other verifiers take less time than
+    starting a thread.
     """
     if all(task.verifier in _IN_PROCESS for task, _ in pairs):
         return [check(task, text) for task, text in pairs]

@@ -1,4 +1,4 @@
-r"""Text -> what its last `\boxed{...}` holds."""
+r"""Find the content of the last `\boxed{...}` in a text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _BETWEEN = re.compile(r"[\s$]{0,4}(?:,|;|and\b|or\b|, and\b|, or\b)[\s$]{0,4}(?:
 
 
 def boxed(text: str) -> str:
-    r"""What the last closed box holds, empty where there is none: `\boxed{7}`, `\fbox{7}`, `\boxed 7`.
+    r"""Return the content of the last closed box, or an empty text: `\boxed{7}`, `\fbox{7}`, `\boxed 7`.
 
-    Of nested boxes the innermost counts. Boxes with nothing but "or", "and" or a comma between them are one list. An
-    empty box is a prompt repeated ("put it in \boxed{}"), not an answer.
+    Of nested boxes the innermost counts. Boxes with nothing but "or", "and" or a comma between them are one list: a
+    text that boxes two answers has not settled on one. An empty box is the prompt repeated ("put it in \boxed{}"), not
+    an answer.
     """
     boxes = [(a, b, c) for a, b, c in _boxes(text) if text[b:c].strip()] if "box" in text else []
     if not boxes:
@@ -33,8 +34,8 @@ def boxed(text: str) -> str:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, int]]:
-    """(start of the box, start and end of its content) of each, those apart that hold another. Escaped braces do not
-    count."""
+    """Yield (start of the box, start of its content, end of its content) for each box that holds no other. Escaped
+    braces do not count."""
     open_braces: list[tuple[int, int]] = []
     innermost = -1
     for token in _TOKEN.finditer(text):
@@ -45,6 +46,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int, int]]:
             open_braces.append((token.start() if token["box"] else -1, token.end()))
         elif token[0] == "}" and open_braces:
             start, begin = open_braces.pop()
+            # A box that began before the last one found encloses it, so it is not an innermost box.
             if start >= 0 and begin > innermost:
                 innermost = begin
                 yield start, begin, token.start()

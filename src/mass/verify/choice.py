@@ -1,9 +1,9 @@
-r"""(Task, answer text) -> Verdict, for multiple choice: the letter that the text settles on.
+r"""Judge a multiple-choice answer by the letter that the text settles on.
 
-In order of trust: what a mark holds (`\boxed{C}`, `#### C`, "Answer: C"), as a letter or in the words of one option;
-a short text that is nothing else; the last sentence that chooses ("Option C is correct", "so C.", "I would pick C");
-the last letter in brackets or at the start of a line that is none of a list of options. Two letters ("A or C") choose
-nothing.
+In order of trust: the content of a mark (`\boxed{C}`, `#### C`, "Answer: C"), as a letter or in the words of one
+option; a short text that is nothing else; the last sentence that chooses ("Option C is correct", "so C.", "I would pick
+C"); the last letter in brackets or at the start of a line that is not part of a list of options. Two letters ("A or C")
+choose nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mass.verify.exact import shorten
 from mass.verify.extract import after_hashes, after_marks, settled
 
 MAX_MENTIONS = 200
-"""So many letters are looked at, from the last one back."""
+"""At most this many letters are examined, from the last one back."""
 
 MAX_PHRASE_CHARS = 300
 
-# What may stand around a letter.
+# Signs and words that may stand around a letter.
 _OPEN = r"(?:\\(?:text|textbf|mathrm|mathbf|mathsf|rm)\s?\{?|[\s(\[{<*_`$\"'“:]){0,12}"
 _NAMED = rf"(?:(?P<named>option|choice|letter|alternative|statement|answer)\b{_OPEN})?"
 _CLOSE = r"[)\]}>*_`$\"'”]{0,8}"
-# Not a word's beginning, nor a name in a formula.
+# The letter does not begin a word and is not a name in a formula.
 # (In Chinese and Japanese a word may follow at once.)
 _ALONE = r"(?![A-Za-z0-9_\u00c0-\u024f\u0400-\u04ff'’^])(?!\s?[=+*/^<>≤≥×])"
 # "A" and "I" are also words: followed by a small word they count only where a reason follows.
@@ -75,7 +75,7 @@ _REASON = re.compile(r"\s(?:because|since)\b")
 
 
 def check(task: Task, text: str) -> Verdict:
-    """Whether the letter chosen in `text` is `task.answer`."""
+    """Judge the letter chosen in `text` against `task.answer`."""
     gold = task.answer.strip().strip("().").upper()
     options = _options(task.problem)
     last = max("J", *options)
@@ -89,13 +89,13 @@ def check(task: Task, text: str) -> Verdict:
 
 @lru_cache(maxsize=1024)
 def _options(problem: str) -> Mapping[str, str]:
-    """The options that `problem` lists, letter -> text."""
+    """Return the options that `problem` lists, letter -> text."""
     texts = {match[1]: match[2] for match in _OPTION.finditer(problem)}
     return {letter: texts.get(letter, "") for letter in listed(problem)}
 
 
 def _letter(text: str, options: Mapping[str, str]) -> tuple[str, str]:
-    """The letter that the text settles on, empty where there is none, and a note on where it was found."""
+    """Return the letter that the text settles on, empty where there is none, and a note on where it was found."""
     for phrase in _phrases(text):
         if (letter := _read(phrase, options)) is not None:
             return letter, ""
@@ -106,7 +106,7 @@ def _letter(text: str, options: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _phrases(text: str) -> Iterator[str]:
-    """What the marks hold, the most trusted first, and a text of one line."""
+    """Yield the contents of the marks, the most trusted first, then a text of one line."""
     if box := boxed(text):
         yield box
     yield from after_hashes(text)
@@ -118,7 +118,11 @@ def _phrases(text: str) -> Iterator[str]:
 
 
 def _read(phrase: str, options: Mapping[str, str]) -> str | None:
-    """The letter that `phrase` begins with or names in brackets or words; empty for two, None where there is none."""
+    """Return the letter that `phrase` begins with, or that it names in brackets or in the words of an option.
+
+    Returns:
+        An empty text where it names two letters, None where it names none.
+    """
     phrase = phrase[:MAX_PHRASE_CHARS]
     match = _LEADING.match(phrase)
     # A small letter counts only alone, or as "option b": "a" opens many sentences.
@@ -130,17 +134,18 @@ def _read(phrase: str, options: Mapping[str, str]) -> str | None:
 
 
 def _plain(words: str) -> str:
-    """Without case, marks around it and an article before it."""
+    """Return the words without case, surrounding signs, and an article at the beginning."""
     plain = " ".join(_TEXT.sub(r"\1", words).casefold().split()).strip(" .,;:*_`$\"'“”")
     return re.sub(r"\A(?:the|an?) ", "", plain)
 
 
 def _chosen(text: str) -> str:
-    """The last letter that a sentence chooses."""
+    """Return the last letter that a sentence chooses."""
     for mention in reversed(list(_MENTION.finditer(text))[-MAX_MENTIONS:]):
         before = text[max(0, mention.start() - 80) : mention.start()]
         if _is_denied(text, mention, before):
             continue
+        # "A or C" settles on nothing, so neither of the two counts.
         if _MORE.match(text, mention.end()) or _MORE_BEFORE.search(before):
             continue
         reasoned = not before.rpartition("\n")[2].strip() and _REASON.match(text, mention.end())
@@ -155,12 +160,14 @@ def _is_denied(text: str, mention: re.Match[str], before: str) -> bool:
 
 
 def _standing(text: str) -> str:
-    """The last letter in brackets or at the start of a line, but for lists of options and what is denied."""
+    """Return the last letter in brackets or at the start of a line, except in lists of options and where it is
+    denied."""
     found = list(_STANDING.finditer(text))[-MAX_MENTIONS:]
     while found:
         match = found.pop()
         letter = match[1] or match[2]
         before = text[max(0, match.start() - 80) : match.start()]
+        # Lines A, B, C, … are the options again: skip the whole run.
         if match[2] and found and found[-1][2] == chr(ord(letter) - 1):
             while found and found[-1][2] == chr(ord(letter) - 1):
                 letter = found.pop()[2]
@@ -170,7 +177,8 @@ def _standing(text: str) -> str:
 
 
 def listed(problem: str) -> list[str]:
-    """The letters of the choices that the problem lists: its last run of lines that begin with A, B and so on."""
+    """Return the letters of the choices that the problem lists: its last run of lines that begin with A, B and so
+    on."""
     found: list[str] = []
     for letter in (dotted or bracketed for dotted, bracketed in _LISTED.findall(problem)):
         if letter == "A":

@@ -1,6 +1,6 @@
-r"""Text -> the rational number it writes; (Task, answer text) -> Verdict, by exact rationals, else by equal text.
+"""Read the rational number that a text writes, and judge answers by exact rationals, else by equal text.
 
-No sympy: this runs once per sampled solution in training.
+It does without SymPy, since it runs for every sampled solution in training.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mass.types import Task, Verdict
 from mass.verify.extract import Found, find
 
 MAX_NUMBER_CHARS = 400
-"""Longer digits are compared as text: arithmetic on them would cost more than any answer is worth."""
+"""Longer numbers are compared as text: arithmetic on them would cost more than any answer is worth."""
 
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _RATIONAL = re.compile(
@@ -32,10 +32,13 @@ _MONEY = re.compile(r"\\?[$€£¥]")
 
 
 def number(text: str) -> Fraction | None:
-    r"""The rational that `text` writes, or None: `7`, `-3/4`, `1 1/2`, `2.50`, `1,200`, `1 200`, `$5`, `\frac{3}{4}`,
-    `0.\overline{3}`, `0.333...`."""
+    r"""Return the rational number that `text` writes, or None.
+
+    Examples: `7`, `-3/4`, `1 1/2`, `2.50`, `1,200`, `1 200`, `$5`, `\frac{3}{4}`, `0.\overline{3}`, `0.333...`.
+    """
     if len(text) > MAX_NUMBER_CHARS:
         return None
+    # Most answers are whole numbers: decide those without a regular expression.
     if text.isascii() and text.isdigit():
         return Fraction(int(text))
     plain = _MONEY.sub("", _THOUSANDS.sub(",", text)).replace("\u2212", "-").strip()
@@ -60,7 +63,7 @@ def _value(match: re.Match[str]) -> Fraction:
 
 
 def _repeating(match: re.Match[str]) -> Fraction:
-    """`0.1` and the cycle `6`: 0.1 + 6/90."""
+    """Return the value of a repeating decimal: `0.1` with the cycle `6` is 0.1 + 6/90."""
     cycle, places = match["cycle"] or match["digit"], len(match["head"].partition(".")[2])
     head = Fraction(f"0{match['head']}0")
     value = head + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
@@ -72,7 +75,7 @@ def _decimal(digits: str) -> Fraction:
 
 
 def check(task: Task, text: str) -> Verdict:
-    """Whether the final answer of `text` is the task's, as a rational number or letter by letter."""
+    """Judge the final answer of `text`: it must be the task's, as a rational number or letter by letter."""
     found = find(text)
     if found is None:
         return Verdict(False, "no answer found in the text")
@@ -82,7 +85,7 @@ def check(task: Task, text: str) -> Verdict:
 
 
 def verdict(correct: bool, found: Found, gold: str, how: str = "") -> Verdict:
-    """A verdict with its reason: the two answers, how they compare, and whether the answer was a last resort."""
+    """Return a verdict with its reason: the two answers, how they compare, and whether the answer was a last resort."""
     sign = "is" if correct else "is not"
     reason = f"{shorten(found.text)} {sign} {shorten(gold)}" + (f" ({how})" if how else "")
     if found.how.startswith("last"):
@@ -91,7 +94,7 @@ def verdict(correct: bool, found: Found, gold: str, how: str = "") -> Verdict:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """`text` on one line, cut to about `limit` characters."""
+    """Return `text` on one line, cut to about `limit` characters."""
     line = _words(text[: 4 * limit])
     return line if len(line) <= limit else line[:limit] + "…"
 

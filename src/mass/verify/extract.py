@@ -1,9 +1,9 @@
-r"""Answer text -> its final answer.
+r"""Find the final answer in an answer text.
 
 In order of trust: the last `\boxed{...}`, the last `#### x`, the last "Answer: x", "answer is x" or "x is the answer",
-a text that is nothing but a formula or a word, and as a last resort the value that the last sentence with a value in
-it states (`mass.verify.prose`). What follows a mark may be a sentence too. Every pass is linear in the text: what a
-model writes can be huge, deeply nested or noise.
+a text that is nothing but a formula or a word, and as a last resort the value stated by the last sentence that has one
+(`mass.verify.prose`). A sentence may also follow a mark. Every pass is linear in the length of the text: a model's text
+can be huge, deeply nested or noise.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from mass.verify.boxes import boxed
 from mass.verify.formulas import FORMULA, content
 
 MAX_ANSWER_CHARS = 1000
-"""An answer after a mark is read this far at most; what is longer is no final answer."""
+"""At most this many characters are read after a mark; anything longer is no final answer."""
 
 MAX_BARE_CHARS = 200
 
 MAX_MARKS = 40
-"""So many marks are read, from the last one back: what is after none of them an answer has none."""
+"""At most this many marks are read, from the last one back: a text with no answer after any of them has none."""
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-"""Full-width letters, digits and signs, as in "答案：Ｃ", and those that they stand for."""
+"""Full-width letters, digits and signs, as in "答案：Ｃ", with the ASCII ones that they stand for."""
 
 _FULL = re.compile("[\uff01-\uff5e]")
 _HASHES = re.compile(r"####[ \t]*([^\n]{1,1000})")
@@ -86,22 +86,22 @@ _FUNCTION = re.compile(r"\b(?:sqrt|cbrt|sin|cos|tan|log|ln|exp|pi|mod|base|and|o
 _MEANT = re.compile(
     r"\\|[=<>^]|\b(?:and|or|than|times|by|minus|plus|over|to|per|divided|squared|cubed|factorial|of|base|mod|mol|power|root)\b"
 )
-"""Words after a number that may make another value of it."""
+"""Words and signs after a number that may make another value of it."""
 _LABEL = re.compile(
     r"[\s*]*(?:[A-Za-z][\w ']{0,40}[:=]"
     r"|(?:USD|EUR|GBP|INR|CAD|AUD|US|Rs\.?|only|it['’]s|that['’]s|there['’]s)(?=[\s$]))"
 )
 _ALPHANUMERIC = re.compile(r"[^\W_]|\\[A-Za-z{]")
 _UNREAD = re.compile(r"####|box|answer", re.I)
-"""Marks without an answer that could be read."""
+"""Marks: a text that has one, but no answer at it that could be read, is not a bare answer."""
 _A_LETTER = r"[^\W\d_²³¹⁰-ₜ¼-¾⅐-↋]"
-"""Raised and lowered digits and fractions of one sign count as letters in Unicode, and are none here."""
+"""A letter. Raised and lowered digits and one-character fractions count as letters in Unicode, but not here."""
 _WORD = re.compile(rf"{_A_LETTER}{{2,}}")
 _CALLED = re.compile(
     r"(?<![A-Za-z])(?:sqrt|cbrt|exp|ln|lo?g|(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|pi|inf(?:inity)?|max|min|gcd|lcm|abs|"
     r"floor|ceil|binom|mod)(?![A-Za-z])"
 )
-"""Names that stand in a formula without a backslash."""
+"""Names of functions and constants that stand in a formula without a backslash."""
 _TWO_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s(?:[A-Za-z]{2,}|[0-9$])")
 _LETTER = re.compile(_A_LETTER)
 _TEXT = re.compile(r"\\(?:text|textbf|mbox|mathrm)\s?\{([^{}]*)\}")
@@ -121,19 +121,19 @@ class Found:
 
     text: str
     how: str
-    """'boxed', '####', 'answer is', 'whole text', 'last formula' or 'last number'."""
+    """The place where it was found: 'boxed', '####', 'answer is', 'whole text', 'last formula' or 'last number'."""
     number: str = ""
-    """The number alone, where the answer is a number with a unit that was read out of a sentence."""
+    """The number alone, where the answer is a number with a unit that was read out of a sentence; else empty."""
 
 
 def final_answer(text: str) -> str | None:
-    """The final answer in `text`, or None."""
+    """Return the final answer in `text`, or None."""
     found = find(text)
     return found.text if found else None
 
 
 def find(text: str) -> Found | None:
-    """The final answer in `text` and where it was found, or None."""
+    """Return the final answer in `text` with the place where it was found, or None."""
     text = settled(text)
     if box := boxed(text):
         return _in_box(box)
@@ -147,35 +147,40 @@ def find(text: str) -> Found | None:
 
 
 def settled(text: str) -> str:
-    """What follows the model's thinking, where that is marked; full-width letters and digits in their usual form."""
+    """Return the text after the model's thinking, where that is marked, with full-width characters as ASCII."""
     text = text.rpartition("</think>")[2] or text
     return text.translate(_FULL_WIDTH) if not text.isascii() and _FULL.search(text) else text
 
 
 def after_hashes(text: str) -> Iterator[str]:
-    """What stands after each `####`, from the last one back; headings are no answers."""
+    """Yield the text after each `####`, from the last one back. Headings are skipped."""
     for match in reversed(list(_HASHES.finditer(text))[-MAX_MARKS:]):
         if not _HEADING.match(match[1]):
             yield match[1]
 
 
 def after_marks(text: str) -> Iterator[str]:
-    """What stands after each "Answer:" or "the answer is", and before "is the answer", from the last one back: to the
-    end of its line, or its formula whole."""
+    """Yield the text at each mark, from the last one back.
+
+    It is the text after "Answer:" or "the answer is", or before "is the answer": to the end of its line, or a whole
+    formula.
+    """
     lowered = text.lower()
     nouns = _ASCII_NOUNS if text.isascii() else _NOUNS
     places = [place for noun in nouns if (place := lowered.find(noun)) >= 0]
     if not places:
         return
-    # To find the first noun first is many times as fast as to look for marks from the beginning on.
+    # Finding the first noun first is many times faster than searching for marks from the beginning.
     first = max(0, min(places) - 1) if len(lowered) == len(text) else 0
     marks = [*_MARK.finditer(text, first)]
+    # The second search is needed only where a noun is left that no mark has explained.
     if lowered.count("answer") > len(marks):
         marks += _IS_THE_ANSWER.finditer(text, max(0, first - 60))
     for mark in sorted(marks, key=lambda match: match.start(), reverse=True)[:MAX_MARKS]:
         if mark.re is _IS_THE_ANSWER:
             before = text[max(0, mark.start() - MAX_BARE_CHARS) : mark.start()].rpartition("\n")[2]
             before = _PAUSE.split(before)[-1]
+            # "That is the answer" names no value.
             if not _PRONOUN.search(before):
                 yield _OPENING.sub("", before, count=1)
             continue
@@ -191,14 +196,15 @@ def after_marks(text: str) -> Iterator[str]:
 
 
 def _affirmed(after: str) -> str:
-    """Of "not 5 but 6" the 6; all of it where nothing is put in place of what is denied."""
+    """Return "6" for "not 5 but 6", and all of the text where nothing replaces what is denied."""
     if _NOT.match(after) and (but := _BUT.search(after, 0, MAX_BARE_CHARS)):
         return after[but.end() :]
     return after
 
 
 def _in_mark(phrase: str, how: str) -> Found | None:
-    """The answer in what stands at a mark: its formula, its value where it is a sentence, else all of it."""
+    """Return the answer at a mark: its formula, its value where it is a sentence, else all of it."""
+    # The quick way for most answers: a value without words needs no reading.
     if not _LETTER.search(phrase) and "$" not in phrase and "(" not in phrase and ";" not in phrase:
         answer = _tidy(_STRAY.sub("", phrase))
         return Found(answer, how) if answer else None
@@ -213,7 +219,10 @@ def _in_mark(phrase: str, how: str) -> Found | None:
 
 
 def _in_box(box: str) -> Found:
-    r"""As it is, but for emphasis, dollars and a sentence: `\boxed{**7**}`, `\boxed{\text{There are 7 apples}}`."""
+    r"""Return the content of a box, without emphasis and dollar signs; of a sentence, the value it states.
+
+    Examples: `\boxed{**7**}`, `\boxed{\text{There are 7 apples}}`.
+    """
     if emphasised := _EMPHASIS.fullmatch(box):
         box = emphasised[2]
     box = _without_dollars(box)
@@ -223,7 +232,7 @@ def _in_box(box: str) -> Found:
 
 
 def _clause(phrase: str) -> str:
-    """Up to the end of its sentence, and to the reason or the remark after the answer."""
+    """Return the phrase up to the end of its sentence, or to the reason or the remark after the answer."""
     phrase = _STRAY.sub("", _SENTENCE_END.split(phrase, maxsplit=1)[0])
     for remark in _REMARK.finditer(phrase):
         worded = _WORD.search(remark[1]) and "\\" not in remark[1]
@@ -235,11 +244,13 @@ def _clause(phrase: str) -> str:
 
 
 def _in_sentence(phrase: str) -> prose.Value | None:
-    """The value among the words of a sentence; None where the phrase is a value (`3 apples`) or a name (`Team 3`)."""
+    """Return the value stated among the words of a sentence; None where the phrase is itself a value (`3 apples`) or
+    a name (`Team 3`)."""
     if not _WORD.search(phrase):
         return None
     if value := prose.leading(phrase):
         after = phrase[value.end :]
+        # One word after a number is its unit ("3 apples"); several, with no other value among them, tell a story.
         told = len(_WORD.findall(after)) > 1 and not _MEANT.search(after) and len(prose.values(phrase)) == 1
         return value if told else None
     value = prose.stated(phrase)
@@ -248,7 +259,8 @@ def _in_sentence(phrase: str) -> prose.Value | None:
 
 
 def _whole(text: str) -> str:
-    """All of a text that is one short line without words (but for those in `\\text{}`), or one word alone."""
+    r"""Return all of a text that is one short line without words (except in `\text{}`), or one word alone; else
+    nothing."""
     value = _tidy(text.strip()[: MAX_BARE_CHARS + 1])
     if len(value) > MAX_BARE_CHARS or "\n" in value or not _ALPHANUMERIC.search(value) or _UNREAD.search(value):
         return ""
@@ -259,8 +271,9 @@ def _whole(text: str) -> str:
 
 
 def _last(text: str) -> Found | None:
-    """What the last line with a value in it states, notes and checks apart."""
+    """Return the value stated by the last line that has one; notes and checks come after all other lines."""
     end = max(text.rfind(sign) for sign in _VALUE_ENDS) + 2
+    # A bounded window before the last sign that can end a value keeps the work linear in a huge text.
     window = text[max(0, end - prose.MAX_CHARS) : end + MAX_BARE_CHARS]
     if _DISPLAY.search(window):
         window = FORMULA.sub(lambda formula: rf"\({content(formula)}\)".replace("\n", " "), window)
@@ -271,12 +284,12 @@ def _last(text: str) -> Found | None:
 
 
 def _latest(parts: Sequence[str]) -> list[str]:
-    """From the last one back, notes and checks after the rest."""
+    """Return the parts from the last one back, with notes and checks after the rest."""
     return sorted(parts, key=lambda part: not _ASIDE.match(part))[::-1]
 
 
 def _in_line(line: str) -> prose.Value | None:
-    """What is emphasised in `line`, else what its last sentence with a value states."""
+    """Return the emphasised value in `line`, else the value of its last sentence that states one."""
     line = _ITEM.sub(r"\1", line)
     if "**" in line:
         return prose.stated(line)
@@ -289,7 +302,8 @@ def _in_line(line: str) -> prose.Value | None:
 
 
 def _tidy(value: str) -> str:
-    """Without emphasis, dollars around it and punctuation after it ("!" stays: it may be a factorial)."""
+    """Return the value without emphasis, surrounding dollar signs and final punctuation ("!" stays: it may be a
+    factorial)."""
     value = value.rstrip().removesuffix("$") if value.count("$") == 1 else value
     return _without_dollars(value.strip().strip("*_` ").rstrip(_AFTER).strip("*_` "))
 

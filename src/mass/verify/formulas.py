@@ -1,4 +1,4 @@
-r"""Text -> the formulas in it, and a formula -> what it comes to: `x &= 2 + 3 \\ &= 5` -> `5`."""
+r"""Find the formulas in a text, and the value that a formula ends with: `x &= 2 + 3 \\ &= 5` -> `5`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ FORMULA = re.compile(
     r"\$\$((?:[^$\\]|\\.)+)\$\$"
     # As in pandoc: a closing dollar has no space before it and no digit after it, so "$5 or $6" stays money.
     r"|(?<!\\)\$((?:[^\s$\\]|\\.)(?:(?:[^$\\]|\\.)*(?:[^\s$\\]|\\.))?)\$(?![0-9])"
-    # With spaces inside it is a formula where no word is in it.
+    # With spaces next to the dollars, it is a formula only if no word is in it.
     r"|(?<!\\)\$\s((?:[^$\\A-Za-z]|\\[A-Za-z]+|\\.|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+)\s\$(?![0-9])"
     r"|\\\((.+?)\\\)|\\\[(.+?)\\\]"
     rf"|(\\begin\{{{_ENVIRONMENT}\}}.+?\\end\{{{_ENVIRONMENT}\}})",
     re.S,
 )
-"""A formula in its marks. For texts of a bounded length: an opening mark is looked after to the end."""
+"""A formula with its delimiters. Only for texts of bounded length: after an opening delimiter it may search to the
+end."""
 
 _FRAME = re.compile(
     rf"\\(?:begin|end)\{{{_ENVIRONMENT}\}}(?:\{{[0-9]*\}})?|\\(?:label|tag)\{{[^{{}}]*\}}|\\(?:nonumber|notag)\b"
@@ -34,7 +35,7 @@ _END = re.compile(r"(?:\s|\\\\|[,.;])+\Z")
 
 
 def content(match: re.Match[str]) -> str:
-    """What the formula of a match of `FORMULA` says, without its marks; of several rows what they come to."""
+    """Return the formula of a match of `FORMULA` without its delimiters; of several rows, the value they end with."""
     inner = next(group for group in match.groups() if group is not None)
     framed = _FRAME.sub(" ", inner)
     if framed != inner:
@@ -44,9 +45,9 @@ def content(match: re.Match[str]) -> str:
 
 
 def right_side(formula: str) -> str:
-    r"""The right side of the last equation in the last row: of `2x = 4 \implies x = 2` it is `2`.
+    r"""Return the right side of the last equation in the last row: for `2x = 4 \implies x = 2` it is `2`.
 
-    A rounded value after an exact one does not count: `\frac{1}{3} \approx 0.33` comes to `\frac{1}{3}`.
+    A rounded value after an exact one does not count: for `\frac{1}{3} \approx 0.33` it is `\frac{1}{3}`.
     """
     formula = _END.sub("", formula) if "\\\\" in formula else formula
     depth, before, start, end = 0, 0, 0, len(formula)
@@ -60,17 +61,17 @@ def right_side(formula: str) -> str:
                 return _without_columns(formula[start : joint.start()])
             if formula[joint.end() :].strip():
                 before, start, end = start, joint.end(), joint.start()
-    if _NAME.fullmatch(formula, start):  # 20 = x
+    if _NAME.fullmatch(formula, start):  # the equation is written the other way round, as in 20 = x
         start, formula = before, formula[:end]
     return _without_columns(formula[start:])
 
 
 def _is_exact(value: str) -> bool:
-    """Whether it is a number that a decimal can only round."""
+    """Return True for a number that a decimal can only round."""
     return bool(_EXACT.search(value)) and not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value))
 
 
 def _without_columns(formula: str) -> str:
-    """Without the `&` of its columns, which mean something only in a matrix or in cases."""
+    """Return the formula without the `&` of its columns, which have a meaning only in a matrix or in cases."""
     plain = formula if r"\begin" in formula else formula.replace("&", " ")
     return plain.strip().rstrip(",;").rstrip()

@@ -1,9 +1,10 @@
-"""(Task of reasoning-gym, answer text) -> Verdict: the data set's own score of the final answer must be 1.
+"""Judge an answer to a task of reasoning-gym: the data set's own score of the final answer must be 1.
 
-The answer is taken out of the text first, and partial credit is none: reasoning-gym scores a text that holds the answer
-somewhere above 0. Some data sets evaluate what they are given, so scoring runs in worker processes that can be killed
-and that give up their powers (`mass.verify.worker`); an answer with two underscores in a row is rejected unread. Not
-covered: an answer that, evaluated without them, changes what its own worker says of it and of later answers.
+The answer is taken out of the text first, and partial credit does not count: reasoning-gym gives a score above 0 to any
+text that contains the answer somewhere. Some data sets evaluate the text that they are given. So scoring runs in worker
+processes that can be killed and that give up their powers (`mass.verify.worker`), and an answer with two underscores in
+a row is rejected unread. Not covered: an answer that is evaluated, has no such underscores, and changes what its own
+worker says about it and about later answers.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ MAX_ANSWER_CHARS = 20_000
 
 
 def check(task: Task, text: str) -> Verdict:
-    """Whether the answer in `<answer>` tags, or else the marked final answer, has the full score."""
+    """Judge the answer in `<answer>` tags, or else the marked final answer: it must have the full score."""
     answer = _answer(text)
     if answer is None:
         return Verdict(False, "no answer found in the text")
     if answer == task.answer.strip():
         return Verdict(True, f"{shorten(answer)} is {shorten(task.answer)}", answer)
+    # Two underscores are how an expression in Python reaches beyond its values (`__import__`, `__class__`).
     if "__" in answer or len(answer) > MAX_ANSWER_CHARS:
         return Verdict(False, "the answer is no answer of this kind", answer)
     try:
+        # The id says how the entry was made; the worker makes the same entry again.
         made: dict[str, Any] = json.loads(task.id.partition(":")[2])
         score = POOL.ask([made["name"], made["seed"], made["index"], made["options"], answer])["score"]
     except (ValueError, KeyError, TypeError):

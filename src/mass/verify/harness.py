@@ -1,12 +1,12 @@
-r"""(Task, answer text) -> Verdict, with the final answer read as lm-evaluation-harness reads it: comparable numbers.
+"""Judge answers by the rules of lm-evaluation-harness, for numbers that can be compared with its own.
 
-Ours (`math`, `choice`) accept more ways of writing an answer, and so give other numbers. Verifiers here are the
-harness's filters and comparisons, no better:
+Our verifiers (`math`, `choice`) accept more ways of writing an answer, and so give other numbers. The verifiers here
+are the harness's filters and comparisons, no better:
 
-- `gsm8k-strict`, `gsm8k-flexible`: filters `strict-match` and `flexible-extract` of gsm8k.yaml, then equal text without
-  case, commas, dollars, what stands before `#### ` and a full stop at the end.
-- `minerva`: what stands between "Final Answer: The final answer is" and ". I hope it is correct." (minerva_math; metric
-  `math_verify` compares the whole text), compared by `mass.verify.math`.
+- `gsm8k-strict`, `gsm8k-flexible`: the filters `strict-match` and `flexible-extract` of gsm8k.yaml. Texts are then
+  compared without case, commas, dollar signs, what stands before `#### ` and a full stop at the end.
+- `minerva`: the text between "Final Answer: The final answer is" and ". I hope it is correct." (minerva_math; its
+  metric `math_verify` compares the whole text), compared by `mass.verify.math`.
 
 References: lm-evaluation-harness 0.4.13, lm_eval/tasks/gsm8k/gsm8k.yaml, lm_eval/tasks/minerva_math/utils.py.
 """
@@ -26,11 +26,13 @@ _HASHES = re.compile(r"(?s).*#### ")
 
 
 def gsm8k_strict(task: Task, text: str) -> Verdict:
+    """Judge the number after the first `#### ` of the text."""
     found = _STRICT.search(text)
     return _compared(task.answer, found[1] if found else None)
 
 
 def gsm8k_flexible(task: Task, text: str) -> Verdict:
+    """Judge the last number of the text."""
     last = None
     for match in _FLEXIBLE.finditer(text):
         last = match
@@ -38,6 +40,7 @@ def gsm8k_flexible(task: Task, text: str) -> Verdict:
 
 
 def minerva(task: Task, text: str) -> Verdict:
+    """Judge the answer in the sentence that the prompts of minerva_math ask for."""
     answer = minerva_answer(text)
     if answer is None:
         return Verdict(False, "no 'Final Answer: The final answer is … I hope it is correct.' in the text")
@@ -45,7 +48,8 @@ def minerva(task: Task, text: str) -> Verdict:
 
 
 def minerva_answer(text: str) -> str | None:
-    """The answer that `minerva` reads in a text."""
+    """Return the answer that `minerva` reads in a text, or None."""
+    # As the harness does: a text that stops right after the answer then has the end of the sentence too.
     found = _FINAL.search(f"{text}I hope it is correct.")
     return found[1].strip().strip("$") if found else None
 
@@ -58,6 +62,6 @@ def _compared(gold: str, answer: str | None) -> Verdict:
 
 
 def comparable(text: str) -> str:
-    """An answer as the two gsm8k verifiers compare it."""
+    """Return an answer in the form in which the two gsm8k verifiers compare it."""
     plain = _HASHES.sub("", text.strip()).replace(",", "").replace("$", "")
     return plain.removesuffix(".").lower()

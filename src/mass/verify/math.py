@@ -1,8 +1,9 @@
-r"""(Task, answer text) -> Verdict, by mathematical equality: as quantities and texts, then by math-verify and SymPy.
+"""Decide whether two mathematical answers are equal: first as quantities and texts, then by math-verify and SymPy.
 
-The first is cheap and decides most answers. Only the rest goes to the worker processes of `mass.verify.pool`, where
-exact values are compared exactly. Equality does not depend on which of the two is called gold, but for one thing: an
-equation answers a question for its right side, so `a + b = 3` is taken for the gold `3` (`y = 2x` and `2x` either way).
+The first part is cheap and decides most answers. Only the rest goes to the worker processes of `mass.verify.pool`,
+where exact values are compared exactly. Equality does not depend on which of the two is called gold, with one
+exception: an equation answers a question by its right side, so `a + b = 3` is accepted for the gold `3` (`y = 2x` and
+`2x` are equal either way).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ POOL = Pool(size=min(4, os.cpu_count() or 1))
 """Its workers start with the first answer that needs them."""
 
 ROUNDED_DIGITS = 6
-"""A decimal with at least so many places and significant digits stands for the value that rounds to it."""
+"""A decimal with at least this many places and significant digits stands for any value that rounds to it."""
 
 CACHED = 1024
-"""Answers whose parts are remembered: a gold is compared with many answers, an answer with many ballots."""
+"""Size of each cache below: a gold is compared with many answers, an answer with many others in a vote."""
 
 _BREAK = re.compile(r",(?!\s?\\?,)|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=(?!=)\s*")
@@ -40,23 +41,29 @@ _ROUNDED = re.compile(r"[+-]?([0-9]*)\.([0-9]+)(?:\s*\\(?:times|cdot)\s*10\^.*)?
 
 @dataclass(frozen=True)
 class Algebra:
-    """What only algebra can tell: the answers are equal where one of these pairs is."""
+    """A comparison that only algebra can decide: the answers are equal if the two formulas of any pair are."""
 
     pairs: tuple[tuple[str, str], ...]
 
     def equal(self) -> bool:
-        """Asks a worker. Raises NoVerdict on a timeout or a crash."""
+        """Ask a worker.
+
+        Raises:
+            NoVerdict: The worker timed out or crashed.
+        """
         return any(POOL.equal(*pair) for pair in self.pairs)
 
 
 def check(task: Task, text: str) -> Verdict:
-    """Whether the final answer of `text` equals `task.answer`; None where math-verify timed out or crashed."""
+    """Judge the final answer of `text` against `task.answer`; the verdict is None where math-verify timed out or
+    crashed."""
     found = find(text)
     if found is None:
         return Verdict(False, "no answer found in the text")
     gold = task.answer.strip()
     if gold == found.text:
         return verdict(True, found, gold)
+    # Parsing a very long text could take a worker its whole time limit, and it is not the answer anyway.
     if len(found.text) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
         return Verdict(False, f"the answer has {len(found.text)} characters, too many for {gold[:60]!r}", found.text)
     cheap = compare(gold, found.text)
@@ -69,13 +76,14 @@ def check(task: Task, text: str) -> Verdict:
 
 
 def compare(gold: str, answer: str) -> bool | Algebra:
-    """Equality as far as numbers, units and texts can tell; else what algebra has to tell."""
+    """Compare as far as numbers, units and texts can decide; return an `Algebra` where they cannot."""
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
         return left == right or _rounds(left, right, answer) or _rounds(right, left, gold)
     one, other = _single(plain(gold)), _single(plain(answer))
     if squeeze(one) == squeeze(other):
         return True
+    # Each returns None where the two answers are not of its kind. The order matters: special forms before lists.
     for decide in (_closed_otherwise, _numerals, _times, _ratios, _same_names, _lists):
         if (decided := decide(one, other)) is not None:
             return decided
@@ -83,14 +91,19 @@ def compare(gold: str, answer: str) -> bool | Algebra:
 
 
 def same(gold: str, answer: str) -> bool:
-    """Whether two final answers are equal, by algebra where it takes that. Raises NoVerdict as the pool does."""
+    """Return True if two final answers are equal, using algebra where it is needed.
+
+    Raises:
+        NoVerdict: The worker timed out or crashed.
+    """
     found = compare(gold, answer)
     return found.equal() if isinstance(found, Algebra) else found
 
 
 @functools.lru_cache(maxsize=CACHED)
 def squeeze(text: str) -> str:
-    """`text` without the spaces that mean nothing; words in small letters; a lone letter without its brackets."""
+    """Return `text` without spaces that mean nothing, words in small letters, and a single letter without its
+    brackets."""
     text = _SPACE.sub("", text)
     if re.fullmatch(r"\([A-Za-z]\)", text):
         text = text[1:-1]
@@ -99,7 +112,7 @@ def squeeze(text: str) -> str:
 
 @functools.lru_cache(maxsize=CACHED)
 def _single(text: str) -> str:
-    r"""`[5]` and `\{5\}` as `5`: the only element of a set is the answer."""
+    r"""Return `[5]` and `\{5\}` as `5`: the only element of a set is the answer."""
     for opening, closing in (("[", "]"), (r"\{", r"\}")):
         inside = text[len(opening) : -len(closing)]
         if text.startswith(opening) and text.endswith(closing) and not re.search(r"[\]\[|:]|\\mid|\\[{}]", inside):
@@ -107,11 +120,11 @@ def _single(text: str) -> str:
     return text
 
 
-# --- what can be told without algebra: True, False, or None where the two are not of that kind
+# --- decided without algebra: True, False, or None where the two answers are not of that kind
 
 
 def _closed_otherwise(one: str, other: str) -> bool | None:
-    """Intervals, points or sets with other brackets: `(3,4]` and `[3,4]`, `(1,2)` and `\\{1,2\\}`."""
+    r"""Tell apart intervals, points and sets with different brackets: `(3,4]` and `[3,4]`, `(1,2)` and `\{1,2\}`."""
     ends = _ends(one), _ends(other)
     return False if None not in ends and ends[0] != ends[1] else None
 
@@ -127,7 +140,7 @@ def _ends(text: str) -> tuple[str, str] | None:
 
 
 def _numerals(one: str, other: str) -> bool | None:
-    """Numerals with their bases; math-verify would drop those."""
+    """Compare numerals together with their bases, which math-verify would drop."""
     first, second = quantities.based(one), quantities.based(other)
     if first and second:
         return first == second
@@ -143,7 +156,7 @@ def _times(one: str, other: str) -> bool | None:
 
 
 def _ratios(one: str, other: str) -> bool | None:
-    """`1:2:3` is `2:4:6`; a ratio of two may be a fraction too and is left to algebra."""
+    """Compare ratios: `1:2:3` is `2:4:6`. A ratio of two numbers may also be a fraction and is left to algebra."""
     if not (_RATIO.fullmatch(one) and _RATIO.fullmatch(other)):
         return None
     left, right = ([quantities.rational(part.strip()) for part in text.split(":")] for text in (one, other))
@@ -157,6 +170,7 @@ def _ratios(one: str, other: str) -> bool | None:
 
 
 def _same_names(one: str, other: str) -> bool | Algebra | None:
+    """Compare answers that name several values: `a=2, b=3`, or `(2, 3)` on one side."""
     first, second = _named(one), _named(other)
     for names, text in ((first, other), (second, one)):
         if names and text.startswith("(") and text.endswith(")") and len(_pieces(text[1:-1])) == len(names):
@@ -173,7 +187,7 @@ def _same_names(one: str, other: str) -> bool | Algebra | None:
 
 @functools.lru_cache(maxsize=CACHED)
 def _named(text: str) -> dict[str, str]:
-    """`a=2, b=3` by name; empty for anything else, also for one name alone."""
+    """Return the values of `a=2, b=3` by name; empty for anything else, and for a single name."""
     pieces = _pieces(text)
     found = [_NAME.match(piece) for piece in pieces]
     names = {match[1]: piece[match.end() :] for match, piece in zip(found, pieces, strict=True) if match}
@@ -181,24 +195,30 @@ def _named(text: str) -> dict[str, str]:
 
 
 def _is_word(text: str) -> bool:
-    """Whether letters are all there is. As products of variables `abc` and `bca` would be equal, and `red` and `der`;
-    as words, names and orders, which are as common among answers, they are not."""
+    """Return True if the text consists of letters only.
+
+    As products of variables `abc` and `bca` would be equal, and so would `red` and `der`. As words, names and orders,
+    which are as common among answers, they are not.
+    """
     letters = re.sub(r"[\s.()'-]", "", text)
     return letters.isalpha() and (len(letters) > 2 or " " in text)
 
 
 def _lists(one: str, other: str) -> bool | None:
-    """Several quantities in any order: `3 \\text{ red and } 2 \\text{ blue}`. A list of two is no single answer."""
+    r"""Compare several quantities in any order: `3 \text{ red and } 2 \text{ blue}`. A list of two is no single
+    answer."""
     first, second = _items(one), _items(other)
     if len(first) < 2 and len(second) < 2:
         return None
     every = (*first, *second)
+    # Words count only where every item has one: `3 red, 2 blue` is not `2 red, 3 blue`, but `3, 2` may leave them out.
     worded = all(q.unit for q in every)
     left, right = ({_key(q, worded) for q in side} for side in (first, second))
     if left == right:
         return True
     told = all(q.number is not None or _is_word(q.value) for q in every)
     compound = any(q.unit and q.unit.word == "compound" for q in every)
+    # Different sets of numbers and words differ; for formulas, sums of units and decimals algebra has to decide.
     return None if not told or compound or any("." in q.value for q in every) else False
 
 
@@ -217,7 +237,7 @@ def _items(text: str) -> list[Quantity]:
 
 @functools.lru_cache(maxsize=CACHED)
 def _pieces(text: str) -> tuple[str, ...]:
-    """`text` cut at its commas, `and`, `or` outside of all brackets."""
+    """Split `text` at commas, semicolons, `and` and `or` outside of all brackets."""
     pieces: list[str] = []
     depth = start = 0
     for token in re.finditer(r"[({\[]|[)}\]]|" + _BREAK.pattern, text):
@@ -238,6 +258,7 @@ def _quantities(one: Quantity, other: Quantity) -> bool | Algebra:
     ratio = _conversion(one, other)
     if ratio is None:
         return False
+    # `x = 5` is not `y = 5`; `f(x) = 5` and `y = 5` may be.
     if one.name and other.name and one.name != other.name:
         return _algebra(one, other, ratio) if max(len(one.name), len(other.name)) > 1 else False
     left, right = one.number, other.number
@@ -248,15 +269,17 @@ def _quantities(one: Quantity, other: Quantity) -> bool | Algebra:
     left *= ratio
     if left == right or _rounds(left, right, other.value) or (ratio == 1 and _rounds(right, left, one.value)):
         return True
+    # Data sets write 50% both as 0.5 and as 50, so a percentage equals either.
     return _percent(one) != _percent(other) and 100 * (right if _percent(one) else left) == (
         left if _percent(one) else right
     )
 
 
 def _conversion(one: Quantity, other: Quantity) -> Fraction | None:
-    """By what the first is multiplied to be in the unit of the second; None where no factor does it.
+    """Return the factor that converts the first quantity into the unit of the second; None where no factor does.
 
-    A unit on one side only is a matter of style, and so is a word that is no known unit; of a sum of units it is not.
+    A unit on one side only is a matter of style, and so is a word that is no known unit. A sum of units such as `5
+    hours 30 minutes` is not: without its unit it would be another number.
     """
     first, second = one.unit, other.unit
     if first is None or second is None:
@@ -289,9 +312,10 @@ def _renamed(name: str, value: str) -> str:
 
 
 def _rounds(exact: Fraction, decimal: Fraction, text: str) -> bool:
-    """Whether `text` writes `decimal`, to which `exact` rounds, with digits enough to stand for it."""
+    """Return True if `text` writes `decimal` with enough digits to stand for `exact`, which rounds to it."""
     match = _ROUNDED.fullmatch(text.strip())
     digits = (match[1] + match[2]).lstrip("0") if match else ""
     if match is None or min(len(match[2]), len(digits)) < ROUNDED_DIGITS:
         return False
+    # |exact - decimal| is at most half a unit of the last digit, written without a division.
     return 2 * int(digits) * abs(exact - decimal) <= abs(decimal)

@@ -1,7 +1,7 @@
-r"""Answer text -> the same answer in one LaTeX notation: `x² + ½`, `x**2 + 1/2` and `\textcolor{red}{x^2}+\tfrac12`.
+r"""Write an answer in one LaTeX notation: `x² + ½`, `x**2 + 1/2` and `\textcolor{red}{x^2}+\tfrac12` come out the same.
 
-What it reads: signs, letters, powers and fractions of Unicode; what people write without LaTeX (`sqrt(3)/2`, `2*pi`,
-`1e6`); commands that only dress a formula. It does not parse: that is math-verify's work, which this feeds.
+It reads Unicode's signs, letters, powers and fractions; what people write without LaTeX (`sqrt(3)/2`, `2*pi`, `1e6`);
+and commands that only change how a formula looks. It does not parse: its output goes to math-verify, which does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import unicodedata
 
 _ROOT = "√"
-"""Stands for a root whose argument is not in braces yet."""
+"""Marks a root whose argument is not in braces yet."""
 
 _SIGNS = {
     **dict.fromkeys("−‐‑﹣", "-"),
@@ -89,7 +89,8 @@ _TOPS = re.compile(r"([0-9A-Za-z])\s?([0-9A-Za-z]|(?=\{))|(\{[^{}]*\})\s?([0-9A-
 
 @functools.lru_cache(maxsize=1024)
 def plain(text: str) -> str:
-    r"""`text` in one notation: LaTeX without dollars, spacing, dress; every fraction `\frac{}{}`, every power `^{}`."""
+    r"""Return `text` in one notation: LaTeX without dollar signs, spacing or styling, every fraction as `\frac{}{}`
+    and every power as `^{}`."""
     if not text.isascii():
         text = _from_unicode(text)
     text = _undressed(text)
@@ -104,7 +105,7 @@ def _from_unicode(text: str) -> str:
 
 
 def _kind(char: str) -> str:
-    """`^` or `_` for what Unicode has as a power or an index, else nothing."""
+    """Return `^` or `_` for a character that Unicode defines as a power or an index, else an empty text."""
     if char.isascii() or char in _SIGNS:
         return ""
     return _SCRIPTS.get(unicodedata.decomposition(char).partition(" ")[0], "")
@@ -136,6 +137,7 @@ def _undressed(text: str) -> str:
         text = _THOUSANDS.sub(",", text)
         text = _PRIMES.sub(lambda match: "'" * match[1].count("prime"), text)
         text = _SPACING.sub(" ", text)
+        # From the inside out; four levels are more than answers have, and a hostile text cannot ask for more.
         for _ in range(4):
             bare = _DRESS.sub(r" \1 ", text)
             if bare == text:
@@ -167,7 +169,7 @@ def _function(match: re.Match[str]) -> str:
 
 
 def _braced(text: str, mark: str, command: str) -> str:
-    """Every `mark` with what it stands before, `(x+1)` or `12`, as `command{x+1}`."""
+    """Return the text with every `mark` and its argument, `(x+1)` or `12`, written as `command{x+1}`."""
     pieces: list[str] = []
     position = 0
     while (at := text.find(mark, position)) >= 0:
@@ -186,7 +188,7 @@ def _braced(text: str, mark: str, command: str) -> str:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`; -1 where none does."""
+    """Return the position of the bracket that closes the one at `start`; -1 where there is none."""
     depth, close = 0, {"(": ")", "{": "}"}[text[start]]
     for place in range(start, len(text)):
         if text[place] in (text[start], close) and text[place - 1 : place] != "\\":
@@ -197,7 +199,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _braced_fractions(text: str) -> str:
-    r"""`\dfrac12` and `\frac{1}2` as `\frac{1}{2}`."""
+    r"""Write `\dfrac12` and `\frac{1}2` as `\frac{1}{2}`."""
     pieces: list[str] = []
     position = 0
     for match in _FRACTION.finditer(text):

@@ -1,12 +1,12 @@
-"""A user's own verifier, by name -> (Task, answer text) -> Verdict.
+"""Find a user's own verifier by its name.
 
 - `module:function`, or `path/to/file.py:function`: called in this process with the task and the text. It returns a
-  Verdict, or True, False or None (no verdict). It has no time limit: what may hang belongs in a command.
-- `command:PROGRAM ARGUMENTS`: started once for each answer, in a session of its own, killed after `TIMEOUT_S`. It reads
-  one JSON object (`problem`, `solution`, `answer`, `subject`, `level`, `id`, `text`) on standard input and writes one
-  JSON value on standard output: true, false, null, or `{"correct": …, "reason": …, "extracted": …}`.
+  Verdict, or True, False or None (no verdict). It has no time limit: code that may hang belongs in a command.
+- `command:PROGRAM ARGUMENTS`: started once for each answer, in a session of its own, and killed after `TIMEOUT_S`. It
+  reads one JSON object (`problem`, `solution`, `answer`, `subject`, `level`, `id`, `text`) on standard input and writes
+  one JSON value on standard output: true, false, null, or `{"correct": …, "reason": …, "extracted": …}`.
 
-What they raise, and whatever else they answer, is no verdict, with the reason.
+An exception, or any other answer, is no verdict, and the reason is recorded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ COMMAND = "command:"
 
 @functools.lru_cache(maxsize=32)
 def find(name: str) -> Callable[[Task, str], Verdict] | None:
-    """The verifier of that name; None where the name is of neither form. Raises ConfigError where it cannot be had."""
+    """Return the verifier of that name; None where the name has neither form.
+
+    Raises:
+        ConfigError: The module, the function or the program cannot be found.
+    """
     if name.startswith(COMMAND):
         return _command(name.removeprefix(COMMAND))
     module, colon, function = name.rpartition(":")
@@ -49,7 +53,7 @@ def find(name: str) -> Callable[[Task, str], Verdict] | None:
 
 
 def verdict(value: object) -> Verdict:
-    """What a verifier returned, as a Verdict."""
+    """Return the value that a verifier returned, as a Verdict."""
     if isinstance(value, Verdict):
         return value
     if value is None or isinstance(value, bool):
@@ -66,6 +70,7 @@ def _module(module: str, name: str) -> Any:
     try:
         if module.endswith(".py"):
             return _from_file(Path(module))
+        # A script that is run as a command does not have the current folder on its path, where users keep their module.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         return importlib.import_module(module)
@@ -103,6 +108,7 @@ def _run(words: list[str], task: Task, text: str) -> Verdict:
     except subprocess.TimeoutExpired:
         return Verdict(None, f"{words[0]} timed out after {TIMEOUT_S:g} s")
     finally:
+        # The whole session: a judge may have started programs of its own.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -1,8 +1,9 @@
-"""(gold, answer) -> whether math-verify finds them equal, in worker processes that can be killed.
+"""Compare a gold and an answer with math-verify in worker processes that can be killed.
 
-math-verify guards itself with SIGALRM, which fails in threads and there gives wrong grades, so it runs elsewhere.
-Workers start when first needed, as plain programs (no fork of a threaded process, no second import of the caller's
-main module), and end with their parent: their input closes, and a watchdog of their own stops one that hangs.
+math-verify limits its own time with SIGALRM. In threads that fails and gives wrong grades, so it runs in other
+processes. Workers start when first needed, as plain programs (no fork of a process with threads, no second import of
+the caller's main module), and end with their parent: their input closes, and a watchdog inside each one ends it when it
+hangs.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from typing import Any
 
 PROGRAM = Path(__file__).with_name("worker.py")
 PATIENCE = 3
-"""On a busy machine a request gets so many times its time at most."""
+"""On a busy machine a request may take at most this many times its time limit."""
 
 
 class NoVerdict(Exception):
-    """The comparison timed out or crashed; says which."""
+    """The comparison timed out or crashed; the message says which."""
 
 
 class _NotReceived(NoVerdict):
-    """The worker ended before it had read the request, which is therefore not why."""
+    """The worker ended before it had read the request, so the request is not the reason."""
 
 
 class _Worker:
-    """One process, and a thread that reads its replies so that waiting for one can have a time limit."""
+    """One process, and a thread that reads its replies, so that waiting for a reply can have a time limit."""
 
     def __init__(self, mode: str, timeout_s: float) -> None:
+        # The worker's own watchdog fires later than the limit here: normally this process decides, and says why.
         command = [sys.executable, str(PROGRAM), str((PATIENCE + 1) * timeout_s + 5), mode]
         try:
             # A session of its own: Ctrl-C in the terminal is the parent's to handle.
@@ -57,11 +59,13 @@ class _Worker:
         with self._process.stdout as replies:
             for line in replies:
                 self._replies.put(line)
+        # An empty line marks the end of the worker's output: real replies end with a line break.
         self._replies.put(b"")
 
     def ask(self, request: Sequence[Any], timeout_s: float, start_s: float) -> dict[str, Any]:
-        """The worker's reply. After any exception its state is unknown: kill it."""
+        """Return the worker's reply. After any exception the worker's state is unknown, and it must be killed."""
         if not self._greeted:
+            # The first reply follows the import of math-verify and SymPy, which takes much longer than a comparison.
             greeting = self._receive(start_s)
             if "error" in greeting:
                 raise NoVerdict(f"math-verify does not work here: {greeting['error']}")
@@ -72,6 +76,7 @@ class _Worker:
             self._process.stdin.flush()
         except OSError as error:
             raise _NotReceived("math-verify crashed") from error
+        # The receipt comes first: if the worker ends before it, the request is not to blame and can be sent again.
         self._receive(timeout_s, _NotReceived)
         return self._receive(timeout_s)
 
@@ -83,7 +88,7 @@ class _Worker:
                 line = self._replies.get(timeout=wait_s)
                 break
             except queue.Empty:
-                # On a busy machine the time in which others had the processor does not count, up to a limit.
+                # On a busy machine, time in which other processes had the processor does not count, up to a limit.
                 allowed_s = min(timeout_s + self._queued_s() - queued_s, PATIENCE * timeout_s)
                 wait_s, granted_s = allowed_s - granted_s, allowed_s
                 if wait_s < 0.1 * timeout_s:
@@ -93,7 +98,7 @@ class _Worker:
         return json.loads(line)
 
     def _queued_s(self) -> float:
-        """Seconds that the worker was ready to run and others ran; 0 where the system does not say."""
+        """Return the seconds in which the worker was ready but other processes ran; 0 where the system does not say."""
         with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{self._process.pid}/schedstat") as file:
             return int(file.read().split()[1]) / 1e9
         return 0.0
@@ -107,7 +112,7 @@ class _Worker:
 
 
 class Pool:
-    """At most `size` workers, each started when no idle one is at hand. Safe to use from any thread."""
+    """At most `size` workers; each is started when no idle one is available. Safe to use from any thread."""
 
     def __init__(self, size: int, timeout_s: float = 5.0, start_s: float = 60.0, mode: str = "math") -> None:
         self.size = size
@@ -117,24 +122,33 @@ class Pool:
         self.forget()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
+            # A fork copies the pipes: two processes that read the same one would get each other's replies.
             os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
-        """Leave all workers to another owner: after a fork they are the parent's."""
+        """Drop all workers without ending them: after a fork they belong to the parent process."""
         self._slots = threading.Semaphore(self.size)
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
 
     def equal(self, gold: str, answer: str) -> bool:
-        """Whether the two are the same mathematics. Raises NoVerdict on a timeout or a crash."""
+        """Return True if the two are mathematically equal.
+
+        Raises:
+            NoVerdict: The comparison timed out or crashed.
+        """
         return bool(self.ask([gold, answer])["equal"])
 
     def ask(self, request: Sequence[Any]) -> dict[str, Any]:
-        """A worker's reply to one request. Raises NoVerdict on a timeout, a crash or an error of the worker's."""
+        """Return a worker's reply to one request.
+
+        Raises:
+            NoVerdict: The request timed out, or the worker crashed or reported an error.
+        """
         with self._slots:
             try:
                 reply = self._ask(self._take(), request)
-            except _NotReceived:  # it died idle
+            except _NotReceived:  # it had ended while idle: once more, with a new worker
                 reply = self._ask(self._start(), request)
         if "error" in reply:
             raise NoVerdict(f"math-verify failed with {reply['error']}")
@@ -143,6 +157,7 @@ class Pool:
     def _ask(self, worker: _Worker, request: Sequence[Any]) -> dict[str, Any]:
         try:
             reply = worker.ask(request, self.timeout_s, self.start_s)
+        # Even after Ctrl-C: the reply may still come, and would be taken for the answer to the next request.
         except BaseException:
             self._workers.discard(worker)
             worker.kill()

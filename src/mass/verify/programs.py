@@ -1,7 +1,7 @@
-"""Answer text, beginning of a program -> the programs it can be read as, the likeliest first.
+"""List the programs that an answer text can be read as, the most likely one first.
 
-Models write a whole function in a fenced block, with prose around it or without, or just go on where the prompt ended.
-Which of them compiles is found out in the sandbox: parsing what a model wrote is already work for it.
+Models write a whole function in a fenced block, with or without prose around it, or just continue where the prompt
+ended. Which reading compiles is found out in the sandbox: parsing what a model wrote already needs isolation.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 MAX_PROGRAM_CHARS = 200_000
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-"""What ends a continued function, as in lm-evaluation-harness (tasks/humaneval/humaneval.yaml)."""
+"""Texts that end a continued function, as in lm-evaluation-harness (tasks/humaneval/humaneval.yaml)."""
 
-# As in CommonMark, also as an item of a list; the columns before it are no part of its lines.
+# A fence as in CommonMark, also in an item of a list; the columns before the fence are not part of its lines.
 _FENCE = re.compile(
     r"(?P<before>(?:[ \t]|[-*+][ \t]|[0-9]{1,3}[.)][ \t]){0,12})(?P<marks>`{3,}|~{3,})(?P<info>[^\n`]{0,80})$"
 )
@@ -33,13 +33,13 @@ _STATEMENT = re.compile(
 
 
 def blocks(text: str) -> list[str]:
-    """Contents of the fenced blocks of `text`, without the indentation of their fences; one that is never closed goes
-    to the end."""
+    """Return the contents of the fenced blocks of `text`, without the indentation of their fences. A block that is
+    never closed goes to the end of the text."""
     return _divided(text)[1]
 
 
 def _divided(text: str) -> tuple[str, list[str]]:
-    """The text before the first fence, and the contents of the blocks."""
+    """Return (the text before the first fence, the contents of the blocks)."""
     found: list[list[str]] = []
     before: list[str] = []
     opening: re.Match[str] | None = None
@@ -47,6 +47,7 @@ def _divided(text: str) -> tuple[str, list[str]]:
         fence = _FENCE.match(line.rstrip("\r"))
         if fence is None or (opening and fence["marks"][0] != opening["marks"][0]):
             (found[-1] if opening else before if not found else []).append(_outdented(line, opening))
+        # A fence that names Python inside an open block starts a new block: the model forgot to close the first.
         elif opening and not fence["info"].strip().lower().startswith("py"):
             opening = None
         else:
@@ -56,7 +57,7 @@ def _divided(text: str) -> tuple[str, list[str]]:
 
 
 def _outdented(line: str, fence: re.Match[str] | None) -> str:
-    """`line` without the columns that are before the fence."""
+    """Return `line` without the columns that stand before the fence."""
     columns = len(fence["before"].expandtabs(4)) if fence else 0
     if not columns:
         return line
@@ -65,7 +66,7 @@ def _outdented(line: str, fence: re.Match[str] | None) -> str:
 
 
 def defines(source: str, names: Iterable[str]) -> bool:
-    """Whether a function, class or variable of one of these names begins at the margin."""
+    """Return True if a function, class or variable of one of these names is defined at the left margin."""
     return not _defined(source).isdisjoint(names)
 
 
@@ -74,7 +75,8 @@ def _defined(source: str) -> set[str]:
 
 
 def whole(text: str, tests: str) -> list[str]:
-    """Readings of `text` as a program of its own, for tests that call what it defines."""
+    """Return the readings of `text` as a complete program, for tests that call what it defines."""
+    # The few-shot prompts of MBPP put programs between [BEGIN] and [DONE].
     text = _cleaned(text).partition("[DONE]")[0].rpartition("[BEGIN]")[2]
     called = set(_NAME.findall(tests))
     before, found = _divided(text)
@@ -82,22 +84,26 @@ def whole(text: str, tests: str) -> list[str]:
     defining = [block for block in found if defines(block, called)]
     if found and (defining or not defines(before, called)):
         return _distinct([_with_help((defining or found)[-1], found), *_joined(defining)])
-    # A fence that only closes, or none.
+    # There is no fence, or only a closing one.
     return _distinct([before, _without_prose(before)])
 
 
 def continued(text: str, prompt: str, entry: str) -> list[str]:
-    """Readings of `text` as what follows `prompt`, or as a new version of the function it begins."""
+    """Return the readings of `text` as the continuation of `prompt`, or as a new version of the function that it
+    begins."""
     text = _cleaned(text)
     before, found = _divided(text)
     found = [_code(block) for block in found]
     defining = [block for block in found if defines(block, [entry])]
     if defining:
         block = _with_help(defining[-1], found)
+        # With the prompt first: a rewritten function often uses the prompt's imports and helpers. The later definition
+        # wins.
         return _distinct([f"{prompt}\n\n{block}", block, *(f"{prompt}\n\n{joined}" for joined in _joined(found))])
     if defines(before, [entry]) or (not found and defines(_without_prose(before), [entry])):
         code = _without_prose(before)
         return _distinct([f"{prompt}\n\n{before}", before, f"{prompt}\n\n{code}", code])
+    # The answer continues the prompt: a first block counts as the body unless statements already stand before it.
     body = found[0] if found and not _STATEMENT.match(before.lstrip("\r\n")) else before
     parts = (body, _cut(body), _body(body))
     margin = _margin(prompt)
@@ -105,13 +111,13 @@ def continued(text: str, prompt: str, entry: str) -> list[str]:
 
 
 def _cleaned(text: str) -> str:
-    """Without byte-order marks and a language's name that is left of a fence; each fence on a line of its own."""
+    """Remove byte-order marks and a language name left over from a fence, and put each fence on its own line."""
     text = _LANGUAGE.sub("", text.replace("\ufeff", ""), count=1)
     return _AFTER_CODE.sub(r"\n\1", _BEFORE_CODE.sub(r"\1\n", text)) if "```" in text else text
 
 
 def _code(block: str) -> str:
-    """A block without the prompts of an interpreter and what it answered."""
+    """Remove the prompts of an interpreter session from a block, and the output between them."""
     if not _PROMPTED.match(block):
         return block
     lines = [line.lstrip() for line in block.split("\n")]
@@ -119,7 +125,7 @@ def _code(block: str) -> str:
 
 
 def _with_help(block: str, found: Sequence[str]) -> str:
-    """The block after those of the blocks before it that define or import what it uses and does not define."""
+    """Return the block, preceded by earlier blocks that define or import names which it uses but does not define."""
     used = set(_NAME.findall(block)) - _defined(block)
     before = found[: found.index(block)]
     return "\n\n".join([*(part for part in before if defines(part, used) or _imports(part, used)), block])
@@ -135,14 +141,17 @@ def _joined(parts: Sequence[str]) -> list[str]:
 
 
 def _cut(text: str) -> str:
-    """Up to the first stop."""
+    """Return the text up to the first of `STOPS`."""
     ends = [position for stop in STOPS if (position := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 
 
 def _body(text: str) -> str:
-    """Without the prose after a body: from the first line at the margin on, or, where the body is at the margin, after
-    the last line that returns or is indented."""
+    """Remove the prose after a function body.
+
+    An indented body ends before the first line at the margin. A body that is itself at the margin ends with the last
+    line that returns or is indented.
+    """
     lines = text.split("\n")
     at_margin = [not (line[:1].isspace() or not line.strip()) for line in lines]
     if text.lstrip("\r\n")[:1].isspace():
@@ -152,19 +161,22 @@ def _body(text: str) -> str:
 
 
 def _margin(prompt: str) -> str:
-    """The indentation of the body that `prompt` begins."""
+    """Return the indentation of the function body that `prompt` begins."""
     last = prompt.rstrip().rpartition("\n")[2]
     return last[: len(last) - len(last.lstrip())] or "    "
 
 
 def _indented(text: str, margin: str) -> tuple[str, str]:
-    """All of it moved to `margin`, as where it was written at another one; and its first line alone, whose indentation
-    is lost where a text was stripped."""
+    """Return the text at the indentation `margin` in two ways.
+
+    First all of it moved there, for a body that was written at another indentation; then only its first line, whose
+    indentation is lost where a text was stripped.
+    """
     return textwrap.indent(textwrap.dedent(text.lstrip("\r\n")), margin), margin + text.lstrip()
 
 
 def _without_prose(text: str) -> str:
-    """From the first line that begins code to the last that is indented or code, moved to the margin."""
+    """Return the lines from the first that begins code to the last that is indented or code, moved to the margin."""
     lines = text.split("\n")
     code = [i for i, line in enumerate(lines) if _CODE_LINE.match(line)]
     if not code:

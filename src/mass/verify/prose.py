@@ -1,11 +1,11 @@
-r"""A sentence -> the value that it states: "She has 5 apples left (out of 12)." -> `5`, "It covers 9 cm^2" ->
-`9\text{ cm}^2`.
+r"""Find the value that a sentence states: "She has 5 apples left (out of 12)." -> `5`, "It covers 9 cm^2" -> `9\text{
+cm}^2`.
 
-A model that was asked for no form closes with a sentence. Of the values in it, what is emphasised goes before what is
-not, and what is computed ("120 / 24 = 5 hours for 120 pages") before what is only named. A side remark comes last: what
-is in brackets, and what a condition, a reason or a comparison names ("out of 12", "since 3 + 2 = 5", "more than 7").
-Among equals the last one is stated. Units stay, and so do the words that make another value of a number ("million",
-"at least"); any other noun is dropped.
+A model that was not asked for a certain form ends with a sentence. Among the values in it, an emphasised one is
+preferred to the others, and a computed one ("120 / 24 = 5 hours for 120 pages") to one that is only named. Side remarks
+come last: values in brackets, and those that a condition, a reason or a comparison names ("out of 12", "since 3 + 2 =
+5", "more than 7"). Among equals the last one counts. Units stay, and so do the words that change a number's value
+("million", "at least"); any other noun is dropped.
 
 Every pass reads at most `MAX_CHARS`.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from mass.verify.formulas import FORMULA, content, right_side
 
 MAX_CHARS = 2000
-"""A sentence is read this far; what is longer states no answer."""
+"""A sentence is read up to here; an answer would not stand further on."""
 
 _COUNT = r"(?:[0-9]{1,3}(?:,[0-9]{2,3})+(?![0-9])|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _NUMBER = rf"(?:(?:[$€£₹¥]\s?-?)?(?:[0-9]+ [0-9]+/[0-9]+|(?:{_COUNT})(?:[eE][-+]?[0-9]+(?![0-9A-Za-z]))?))"
@@ -82,20 +82,20 @@ _RELATION = re.compile(r"([^=<>≤≥≠≈$,]{0,60})(?:[=<>≤≥≠≈]|\\(?:l
 
 @dataclass(frozen=True)
 class Value:
-    """A value that a text states, and where."""
+    """A value that a text states, and its place in the text."""
 
     text: str
-    """As mathematics: `9\\text{ cm}^2`, `6\\text{ million}`, `\\text{more than }5`."""
+    r"""The value as mathematics: `9\text{ cm}^2`, `6\text{ million}`, `\text{more than }5`."""
     start: int
     end: int
     number: str = ""
-    """The number alone, where nothing but a unit is beside it."""
+    """The number alone, where only a unit stands beside it; else empty."""
     side: bool = False
-    """Whether it is a side remark."""
+    """True if it is a side remark."""
 
 
 def stated(sentence: str) -> Value | None:
-    """The value that `sentence` states, or None where there is none in it."""
+    """Return the value that `sentence` states, or None where it has none."""
     sentence = sentence[:MAX_CHARS]
     found = values(sentence)
     emphasised = [match.span(2) for match in _EMPHASIS.finditer(sentence)]
@@ -108,7 +108,7 @@ def stated(sentence: str) -> Value | None:
 
 
 def _is_computed(value: Value, sentence: str) -> bool:
-    """Whether it is the right side of arithmetic in plain text, or what that is restated as."""
+    """Return True for the right side of arithmetic in plain text, or a value that restates it."""
     if _RESTATED.search(sentence, 0, value.start):
         return True
     plain = sentence[value.start] not in "$\\" or value.text.startswith("$")
@@ -116,18 +116,19 @@ def _is_computed(value: Value, sentence: str) -> bool:
 
 
 def leading(text: str) -> Value | None:
-    """The value that `text` begins with, if it does."""
+    """Return the value that `text` begins with, or None."""
     first = next(iter(values(text[:MAX_CHARS])), None)
     return first if first and first.start <= 2 and not _LETTER.search(text, 0, first.start) else None
 
 
 def values(sentence: str) -> list[Value]:
-    """All values in `sentence` in their order; those that "and" or "or" joins are one, as are feet and inches."""
+    """Return all values in `sentence` in their order. Those joined by "and" or "or" are one value, as are feet and
+    inches."""
     plain = _EMPHASIS.sub(_blank_marks, sentence).replace("`", " ")
     remarks = [match.span() for match in (*_REMARK.finditer(plain), *_COMPARED.finditer(plain))]
     found: list[Value] = []
     for value in _each(plain):
-        # What stands alone in brackets repeats what is before it: "five (5)".
+        # A value alone in brackets repeats what stands before it: "five (5)". So it is no side remark.
         side = any(a <= value.start and value.end <= b and (a + 1, b - 1) != _span(value, plain) for a, b in remarks)
         before = plain[max(0, value.start - 80, found[-1].end if found else 0) : value.start]
         side = side or _is_side(before, plain[value.start : value.end])
@@ -152,7 +153,7 @@ def _is_side(before: str, value: str) -> bool:
 
 
 def _each(text: str) -> Iterator[Value]:
-    """Formulas, lists in brackets and numbers, each with its scale and its unit."""
+    """Yield formulas, lists in brackets and numbers, each with its scale and its unit."""
     position = 0
     formulas = [match for match in FORMULA.finditer(text) if _means_a_value(content(match))]
     for match in formulas:
@@ -165,7 +166,7 @@ def _each(text: str) -> Iterator[Value]:
 
 
 def _means_a_value(formula: str) -> bool:
-    """Whether it is more than a name: `n`, `ABC` and `f(x)` state nothing."""
+    """Return True for more than a name: `n`, `ABC` and `f(x)` state nothing."""
     return bool(re.search(r"[0-9+*/=<>^]|\\(?!triangle|angle|overline|text|mathrm)[A-Za-z]{2}|[a-z]-", formula))
 
 
@@ -179,7 +180,7 @@ def _plain(text: str, start: int, end: int) -> Iterator[Value]:
 
 
 def _next(text: str, start: int, end: int) -> tuple[int, int, str] | None:
-    """(start, end, value) of the next expression or list of numbers."""
+    """Return (start, end, value) of the next expression or list of numbers, or None."""
     listed = _LIST.search(text, start, end)
     while listed and not ("," in listed[0] and _VALUED.search(listed[0])):
         listed = _LIST.search(text, listed.start() + 1, end)
@@ -196,7 +197,7 @@ def _next(text: str, start: int, end: int) -> tuple[int, int, str] | None:
 
 
 def _balanced(text: str, start: int, end: int) -> tuple[int, int]:
-    """Without a bracket at an end that has no partner."""
+    """Return the span without a bracket at either end that has no partner."""
     while end > start and text[end - 1] in ")]}'" and not _closes(text[start:end]):
         end -= 1
     while start < end - 1 and text[start] in "([{" and not _closes(text[start:end]):
@@ -210,7 +211,7 @@ def _closes(text: str) -> bool:
 
 
 def _measured(text: str, start: int, end: int, value: str) -> Value:
-    """With the scale ("million") and the unit ("cm^2") that follow."""
+    """Return the value with the scale ("million") and the unit ("cm^2") that follow it."""
     number = value
     if scale := _SCALE.match(text, end):
         word = scale["word"]
@@ -229,7 +230,7 @@ def _power(written: str) -> str:
 
 
 def _bounded(value: Value, before: str, computed: bool) -> Value:
-    """With the words before it that make another value of it: `\\text{at least }5`."""
+    r"""Return the value with the words before it that change it: `\text{at least }5`."""
     bound = _BOUND.search(before)
     if bound is None or computed:
         return value
@@ -237,13 +238,13 @@ def _bounded(value: Value, before: str, computed: bool) -> Value:
 
 
 def _joined(one: Value, other: Value, text: str) -> Value | None:
-    """The two as one value: `2 and 3`, `5\\text{ feet }3\\text{ inches}`; None where they are apart."""
+    r"""Return the two as one value, `2 and 3` or `5\text{ feet }3\text{ inches}`; None where they are separate."""
     between = text[one.end : other.start]
     if one.side or other.side or (between.strip() and not _AND.fullmatch(between)):
         return None
     measured = r"\text{" in one.text and r"\text{" in other.text
     listed = _AND_WORD.search(between) or (between.strip() and _AND_LATER.match(text, other.end))
-    # Of equations only those of one name are a list: x = 2 or x = 3.
+    # Equations are a list only if they have the same name: x = 2 or x = 3.
     names = {_AND_WORD.split(match[1])[-1].strip() for match in _RELATION.finditer(text, one.start, other.end)}
     if not (measured or (listed and len(names) <= 1 and all(map(_NAME.fullmatch, names)))):
         return None

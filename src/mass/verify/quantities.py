@@ -1,7 +1,8 @@
-r"""A final answer in one notation -> its parts: `x = 5 \text{ hours } 30 \text{ minutes}` is 19,800 seconds, named x.
+r"""Take a final answer apart: `x = 5 \text{ hours } 30 \text{ minutes}` is 19,800 seconds, named x.
 
-Words that make another number of it count (`6 million`, `5 and a half`); units of one dimension are converted
-(`5 feet 3 inches` is `63 inches`); a word that is no known unit is style. No sympy: this runs for every answer.
+The answer is in the notation of `mass.verify.notation`. Words that make another number of it count (`6 million`, `5 and
+a half`); units of one dimension are converted (`5 feet 3 inches` is `63 inches`); a word that is no known unit is
+style. It does without SymPy, since it runs for every answer.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SCALES = {
 }
 _PARTS = {"and a half": Fraction(1, 2), "and a quarter": Fraction(1, 4), "and three quarters": Fraction(3, 4)}
 _NO_UNIT = frozenset(
-    # Words after a number that make something else of it.
+    # Words after a number that are not a unit but change its value.
     re.findall(
         r"\w+",
         "sqrt sin cos tan log ln exp and or over to plus minus times mod base choose by "
@@ -43,7 +44,7 @@ _NO_UNIT = frozenset(
 )
 _NAME = re.compile(r"([A-Za-z](?:_\{?\w\}?)?|\\[a-z]+)\s*=(?!=)\s*")
 _ASKED = re.compile(r"([^=<>,;{}0-9]*[A-Za-z][^=<>,;{}]{0,60})=(?!=)\s*")
-"""What a number is said to be: `AB`, `\\angle ABC`, `f(2)`, `a + b`."""
+r"""The left side of an equation with a number: `AB`, `\angle ABC`, `f(2)`, `a + b`."""
 _LEAD = re.compile(
     r"(?:(?:the )?(?:final )?answer is|(?:approximately|approx|about|around|roughly|exactly|only|just|a total of)\b\.?"
     r"|\\approx|\\sim|(?:Rs\.?|USD|EUR|GBP|INR|US)(?=\s?[0-9]))\s*",
@@ -80,6 +81,7 @@ def _units() -> dict[str, tuple[Dimension, Fraction]]:
         kind, _, entries = line.partition(" ")
         for entry in entries.split(";"):
             factor, *names = entry.split()
+            # A volume is a length to the power of three, so litres convert to cubic units.
             dimension = (("length", 3),) if kind == "volume" else ((kind, 1),)
             found.update(dict.fromkeys(names, (dimension, Fraction(factor))))
     return found
@@ -92,7 +94,7 @@ _FEET: dict[str, str] = {"'": "feet", "''": "inches"}
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit as it is written and, where it is known, in base units of its dimension."""
+    """A unit as it is written and, where it is known, its dimension and its size in base units of that dimension."""
 
     word: str
     dimension: Dimension | None = None
@@ -101,20 +103,20 @@ class Unit:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One answer taken apart."""
+    """The parts of one answer."""
 
     name: str
-    """`x` of `x = 5`, or empty."""
+    """The `x` in `x = 5`, or empty."""
     value: str
-    """What is left to compare as mathematics."""
+    """The part that is left to compare as mathematics."""
     number: Fraction | None
-    """`value`, where it is a rational number."""
+    """`value` as a number, where it is rational."""
     unit: Unit | None
 
 
 @functools.lru_cache(maxsize=1024)
 def read(text: str) -> Quantity:
-    """The parts of one answer (not a list) in the notation of `mass.verify.notation`."""
+    """Return the parts of one answer (not a list) in the notation of `mass.verify.notation`."""
     name = _NAME.match(text)
     value = text[name.end() :] if name else text
     found = _read(name[1] if name else "", value)
@@ -131,7 +133,8 @@ def _read(name: str, value: str) -> Quantity:
 
 
 def rational(text: str) -> Fraction | None:
-    """As `mass.verify.exact.number`, and `1.5 \\times 10^{3}`."""
+    r"""Return the rational number that `text` writes: what `mass.verify.exact.number` reads, and `1.5 \times
+    10^{3}`."""
     if (value := number(text)) is not None:
         return value
     match = _POWER_OF_TEN.fullmatch(text)
@@ -144,7 +147,7 @@ def rational(text: str) -> Fraction | None:
 
 @functools.lru_cache(maxsize=1024)
 def clock(text: str) -> tuple[int, int, int, str] | None:
-    """(hour, minute, second, 'a', 'p' or '') of a time of day such as `7:05 p.m.`; None for anything else."""
+    """Return (hour, minute, second, 'a', 'p' or '') for a time of day such as `7:05 p.m.`; None for anything else."""
     match = _CLOCK.fullmatch(text)
     if match is None or not (match[2] or match[4]) or int(match[1]) > 24:
         return None
@@ -152,7 +155,8 @@ def clock(text: str) -> tuple[int, int, int, str] | None:
 
 
 def same_time(one: tuple[int, int, int, str], other: tuple[int, int, int, str]) -> bool:
-    """Where only one says which half of the day it is, the other is taken to mean the same."""
+    """Return True for the same time of day. Where only one of them says a.m. or p.m., the other is taken to mean the
+    same."""
     if (one[3] and other[3]) or max(one[0], other[0]) > 12:
         return _seconds(one, other[3]) == _seconds(other, one[3])
     return one[:3] == other[:3]
@@ -167,7 +171,7 @@ def _seconds(time: tuple[int, int, int, str], other_half: str) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def based(text: str) -> tuple[str, str] | None:
-    """(digits, base) of a numeral such as `1011_2` or `(4A3)_{12}`."""
+    """Return (digits, base) for a numeral such as `1011_2` or `(4A3)_{12}`; None for anything else."""
     match = _BASED.fullmatch(text)
     if match is None:
         return None
@@ -177,17 +181,18 @@ def based(text: str) -> tuple[str, str] | None:
 
 
 def _with_angles(value: str) -> str:
-    r"""`30^\circ 15'` and `25^\circ C` with words for their units."""
+    r"""Write the units of `30^\circ 15'` and `25^\circ C` as words."""
     value = _DEGREES.sub(lambda m: {"C": " celsius ", "F": " fahrenheit "}.get(m[1] or "", " degrees "), value).strip()
     if "'" not in value:
         return value
+    # After degrees or alone, ' and '' are minutes and seconds of arc; else feet and inches.
     if "degrees" in value or re.fullmatch(r"[0-9.]+\s?'{1,2}", value):
         return _MINUTES.sub(lambda m: " arcminutes " if len(m[1]) == 1 else " arcseconds ", value).strip()
     return _MINUTES.sub(lambda m: " feet " if len(m[1]) == 1 else " inches ", value).strip()
 
 
 def _measured(value: str) -> tuple[str, Unit | None]:
-    """The value without its unit, and the unit."""
+    """Return (the value without its unit, the unit or None)."""
     if _COMPOUND.fullmatch(value) and (whole := _compound(value)):
         return whole
     if (letter := _UNIT_LETTER.search(value)) and number(value[: letter.start()]) is not None:
@@ -218,7 +223,7 @@ def _spelled(value: str) -> bool:
 
 
 def _scaled(value: str, words: str) -> tuple[str, str]:
-    """`6` and `million dollars`: 6000000 and `dollars`."""
+    """Apply words of number: `6` and `million dollars` become 6000000 and `dollars`."""
     plus = next((fraction for said, fraction in _PARTS.items() if words.startswith(said)), None)
     if plus is not None:
         words = words.removeprefix(next(said for said in _PARTS if words.startswith(said))).strip()
@@ -237,7 +242,7 @@ def _written(value: Fraction) -> str:
 
 
 def _compound(value: str) -> tuple[str, Unit] | None:
-    """`5 hours and 30 minutes` in the base unit of time; None where the units are not known or of several kinds."""
+    """Return `5 hours and 30 minutes` in the base unit; None where the units are unknown or of several dimensions."""
     total, dimensions = Fraction(0), set[Dimension]()
     for digits, word in _EACH.findall(value):
         amount, unit = number(digits), _unit(_FEET.get(word) or str(word).casefold())
@@ -252,7 +257,8 @@ def _compound(value: str) -> tuple[str, Unit] | None:
 
 
 def _unit(words: str) -> Unit:
-    """`square miles per hour` by dimension and factor; a word that is not known has none."""
+    """Return the unit that words such as `square miles per hour` name, with dimension and factor; an unknown word
+    has neither."""
     words = re.sub(r"\bper\b", "/", words.strip(" ."))
     words = _SPEEDS.get(words, words)
     exponents: dict[str, int] = {}
@@ -271,7 +277,8 @@ def _unit(words: str) -> Unit:
 
 
 def _power(word: str) -> tuple[int, tuple[Dimension, Fraction] | None]:
-    """The power that `square`, `cubic` or `^2` gives to a unit, and the unit; None where it is not known."""
+    """Return the power that `square`, `cubic` or `^2` gives to a unit, and the unit; None where the unit is not
+    known."""
     match = re.fullmatch(
         r"(?:(square|sq)|(cubic|cu))?\.?\s*([a-z]+)\.?\s*(?:\^\s?\{?([1-9])\}?|(squared)|(cubed))?", word
     )

@@ -1,8 +1,8 @@
-"""Texts that answer one problem -> ballots: texts whose answers the problem's verifier finds equal are one ballot.
+"""Group the answers to one problem for a vote: answers that the problem's verifier finds equal are one ballot.
 
-The gold is not needed, and not seen: only the verifier's name is. Each different answer is compared with one answer of
-each ballot so far, cheaply first, by algebra only where that cannot tell, so the cost is near linear in the texts where
-they agree on few answers, and bounded where they do not.
+The gold is not needed, and not seen: only the verifier's name is used. Each new answer is compared with the answers of
+each ballot so far, first cheaply, and by algebra only where that cannot decide. So the cost is nearly linear in the
+number of texts where they agree on few answers, and bounded where they do not.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from mass.verify.notation import plain
 from mass.verify.pool import NoVerdict
 
 MAX_BALLOTS = 64
-"""An answer is compared with so many ballots at most, the first ones; beyond these it is a ballot of its own."""
+"""An answer is compared with the first so many ballots at most; one that equals none of them becomes a ballot of its
+own."""
 MAX_MEMBERS = 8
-"""With so many different answers of a ballot, at most, before it joins that."""
+"""An answer is compared with at most this many different answers of a ballot before it joins that ballot."""
 MAX_ALGEBRA = 200
-"""Comparisons by algebra in one vote."""
+"""The number of comparisons by algebra allowed in one vote."""
 TIMEOUT_COST = 40
-"""One that timed out counts as so many."""
+"""A comparison that timed out counts as this many."""
 
 Equal = Callable[[str, str], bool | None]
-"""Whether two answers are equal; None where only algebra can tell."""
+"""Compares two answers: True, False, or None where only algebra can decide."""
 
 
 @dataclass
 class _Count:
-    """The ballots so far."""
+    """The ballots found so far."""
 
     equal: Equal
     budget: int = MAX_ALGEBRA
     members: list[list[str]] = field(default_factory=list[list[str]])
-    """Of each ballot its different answers, the first seen first."""
+    """For each ballot, its different answers in the order they were seen."""
 
     def place(self, answer: str) -> int:
-        """The ballot that `answer` belongs to, new where it equals no other."""
+        """Return the index of the ballot that `answer` belongs to; a new one where it equals no other answer."""
         open_: list[int] = []
         for ballot, members in enumerate(self.members[:MAX_BALLOTS]):
-            # 50% is both 0.5 and 50, which are not each other: none of the members may be known to be different.
+            # 50% equals 0.5 and also 50, which differ from each other: so no member may be known to be different.
             told = [self.equal(member, answer) for member in members[:MAX_MEMBERS]]
             if False not in told:
                 if True in told:
@@ -64,7 +65,7 @@ class _Count:
             return False
         self.budget -= 1
         try:
-            # Only of an equation it matters which is asked for.
+            # The order of the two matters only for equations.
             return math.same(one, other) or ("=" in one + other and math.same(other, one))
         except NoVerdict:
             self.budget -= TIMEOUT_COST
@@ -72,10 +73,12 @@ class _Count:
 
 
 def ballots(texts: Sequence[str], verifier: str = "math") -> list[str | None]:
-    """For each text the answer that its ballot is for, as it was first written; None where it gives no answer.
+    """Return for each text the answer of its ballot, as it was first written; None where the text gives no answer.
 
-    `verifier` is the name in the task. Of one that has no answers to compare (programs, reasoning-gym's and your own),
-    answers are alike as for `exact`.
+    Args:
+        texts: Answer texts to one problem.
+        verifier: The name in the task. Verifiers without comparable answers (programs, reasoning-gym's and your own)
+            count answers as `exact` does.
     """
     read, key, equal = _READINGS.get(verifier, _READINGS["exact"])
     count, placed, found = _Count(equal), dict[str, int](), list[str | None]()
@@ -115,7 +118,7 @@ def _exact_answer(text: str) -> str | None:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Answers of other keys are different."""
+    """Return False: here answers with different keys are always different."""
     del one, other
     return False
 
@@ -133,5 +136,5 @@ _READINGS: dict[str, tuple[Callable[[str], str | None], Callable[[str], str], Eq
     "minerva": (harness.minerva_answer, _math_key, _math_equal),
     "words": (words.ballot, str, _differ),
 }
-"""Verifier -> how it reads an answer, answers that are alike at sight, and how it compares the others."""
+"""For each verifier: how it reads an answer, a key that equal answers mostly share, and how it compares the others."""
 _ANY = Task("", answer="0")

@@ -1,11 +1,11 @@
-r"""(Task, answer text) -> Verdict, where the answer is words, or brackets: yes, invalid, a list of words, `] ) >`.
+"""Judge answers that are words or brackets: yes, invalid, a list of words, `] ) >`.
 
-Two answers are equal when they have the same words in the same order: capitals, emphasis and punctuation do not count,
-nor does "and" in a list. Of brackets alone, the brackets count and nothing else may stand among them.
+Two answers are equal when they have the same words in the same order. Capitals, emphasis and punctuation do not count,
+nor does "and" in a list. For answers of brackets alone, the brackets count and nothing else may stand among them.
 
-The answer is what stands in the last box, after the last `####` or after the last "answer is"; without such a mark it
-is all of the text, its last paragraph or line, or what follows its last colon. Of yes and no, true and false, valid and
-invalid, an answer may be a sentence: the one that it begins with, else the last one in it.
+The answer is the content of the last box, or the text after the last `####` or the last "answer is". Without such a
+mark it is all of the text, its last paragraph or line, or the text after its last colon. For yes and no, true and
+false, valid and invalid, an answer may be a sentence: the word that it begins with counts, else the last one in it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mass.verify.exact import verdict
 from mass.verify.extract import Found, boxed
 
 MAX_DRESS_CHARS = 1000
-"""What is this much longer than the gold is no answer in other dress."""
+"""A text that is longer than the gold by this much is not the gold in other formatting."""
 
 _OPPOSITES = (("yes", "no"), ("true", "false"), ("valid", "invalid"))
 _WORD = re.compile(r"(?:(?<!\S)-(?=[0-9]))?[^\W_]+(?:['./-][^\W_]+)*")
 _COMMAND = re.compile(r"\\[a-z]+")
 _SIGN = re.compile(r"[^\W_]+|[^\w\s\\*`$.,;:'\"]")
 _BOX_OF_SIGNS = re.compile(r"\\f?box(?:ed)?\s{0,4}\{([^\w$\n]{1,1000})\}")
-"""Its braces need not pair: `\\boxed{} )}` holds a brace and a bracket."""
+r"""A box whose braces need not pair: `\boxed{} )}` holds a brace and a bracket."""
 _MARK = re.compile(r"\banswer\b[\s*_]{0,8}(?:is\b|:)[\s*_:]{0,8}([^\n]{1,1000})", re.I)
 _HASHES = re.compile(r"####[ \t]*([^\n]{1,1000})")
 _DRESS = re.compile(r"\\(?:text\w*|math(?:rm|bf|tt)|operatorname)\s?\{(.{0,1000})\}", re.S)
@@ -37,7 +37,7 @@ _BEFORE_NOT = r"(?:\bnot|n't)\s+(?:[a-z]+ly\s+)?"
 
 
 def check(task: Task, text: str) -> Verdict:
-    """Whether the final answer of `text` has the words of the task's, or its brackets."""
+    """Judge the final answer of `text`: it must have the words of the task's answer, or its brackets."""
     gold = _tokens(task.answer, signs=False)
     signs = not gold
     gold = gold or _tokens(task.answer, signs=True)
@@ -55,7 +55,7 @@ def check(task: Task, text: str) -> Verdict:
 
 
 def _readings(text: str, *, signs: bool) -> Iterator[Found]:
-    """The places in which the answer can be, all of them behind the mark that is most to be trusted."""
+    """Yield the places where the answer may stand, all of them behind the most trusted mark."""
     box = next(reversed(_BOX_OF_SIGNS.findall(text)), "") if signs else ""
     if box := box or boxed(text):
         yield Found(box, "boxed")
@@ -77,7 +77,7 @@ def _readings(text: str, *, signs: bool) -> Iterator[Found]:
 
 
 def _tokens(text: str, *, signs: bool) -> list[str]:
-    """The words of a text, in lower case; with `signs`, the brackets and all other signs that count too."""
+    """Return the words of a text in lower case; with `signs`, also brackets and all other signs that count."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
     text = _DRESS.sub(r" \1 ", text)
     return _SIGN.findall(text) if signs else _WORD.findall(_COMMAND.sub(" ", text).replace("&", " and "))
@@ -95,13 +95,14 @@ def _settled(found: Found, pair: tuple[str, str], gold: str) -> Verdict:
 
 
 def _side(text: str, pair: tuple[str, str]) -> str | None:
-    """Which of the two a text settles on: the one that it begins with, else the last in it, which "not" reverses."""
+    """Return the word of the pair that a text settles on: the one it begins with, else the last one in it, which
+    "not" reverses."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'").split())
     one, other = pair
     first = re.match(rf"(?:[^\w\\]|\\text\w*|\\math\w+)*({one}|{other})(?=\W*$|\s*[^\w\s])", text)
     if first:
         return first[1]
-    # "no" counts only before a stop: it begins many phrases.
+    # "no" counts only before punctuation or at the end: it begins many phrases.
     stop = r"\b(?=\W*$|\s*[^\w\s])" if "no" in pair else r"\b"
     last = re.findall(rf"({_BEFORE_NOT})?\b({one}|{other}){stop}", text)
     if not last:
@@ -111,8 +112,10 @@ def _side(text: str, pair: tuple[str, str]) -> str | None:
 
 
 def ballot(text: str) -> str | None:
-    """The final answer for a vote, which knows no gold: texts with equal ballots give the same answer. None where there
-    is none."""
+    """Return the final answer for a vote, where no gold is known; None where there is none.
+
+    Two texts give the same answer if their ballots are equal.
+    """
     found = [one for one in _readings(text, signs=True) if _SOMETHING.search(one.text)]
     if not found:
         return None

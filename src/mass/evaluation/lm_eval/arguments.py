@@ -1,4 +1,4 @@
-"""`--model_args` -> checked values."""
+"""Check the values of `--model_args`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ TEXTS = (
     "pretrained", "checkpoint", "device", "dtype", "device_map", "quantization", "revision", "prompts", "kind", "out",
 )  # fmt: skip
 AUTO_BATCH = 8
-"""Documents side by side where `--batch_size auto` leaves it to us."""
+"""Number of documents processed side by side for `--batch_size auto`."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What `--model mass` takes after `--model_args`, with commas between, and of `--batch_size` and `--device`."""
+    """The values that `--model mass` takes in `--model_args`, separated by commas, and from `--batch_size` and
+    `--device`."""
 
     pretrained: str = ""
     """A model as `mass.load` takes it: tiny, smollm2, a folder, a GGUF file, or a hub name."""
     checkpoint: str | None = None
     """A run folder of `mass train`, or untrained; by default the shipped one for tiny, else untrained."""
     device: str = "auto"
-    """auto, cpu, cuda:1, ... (`--device`); cuda:0, which the harness says where nobody does, is auto."""
+    """auto, cpu, cuda:1, ... (`--device`). cuda:0, the harness's own default, is treated as auto."""
     dtype: str = "auto"
-    """Precision of the base: float32, bfloat16, float16 or float64; auto: its files' own where that is fast here."""
+    """Precision of the base: float32, bfloat16, float16 or float64. auto: that of its files, where the device is
+    fast with it."""
     device_map: str | None = None
     """Spreads the layers over several GPUs: auto, balanced, ..."""
     quantization: str | None = None
     """Base weights in 4bit or 8bit, by bitsandbytes."""
     revision: str | None = None
-    """Branch, tag or commit of a hub's model."""
+    """Branch, tag or commit of a model on the hub."""
     thinking: bool | None = None
-    """Whether a model with a thinking switch thinks aloud while it writes practice; answers are the harness's."""
+    """True if a model with a thinking switch thinks aloud while it writes practice; answers follow the harness's
+    prompts."""
     adapt: bool = True
     """false: the same weights without any adaptation; with checkpoint=untrained, the base alone."""
     examples: int | None = None
@@ -44,20 +47,20 @@ class Arguments:
     steps: int | None = None
     """K: gradient steps; by default the checkpoint's own number."""
     seed: int = 0
-    """Of the practice, with the document's number; `mass eval --seed` draws the same."""
+    """Seed of the practice, together with the document's number; `mass eval --seed` draws the same."""
     batch_size: int = 1
     """Documents adapted side by side (`--batch_size`). More may change the last bits of a result."""
     max_gen_toks: int = 256
-    """Generated tokens of an answer at most, where the task does not say."""
+    """Maximum number of generated tokens per answer, where the task does not say."""
     prompts: str | None = None
     """A file of prompts for practice, as `mass prompts` prints one; by default the checkpoint's own."""
     kind: str | None = None
-    """Of the problems, which chooses the prompts for practice: math, code, choice or other; by default choice where
-    log-likelihoods are asked for, else math."""
+    """Kind of the problems, which chooses the prompts for practice: math, code, choice or other. By default choice
+    where log-likelihoods are asked for, else math."""
     decode_rows: int = 128
-    """Sequences sampled side by side at most; bounds memory."""
+    """Maximum number of sequences sampled side by side; bounds memory."""
     out: str | None = None
-    """A new folder for one JSON line of each document: its practice, what it cost, what was answered."""
+    """A new folder for one JSON line per document: its practice, its cost, its answers."""
 
     def __post_init__(self) -> None:
         require(self.examples is None or self.examples >= 1, "examples", self.examples, "at least 1")
@@ -68,14 +71,15 @@ class Arguments:
 
 
 def arguments_of(given: Mapping[str, Any]) -> Arguments:
-    """Values as the harness parses them: texts, numbers, booleans; None is as good as absent.
+    """Return the arguments from the values that the harness parsed: texts, numbers, booleans. None counts as absent.
 
-    Raises ConfigError for a name that is none of `Arguments`, or a value that cannot be used.
+    Raises:
+        ConfigError: A name is not a field of `Arguments`, or a value cannot be used.
     """
     known = [field.name for field in fields(Arguments)]
     values: dict[str, Any] = {}
     for name, value in given.items():
-        if name == "max_batch_size" or value is None:  # of the harness's own search for a batch size
+        if name == "max_batch_size" or value is None:  # belongs to the harness's own search for a batch size
             continue
         if name not in known:
             raise ConfigError(
@@ -88,7 +92,10 @@ def arguments_of(given: Mapping[str, Any]) -> Arguments:
 def _checked(name: str, value: Any) -> Any:
     if name == "batch_size" and str(value).startswith("auto"):
         return AUTO_BATCH
-    if name == "device" and str(value) in ("cuda", "cuda:0"):  # said also where there is none, and to each of many
+    if name == "device" and str(value) in (
+        "cuda",
+        "cuda:0",
+    ):  # the harness passes this even without a GPU, and to each of several processes
         return "auto"
     if name in ("adapt", "thinking"):
         return _boolean(name, value)

@@ -1,4 +1,4 @@
-"""Texts, adapters -> continuations, or log-likelihoods of given continuations, as the harness's own models give them.
+"""Continue texts, or score given continuations, exactly as the harness's own models do.
 
 A text is encoded as a whole, with the special tokens that the tokenizer adds (once), and cut from the left where it
 does not fit. So with unadapted weights the numbers are those of `lm_eval --model hf`.
@@ -20,7 +20,7 @@ from mass.lm.sampling import StopStrings, sample_rows
 from mass.types import Params, Sample
 
 TOKENS_PER_PASS = 1024
-"""Of continuations in one pass, at most: each takes a row of V log-probabilities."""
+"""Maximum number of continuation tokens in one pass: each takes a row of V log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,43 @@ class Scored:
     """A continuation whose likelihood is asked for."""
 
     context: tuple[int, ...]
+    """Token ids before the continuation."""
     tokens: tuple[int, ...]
+    """Token ids of the continuation."""
     weights: int = 0
-    """Which adapter of the stack."""
+    """Index of the adapter in the stack."""
 
 
 @dataclass
 class Asking:
-    """A language model, asked in the harness's way."""
+    """A language model that is asked in the harness's way."""
 
     lm: LM
     cut: int = 0
-    """How many texts have been cut."""
+    """Number of texts that have been cut."""
     _stops: dict[tuple[str, ...], StopStrings] = field(default_factory=dict[tuple[str, ...], StopStrings])
 
     # --- text to tokens
 
     @property
     def prefix_id(self) -> int:
-        """What stands before a text without context."""
+        """The token that stands before a text without context."""
         tokenizer = self.lm.tokenizer
         return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """A text that begins with the first token itself, as chat templates write it, gets no second one."""
+        """Return the token ids of a text. A text that already begins with the first special token, as chat templates
+        write it, gets no second one."""
         begun = text.startswith(self.lm.tokenizer.decode([self.prefix_id]))
         options = {"add_special_tokens": False} if begun else {}
         return list(self.lm.tokenizer(text, **options)["input_ids"])
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Space at the end of the context goes to the continuation, where the tokens of its first word begin."""
+        """Return the token ids of context and continuation.
+
+        Space at the end of the context belongs to the continuation, since tokens of most models begin with the space
+        before a word.
+        """
         kept = context.rstrip()
         if not context:
             tokens = list(self.lm.tokenizer(continuation, add_special_tokens=False)["input_ids"])
@@ -66,14 +73,17 @@ class Asking:
         return before or [self.prefix_id], self.encode(context + continuation)[len(before) :]
 
     def _fitted(self, context: Sequence[int], room: int) -> list[int]:
-        """The last tokens of a context, so that `room` more fit."""
+        """Return the last tokens of a context, so that `room` more fit into the model's context."""
         start = max(0, len(context) - max(1, self.lm.context - room))
         self.cut += start > 0
         return list(context[start:])
 
     def windows(self, text: str) -> list[Scored]:
-        """A whole text as contexts and continuations that predict each token once, the first token's being the
-        tokenizer's own; every window but the first is as long as the model reads."""
+        """Split a text into contexts and continuations that predict each token once.
+
+        The first token is predicted from the tokenizer's own first token; every window but the first is as long as the
+        model's context.
+        """
         tokens, most = (
             [self.prefix_id, *self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]],
             self.lm.context,
@@ -90,7 +100,11 @@ class Asking:
     def continued(
         self, texts: Sequence[str], how: Continuation, seeds: Sequence[int], adapter: Params | None
     ) -> list[Sample]:
-        """A continuation of each text. Raises ConfigError where the model has no room for as many tokens."""
+        """Return a continuation of each text.
+
+        Raises:
+            ConfigError: The tokens to generate do not fit into the model's context.
+        """
         room = how.sampling.max_tokens
         if room >= self.lm.context:
             raise ConfigError(
@@ -104,10 +118,10 @@ class Asking:
 
     @torch.no_grad()
     def likelihoods(self, asked: Sequence[Scored], adapter: Params | None) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding would give it) of each continuation.
+        """Return (log-likelihood in nats, True if greedy decoding would give it) for each continuation.
 
-        Choices of one token after the same context share a row. `adapter` is one, or a stack that `Scored.weights`
-        points into.
+        Choices of one token after the same context share a row. `adapter` is a single adapter, or a stack that
+        `Scored.weights` indexes.
         """
         found: dict[int, tuple[float, bool]] = {}
         stacked = adapter is not None and next(iter(adapter.values())).dim() == 3
@@ -121,11 +135,13 @@ class Asking:
                 logprobs, best = predicted.of(tokens)
                 for number, total, greedy in zip(row, logprobs.sum(1).tolist(), best.all(1).tolist(), strict=True):
                     found[number] = (total, greedy)
-        return [found.get(number, (0.0, True)) for number in range(len(asked))]  # nothing is certain to follow
+        return [
+            found.get(number, (0.0, True)) for number in range(len(asked))
+        ]  # an empty continuation has probability 1
 
 
 def _shared(asked: Sequence[Scored]) -> list[list[int]]:
-    """Numbers of what the same row answers: equal weights, context, and tokens but for the last."""
+    """Group the indices that one row can answer: equal weights, context, and tokens except for the last."""
     rows: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for number, scored in enumerate(asked):
         if scored.tokens:
@@ -134,7 +150,7 @@ def _shared(asked: Sequence[Scored]) -> list[list[int]]:
 
 
 def _passes(rows: Sequence[list[int]], asked: Sequence[Scored], most_rows: int) -> Iterator[list[list[int]]]:
-    """Consecutive rows, as many as may be computed at once."""
+    """Yield consecutive rows, as many as may be computed at once."""
     part: list[list[int]] = []
     counted = 0
     for row in rows:

@@ -1,10 +1,10 @@
-"""A known data set, solved examples -> the prompts that lm-evaluation-harness asks with, for comparable numbers.
+"""Build the prompts that lm-evaluation-harness uses for a known data set, for comparable numbers.
 
-`harness.prompts("gsm8k", shots)` is a `Prompts` for `mass.lm.LM`: the shots stand before each problem as the harness
-writes them (but for GSM8K's calculator marks, which our solutions leave out), and what it stops at ends an answer.
-Which shots, the harness decides: five random training rows of gsm8k, the first five `dev` rows of an MMLU subject,
-tasks 2 to 4 of MBPP, four examples of its own for MATH (they come with lm_eval, minerva_math/utils.py). HumanEval has
-none.
+`framing.prompts("gsm8k", shots)` is a `Prompts` for `mass.lm.LM`: the shots (solved examples) stand before each problem
+as the harness writes them (except for GSM8K's calculator marks, which our solutions leave out), and an answer ends at
+the harness's stop texts. The harness also decides which shots: five random training rows of gsm8k, the first five `dev`
+rows of an MMLU subject, tasks 2 to 4 of MBPP, four examples of its own for MATH (they come with lm_eval,
+minerva_math/utils.py). HumanEval has none.
 
 References: lm-evaluation-harness 0.4.13, lm_eval/tasks/{gsm8k/gsm8k,minerva_math/minerva_math_algebra,mmlu/default/
 _default_template,humaneval/humaneval,mbpp/mbpp,aime/aime}.yaml.
@@ -22,14 +22,15 @@ from mass.types import Task
 
 @dataclass(frozen=True)
 class Form:
-    """How one data set's problems and solutions are written."""
+    """The text forms of one data set's problems and solutions."""
 
     problem: str
     target: str
-    """Of a shot, right after its problem."""
+    """The solution of a shot, right after its problem."""
     stop: tuple[str, ...]
+    """Texts at which an answer ends."""
     start: str = ""
-    """Before the first shot; `{subject}` is that of the shots or of the prompt."""
+    """Text before the first shot; `{subject}` is the subject of the shots or of the prompt."""
     between: str = "\n\n"
 
 
@@ -59,10 +60,15 @@ _ALSO = {"math500": "math", "aime24": "aime", "aime25": "aime"}
 
 
 def prompts(name: str, shots: Sequence[Task] = (), subject: str = "") -> Prompts:
-    """The harness's prompts for the data set `name`, with `shots` solved before each problem.
+    """Return the harness's prompts for the data set `name`, with `shots` solved before each problem.
 
-    `subject` (of MMLU; else that of the first shot) is written as the harness does, with spaces for underscores.
-    Practice is asked for in our own words: the harness has none. Raises DataError for a data set without a form.
+    Practice is asked for in our own words: the harness has none.
+
+    Args:
+        subject: A subject of MMLU; by default that of the first shot. As in the harness, underscores become spaces.
+
+    Raises:
+        DataError: The data set has no form here.
     """
     key = _ALSO.get(name, name)
     if key not in FORMS:
@@ -70,7 +76,7 @@ def prompts(name: str, shots: Sequence[Task] = (), subject: str = "") -> Prompts
     form = FORMS[key]
     about = (subject or (shots[0].subject if shots else "")).replace("_", " ")
     solved = [form.problem.replace("{problem}", shot.problem.strip()) + _target(form, shot) for shot in shots]
-    # What the shots say must not be taken for the place of the problem.
+    # A shot may contain the text "{problem}", which must not be taken for the place of the problem.
     text = form.start.replace("{subject}", about) + form.between.join([*solved, ""]).replace("{problem}", "{ problem}")
     return Prompts(
         solve=text + form.problem,

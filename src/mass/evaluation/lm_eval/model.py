@@ -1,7 +1,8 @@
-"""What lm-evaluation-harness asks of a model class -> answers by `Mass`, each document practised on before it is asked.
+"""Answer the requests of lm-evaluation-harness with `Mass`, which practises on each document before it is asked.
 
-Here is all of `--model mass` but its base class, which only lm_eval has (`mass.evaluation.lm_eval.register` joins the
-two). Perplexity tasks (`loglikelihood_rolling`) are answered by the unadapted weights: their text is the gold itself.
+This is all of `--model mass` except its base class, which only lm_eval has (`mass.evaluation.lm_eval.register` joins
+the two). Perplexity tasks (`loglikelihood_rolling`) are answered by the unadapted weights: their text is itself the
+gold.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from mass.training import distributed as parallel
 
 
 class MassModel:
-    """The model class `mass` of lm-evaluation-harness; its arguments are those of
+    """The model class `mass` of lm-evaluation-harness. Its arguments are the fields of
     `mass.evaluation.lm_eval.arguments.Arguments`.
 
-    Instead of `pretrained` a model that is loaded can be given, as `model`.
+    A model that is already loaded can be given as `model`, instead of `pretrained`.
     """
 
-    cache_hook: Any  # of the harness's base class, as are the three below
+    cache_hook: Any  # attributes of the harness's base class, here and in the three lines below
     _rank: int
     _world_size: int
     _device: Any
@@ -52,7 +53,7 @@ class MassModel:
     def __init__(self, model: Mass | None = None, **given: Any) -> None:
         super().__init__()
         self.arguments = arguments_of(given)
-        self._held = ExitStack()  # the processes stay met for as long as this one runs
+        self._held = ExitStack()  # the processes stay connected for as long as this one runs
         self.ranks, device = self._held.enter_context(parallel.joined(self.arguments.device))
         if model is None:
             model = self._loaded(device)
@@ -85,7 +86,7 @@ class MassModel:
         )
 
     def _config(self, config: AdaptConfig) -> AdaptConfig:
-        """With the m and K of the arguments, where they say."""
+        """Return the configuration with the m and K of the arguments, where they are given."""
         m, k = self.arguments.examples, self.arguments.steps
         synthesis = config.synthesis if m is None else config.synthesis.of_size(m)
         inner = config.inner if k is None else dataclasses.replace(config.inner, steps=k)
@@ -100,10 +101,10 @@ class MassModel:
                 new_log(folder)
         return folder / ("documents.jsonl" if self.ranks.first else f"documents.{self.ranks.rank}.jsonl")
 
-    # --- what is asked
+    # --- the harness's requests
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each request's text, up to what its task stops at."""
+        """Return a continuation of each request's text, up to the stop texts of its task."""
         asks = [continuation_of(request.args[1], self.arguments.max_gen_toks) for request in requests]
         answers = [""] * len(requests)
         for part, weights in self._adapted(requests, "generating", disable_tqdm):
@@ -132,12 +133,12 @@ class MassModel:
             self.cache_hook.add_partial("generate_until", requests[place].args, sample.text)
 
     def _answer_seed(self, document: Document, place: int) -> int:
-        """That of `mass eval` for the first request of a document; each further one has its own."""
+        """Return the seed of `mass eval` for the first request of a document; each further one has its own."""
         turn = document.places.index(place)
         return derive(self.practice.seed_of(document.key), "answer", *([turn] if turn else []))
 
     def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether greedy) of each request's continuation."""
+        """Return (log-likelihood, True if greedy decoding would give it) for each request's continuation."""
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for part, weights in self._adapted(requests, "scoring", disable_tqdm):
             places = [(number, place) for number, document in enumerate(part) for place in document.places]
@@ -155,8 +156,11 @@ class MassModel:
         return Scored(tuple(context), tuple(tokens), number)
 
     def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
-        """Log-likelihood of each whole text under the unadapted weights, in windows that do not overlap in what they
-        predict; a window after the first sees the one before it as far as it fits."""
+        """Return the log-likelihood of each whole text under the unadapted weights.
+
+        The windows do not overlap in what they predict; a window after the first sees as much of the text before it as
+        fits.
+        """
         theta = self.practice.model.state.theta
         totals: list[float] = []
         for request in requests:
@@ -168,7 +172,7 @@ class MassModel:
     def _adapted(
         self, requests: Sequence[Request], doing: str, quiet: bool
     ) -> Iterator[tuple[list[Document], Weights]]:
-        """(documents, their adapters), a stack at a time. All problems are found before the first practice."""
+        """Yield (documents, their adapters), a stack at a time. All problems are found before the first practice."""
         frames = (self.practice.model.lm.prompts.solve, *FRAMES)
         documents = documents_of(requests, self.tasks, frames, practise=self.arguments.adapt)
         size, kind = self.arguments.batch_size, self.arguments.kind or (CHOICE if doing == "scoring" else None)
@@ -195,7 +199,7 @@ class MassModel:
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The template in use, for the harness's record; `True` or '' is the model's own."""
+        """Return the template in use, for the harness's record; `True` or '' means the model's own."""
         own = getattr(self.tokenizer, "chat_template", None)
         if chat_template is False:
             return ""
@@ -208,8 +212,8 @@ class MassModel:
         return own
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as one text, up to where the model speaks next, or goes on with what it is said to have
-        begun."""
+        """Return the conversation as one text, up to where the model speaks next or continues a message begun for
+        it."""
         self.chat_template(True)
         return str(
             self.tokenizer.apply_chat_template(
@@ -223,20 +227,21 @@ class MassModel:
     # --- several processes
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """The values of all processes, one after the other."""
+        """Return the values of all processes, one after the other."""
         found = self.ranks.gather(tensor.reshape(-1).tolist())
         return torch.tensor([value for values in found for value in values], dtype=tensor.dtype)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Return the objects of all processes on process `dst`, None on the others."""
         found = self.ranks.gather(obj)
         return found if self.ranks.rank == dst else None
 
     def barrier(self) -> None:
-        """Wait for the others, and hear what it cost them."""
+        """Wait for the other processes, and collect their costs."""
         self._costs = self.ranks.gather(self.practice.cost)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results: what was run, and what it cost over all processes."""
+        """Return what the harness writes with its results: what was run, and what it cost over all processes."""
         cost = sum(self._costs, Cost()) if self._costs is not None else self.practice.cost
         practice, documents = self.practice, max(1, cost.documents)
         about = {

@@ -1,7 +1,7 @@
-"""Documents -> adapters, a stack of them side by side, and a record of each adaptation with its cost.
+"""Practise on documents: a stack of adapters, and a record of each adaptation with its cost.
 
-The practice of a document is a function of its problem, its number and the seed: no gold takes part, and neither do
-the other documents (but for rounding). Its seed is that of `mass eval` for the row of that number.
+The practice of a document is a function of its problem, its number and the seed. No gold takes part, and neither do the
+other documents (up to rounding). Its seed is that of `mass eval` for the row of the same number.
 """
 
 from __future__ import annotations
@@ -30,35 +30,36 @@ from mass.seeds import derive
 from mass.types import Adaptation, Params
 
 TOO_LONG = "problem too long"
-"""Why a document is answered by the unadapted weights: with the prompt that asks for practice it exceeds the model's
-context. Other reasons are those of `Adaptation.fallback`."""
+"""The reason given for answering a document with the unadapted weights when, together with the prompt that asks for
+practice, it exceeds the model's context. Other reasons are those of `Adaptation.fallback`."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What documents are answered with."""
+    """The adapters that documents are answered with."""
 
     params: Params
     stacked: bool
+    """True if `params` is a stack with an adapter for each document, False if it is one adapter for all."""
 
     def of(self, numbers: Sequence[int]) -> Params:
-        """A stack for these documents, or the one adapter of all."""
+        """Return a stack for these documents, or the one adapter for all."""
         return {name: tensor[list(numbers)] for name, tensor in self.params.items()} if self.stacked else self.params
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one document, or of many."""
+    """The cost of one document, or of many."""
 
     documents: int = 0
     adapted: int = 0
-    """How many were answered by adapted weights."""
+    """Number of documents answered by adapted weights."""
     tokens: int = 0
-    """Generated: practice and answers."""
+    """Generated tokens: practice and answers."""
     seconds: float = 0.0
-    """Wall-clock time, shared equally among documents that were adapted and answered side by side."""
+    """Wall-clock seconds, divided equally among documents that were adapted and answered side by side."""
     fallbacks: Counter[str] = field(default_factory=Counter[str])
-    """Why documents were answered by unadapted weights, and how many."""
+    """Number of documents answered by unadapted weights, by reason."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -72,7 +73,7 @@ class Cost:
 
 @dataclass
 class Entry:
-    """What is known of one document."""
+    """The practice, cost and seed of one document."""
 
     key: Key
     problem: str
@@ -91,7 +92,7 @@ class Entry:
 
 @dataclass
 class Practice:
-    """A model that practises on documents, and what it has practised on."""
+    """A model that practises on documents, with an entry for each document so far."""
 
     model: Mass
     config: AdaptConfig
@@ -100,12 +101,15 @@ class Practice:
     entries: dict[Key, Entry] = field(default_factory=dict[Key, Entry])
 
     def seed_of(self, key: Key) -> int:
+        """Return the seed of a document's practice."""
         return derive(self.seed, "eval", key[1])
 
     def weights(self, documents: Sequence[Document], kind: str | None = None) -> Weights:
-        """The adapters of these documents. One that was practised on before is adapted again on the same examples.
+        """Return the adapters for these documents. A document seen before is adapted again on the same examples.
 
-        `kind`: of their problems, which chooses the prompts (`mass.lm.prompts.KINDS`); None: as the model is asked.
+        Args:
+            kind: Kind of the problems, which chooses the prompts (`mass.lm.prompts.KINDS`). None: the model's current
+                kind.
         """
         lm = self.model.lm if kind is None else self.model.lm.asking(kind)
         for document in documents:
@@ -146,7 +150,7 @@ class Practice:
 
     @contextmanager
     def answering(self, documents: Sequence[Document]) -> Generator[None, None, None]:
-        """What the block takes is the time of these documents' answers."""
+        """Count the time of the block as the time of these documents' answers."""
         start = time.perf_counter()
         with timing.stage("answer"):
             yield
@@ -156,17 +160,22 @@ class Practice:
             seconds["answer"] = seconds.get("answer", 0.0) + share
 
     def count(self, document: Document, tokens: int) -> None:
-        """Generated tokens of an answer."""
+        """Add the generated tokens of an answer."""
         counts = self.entries[document.key].tokens
         counts["answer"] = counts.get("answer", 0) + tokens
 
     @property
     def cost(self) -> Cost:
+        """The cost of all documents so far."""
         return sum((entry.cost for entry in self.entries.values()), Cost())
 
 
 def new_log(folder: Path) -> Path:
-    """Make the folder of records. Raises RunError where it is in use or cannot be made."""
+    """Create the folder for the records.
+
+    Raises:
+        RunError: It holds records already, or cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.glob("documents*.jsonl")):
@@ -177,7 +186,7 @@ def new_log(folder: Path) -> Path:
 
 
 def append_entry(file: Path, entry: Entry, answers: Sequence[Any]) -> None:
-    """One JSON line: what was practised, what it cost, what was answered. No gold is in it."""
+    """Append one JSON line with the practice, the cost and the answers of a document. It contains no gold."""
     task, number = entry.key
     line = {
         "task": task,

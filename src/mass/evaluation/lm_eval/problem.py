@@ -1,11 +1,11 @@
-"""A document's own text, the request that asks it -> the problem to practise on: neither gold nor few-shot examples.
+"""Find the problem to practise on in a request: the document's own text, without gold and few-shot examples.
 
-A request of lm-evaluation-harness is one text: a description, solved examples, the document. Which part is the
-document's, its task knows (`doc_to_text`); but a task's function is handed the whole document, gold included. So what
-it returns only says *where to look*: the problem is cut from the request, which any model is shown.
+A request of lm-evaluation-harness is one text: a description, solved examples, the document. The task knows which part
+belongs to the document (`doc_to_text`), but its function is given the whole document, including the gold. So its result
+only says *where to look*: the problem is cut from the request, which any model sees.
 
-What frames the problem for the solver ("Question: ... Answer:") is taken off where it is known, as practice is asked
-for and solved in the model's own prompts.
+The text around the problem for the solver ("Question: ... Answer:") is removed where it is known, since practice is
+written and solved in the model's own prompts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from mass.lm.prompts import CHAT, PLAIN
 
 PLACE = "{problem}"
 FRAMES: tuple[str, ...] = (PLAIN.solve, CHAT.solve, *(form.problem for form in FORMS.values()))
-"""How problems are asked: our own prompts, and those of the data sets that `mass.evaluation.lm_eval.framing` knows."""
+"""Forms in which problems are asked: our own prompts, and those of the data sets that
+`mass.evaluation.lm_eval.framing` knows."""
 
 
 def cut(text: str, request: str) -> str | None:
-    """The last place in `request` where `text` stands; chat templates may have trimmed it. None where it does not."""
+    """Return the last place in `request` where `text` stands (chat templates may have trimmed it); None where it
+    does not."""
     for wanted in (text, text.strip()):
         at = request.rfind(wanted)
         if wanted and at >= 0:
@@ -30,7 +32,7 @@ def cut(text: str, request: str) -> str | None:
 
 
 def unframed(text: str, frames: Iterable[str] = FRAMES) -> str:
-    """`text` without the frame that says most around it, or as it is, less the space at its ends."""
+    """Return `text` without the longest known frame around it, or as it is; in both cases without space at its ends."""
     text = text.strip()
     halves = [frame.strip().partition(PLACE)[::2] for frame in frames]
     for before, after in sorted(halves, key=lambda half: -len(half[0]) - len(half[1])):

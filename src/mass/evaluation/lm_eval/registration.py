@@ -1,4 +1,4 @@
-"""lm_eval -> lm_eval that knows `--model mass`; its own command, run with ours registered."""
+"""Register the model class `mass` with lm_eval, and run lm_eval's own command."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ NEEDS_LM_EVAL = "lm-evaluation-harness is not installed; install it with `pip in
 
 
 def register() -> type[Any]:
-    """Make `mass` a model of lm_eval, and return its class; again does nothing.
+    """Make `mass` a model of lm_eval, and return its class. A second call changes nothing.
 
-    Besides the name, the harness's `evaluate` is wrapped: it hands its tasks to a model of this class before it asks,
-    which is how a document's own text is told from the examples around it. Raises ConfigError without lm_eval.
+    The harness's `evaluate` is wrapped too: it hands its tasks to a model of this class before it asks. That is how a
+    document's own text is told apart from the examples around it (docs/adr/0012 gives the reasons).
+
+    Raises:
+        ConfigError: lm_eval is not installed.
     """
     api, registry = _library("lm_eval.api.model"), _library("lm_eval.api.registry")
     _library("lm_eval.models")
@@ -53,7 +56,7 @@ def _hand_over_tasks(evaluator: Any) -> None:
     @functools.wraps(asked)
     def evaluate(*args: Any, **kwargs: Any) -> Any:
         lm = kwargs.get("lm", args[0] if args else None)
-        inner = vars(lm).get("lm", lm)  # within the harness's cache of answers
+        inner = vars(lm).get("lm", lm)  # the harness's cache of answers wraps the model
         if isinstance(inner, MassModel):
             inner.tasks = tasks_of(kwargs.get("task_dict", args[1] if len(args) > 1 else {}))
         return asked(*args, **kwargs)
@@ -62,7 +65,7 @@ def _hand_over_tasks(evaluator: Any) -> None:
 
 
 def tasks_of(tree: Mapping[Any, Any]) -> dict[str, AsksText]:
-    """The tasks in what the harness loads, nested by groups or not, by the names that their requests have."""
+    """Return the tasks in the harness's tree of groups, by the names that their requests have."""
     found: dict[str, AsksText] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -73,9 +76,11 @@ def tasks_of(tree: Mapping[Any, Any]) -> dict[str, AsksText]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The harness's own command line, in the processes that torchrun started or alone.
+    """Run the harness's own command line, in the processes that torchrun started or alone.
 
-    Raises ConfigError without lm_eval, and what `mass` raises; SystemExit as the harness's parser does.
+    Raises:
+        ConfigError: lm_eval is not installed. Errors of `mass` are passed on.
+        SystemExit: As the harness's parser does.
     """
     register()
     from mass.training.distributed import joined

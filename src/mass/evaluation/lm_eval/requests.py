@@ -1,6 +1,6 @@
-"""Requests of lm-evaluation-harness -> documents with their problems, and how each is to be continued.
+"""Group the requests of lm-evaluation-harness by document, and read how each is to be continued.
 
-A document may be asked several times (once for each choice, or sampled repeatedly); it is practised on once.
+A document may be asked several times (once for each choice, or sampled repeatedly); practice happens once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Key = tuple[str, int]
 
 
 class Request(Protocol):
-    """What is read of the harness's `Instance`; its `doc` holds the gold and is only handed on to the document's own
-    task."""
+    """The parts of the harness's `Instance` that are read here. `doc` holds the gold; it is only passed on to the
+    document's own task."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -32,35 +32,39 @@ class Request(Protocol):
 
 
 class AsksText(Protocol):
-    """What is asked of the harness's `Task`."""
+    """The part of the harness's `Task` that is used here."""
 
     def doc_to_text(self, doc: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Document:
+    """One document and its requests."""
+
     key: Key
     problem: str
-    """What practice is written for; empty where none is."""
+    """The problem that practice is written for; empty where there is no practice."""
     places: tuple[int, ...]
-    """Of its requests among all."""
+    """Indices of its requests among all requests."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a request is to be continued."""
+    """The stop texts and the sampling of a request."""
 
     until: tuple[str, ...]
+    """Texts at which the continuation ends."""
     sampling: SamplingConfig
 
 
 def documents_of(
     requests: Sequence[Request], tasks: Mapping[str, AsksText], frames: Sequence[str] = FRAMES, *, practise: bool = True
 ) -> list[Document]:
-    """The documents that are asked, in order of first appearance.
+    """Return the documents that are asked, in order of first appearance.
 
     Raises:
-        ConfigError: a task is not known here. DataError: a document whose own text is not in its request.
+        ConfigError: A task is not known here.
+        DataError: A document's own text is not in its request.
     """
     places: dict[Key, list[int]] = {}
     for place, request in enumerate(requests):
@@ -72,6 +76,7 @@ def documents_of(
 
 
 def key_of(request: Request) -> Key:
+    """Return the document of a request."""
     return str(request.task_name), int(request.doc_id or 0)
 
 
@@ -102,8 +107,12 @@ _TAKEN = (*_LIMITS, "until", "do_sample", "temperature", "top_p")
 
 
 def continuation_of(given: Mapping[str, Any], max_gen_toks: int) -> Continuation:
-    """Of the harness's generation arguments, as its own models read them: greedy unless `do_sample` or a temperature
-    says otherwise. Raises ConfigError for an argument that would change the answers and is not known here."""
+    """Read the harness's generation arguments as its own models do: greedy unless `do_sample` or a temperature says
+    otherwise.
+
+    Raises:
+        ConfigError: An argument would change the answers and is not known here.
+    """
     for name in given:
         if name not in _TAKEN:
             raise ConfigError(
@@ -123,7 +132,7 @@ def continuation_of(given: Mapping[str, Any], max_gen_toks: int) -> Continuation
 
 
 def rounds(documents: Sequence[Document], kind: Callable[[int], Any]) -> Iterator[list[tuple[int, int]]]:
-    """(document, place) pairs, each document at most once in a round and all of one `kind` (of the place)."""
+    """Yield groups of (document, request index) pairs: each document at most once in a group, and all of one `kind`."""
     for turn in range(max((len(document.places) for document in documents), default=0)):
         groups: dict[Any, list[tuple[int, int]]] = {}
         for number, document in enumerate(documents):

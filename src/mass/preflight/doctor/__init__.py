@@ -1,4 +1,4 @@
-"""A model's folder or hub name -> what of the meta-gradient engine is exact on it, measured: `mass doctor MODEL`."""
+"""Measure which parts of the meta-gradient engine are exact on a given model (`mass doctor MODEL`)."""
 
 from mass.preflight.doctor.examine import examine
 from mass.preflight.doctor.report import Check, Loaded, Reach, Report

@@ -1,7 +1,7 @@
-"""A problem at a point -> relative errors of its derivatives against central differences.
+"""Compare the derivatives of a problem at a point with central differences, and return relative errors.
 
-1e-6 is asked for where about 1e-9 can be had (mass.metagrad.check). A backward that is 1% off is found with digits
-to spare.
+The bound is 1e-6, where about 1e-9 can be reached (mass.metagrad.check). A backward pass that is 1% wrong is found with
+several digits to spare.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from mass.types import Params
 
 
 class Around:
-    """The practice losses around a point, along one random direction u. What two checks need is computed once."""
+    """The practice losses around a point, along one random direction u. Values that two checks need are computed
+    once."""
 
     def __init__(self, problem: Problem, at: Point, gradient: Params, seed: int) -> None:
         self.problem, self.at, self.gradient = problem, at.start, gradient
@@ -40,19 +41,20 @@ class Around:
 
     @functools.cached_property
     def product(self) -> Params:
-        """H u."""
+        """The Hessian-vector product H u."""
         return hessian_product(self.problem.practice_loss, self.at, self.u)
 
     def first_derivative(self) -> float:
-        """Error of the gradient."""
+        """Return the relative error of the gradient."""
         return slope_error(lambda h: self._moved(h)[0], self.gradient, self.u)
 
     def second_derivative(self) -> float:
-        """Error of H u, the whole vector."""
+        """Return the relative error of H u, as a whole vector."""
         return curvature_error(lambda h: self._moved(h)[1], self.product)
 
     def with_economies(self, *, one_by_one: bool, checkpoint: bool) -> float:
-        """What it changes of gradient and H u to take them an example at a time, or with checkpointed layers."""
+        """Return the relative change of gradient and H u when they are computed one example at a time, or with
+        checkpointed layers."""
         count = len(self.problem.practice)
         grads, products = Sum(), Sum()
         for index in torch.arange(count).split(1 if one_by_one else count):
@@ -65,23 +67,23 @@ class Around:
         return max(relative_error(grads.value, self.gradient), relative_error(products.value, self.product))
 
     def _moved(self, h: float) -> tuple[float, Params]:
-        """Value and gradient at θ + h u."""
+        """Return value and gradient at θ + h u."""
         if h not in self._seen:
             self._seen[h] = value_and_gradient(self.problem.practice_loss, moved(self.at, self.u, h))
         return self._seen[h]
 
 
 def meta_gradient(problem: Problem, at: Point, part: str, exact: Point, seed: int) -> float:
-    """Error of ⟨dE/d part, u⟩ of the outer loss after adaptation; `part` is weights, start or rates."""
+    """Return the error of ⟨dE/d part, u⟩ for the outer loss E after adaptation; `part` is weights, start or rates."""
     u = random_direction(at.parts()[part], seed)
     with torch.no_grad():
         return slope_error(lambda h: float(problem.adapted_loss(at.moved(part, u, h))), exact.parts()[part], u)
 
 
 def meta_gradients_at_once(problem: Problem, at: Point, exact: Point, seed: int) -> float:
-    """A bound on the errors of all parts, from one direction in which each has the same share of the slope.
+    """Return a bound on the errors of all parts, from one direction in which each part has the same share of the slope.
 
-    Where it is small each part is right. Where it is not, `meta_gradient` tells which is wrong.
+    If it is small, every part is right. If not, `meta_gradient` tells which part is wrong.
     """
     parts, grads = at.parts(), exact.parts()
     directions = {part: random_direction(values, seed) for part, values in parts.items()}

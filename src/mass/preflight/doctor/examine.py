@@ -1,8 +1,8 @@
-"""A model's name -> its report: loads the first layers, then makes each check with each attention.
+"""Load the first layers of a model, make each check with each attention implementation, and report.
 
-The first attention is held against central differences. One that comes after it is held against the first, where that
-one is proven: at the same point, in float64, numbers that are the same have the same proof. Where they are not, it is
-held against central differences too, which say whose are wrong.
+The first attention is compared with central differences. Each later one is compared with the first that is proven:
+equal numbers at the same point, in float64, are proven too, and the comparison is much cheaper. Where they differ, the
+later one is compared with central differences as well, which tell whose numbers are wrong.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mass.preflight.doctor.wide import widen
 from mass.types import Params
 
 EXACT_ATTENTIONS = ("eager", "sdpa")
-"""Those that `mass.lm` differentiates twice."""
+"""Attention implementations that `mass.lm` can differentiate twice."""
 EXACT, SAME = 1e-6, 1e-9
-"""Bounds: against central differences; between two ways to the same number in float64."""
+"""Bounds on relative errors: against central differences; and between two ways to the same number in float64."""
 OTHER_ATTENTION = "try another --attention; where the model has kernels of its own, replace them by plain PyTorch"
 NO_SECOND = 'use another --attention, or adapt(..., mode="finite_difference") in float32'
 STATEFUL = "turn dropout off (model.eval()); a layer that keeps something between calls has to go"
@@ -54,14 +54,16 @@ def examine(
     """Load the first layers of a model and measure on them, in float64, what the engine relies on; then in `dtype`.
 
     Args:
-        name: as `mass.load` takes it.
-        layers: how many; None: as many as hold each kind of layer, at least 2.
-        attentions: implementations as transformers names them.
-        dtype: the precision the model will be run in; auto: that which `mass.load` would choose here.
-        seed: of adapter and directions.
-        progress: is told what is being done.
+        name: A model as `mass.load` takes it.
+        layers: How many layers to load. None: as many as are needed to include each kind of layer, at least 2.
+        attentions: Implementations, named as in transformers.
+        dtype: The precision the model will run in. auto: the one that `mass.load` would choose here.
+        seed: Seed of adapter and directions.
+        progress: Called with a description of each thing that is done.
 
-    Raises ModelError or ConfigError when the model cannot be loaded.
+    Raises:
+        ModelError: The model cannot be loaded.
+        ConfigError: An option does not fit the model or the machine.
     """
     began = time.monotonic()
     progress(f"loading {name}")
@@ -79,7 +81,7 @@ def examine(
 
 
 class Bench:
-    """A loaded model, with what all attentions share."""
+    """A loaded model, with the values that all attentions share."""
 
     def __init__(self, base: Base, seed: int, progress: Callable[[str], None]) -> None:
         self.base, self.seed, self.progress = base, seed, progress
@@ -92,8 +94,9 @@ class Bench:
         return Weights(self.base.model, torch.float64)
 
     def problem(self, attention: str, dtype: torch.dtype) -> Problem:
-        """On the model with this attention. In float64 its experts are plain: grouped kernels have no float64."""
-        if attention not in EXACT_ATTENTIONS:  # before transformers looks for its kernels on the hub
+        """Return the test problem on the model with this attention. In float64 its experts are plain: grouped
+        kernels have no float64."""
+        if attention not in EXACT_ATTENTIONS:  # refused before transformers looks for kernels on the hub
             raise ModelError(f"attention {attention!r} has no exact second derivative; expected eager or sdpa")
         weights = self._wide if dtype == torch.float64 else Weights(self.base.model, dtype)
         model = weights.copy()
@@ -113,17 +116,17 @@ class Bench:
 
 @dataclass(frozen=True)
 class Found:
-    """What one attention gave, for others to be held against."""
+    """The results of one attention, with which others are compared."""
 
     attention: str
     at: Point
     gradient: Params
     product: Params
-    """H u of the practice losses; only where it is proven."""
+    """H u of the practice losses; only if it is proven."""
     meta: Point
-    """Meta-gradients."""
+    """The meta-gradients."""
     proven: bool
-    """Whether every check passed that is needed."""
+    """True if every needed check passed."""
 
 
 def _tokenizer(tokenizer: Any) -> Check:
@@ -134,7 +137,8 @@ def _tokenizer(tokenizer: Any) -> Check:
 
 
 def _same_text(bench: Bench, attentions: Sequence[str]) -> Check:
-    """With the first attention that the model takes; which one plays no part in what the cache holds."""
+    """Compare decoded texts, with the first attention that the model accepts: the content of the cache does not
+    depend on which."""
     name, note = "same text as generate", "share of three unequal prompts in one batch"
     way_out = "use a decoder whose layers are attention; its answers would be wrong text"
     bench.progress(name)
@@ -142,7 +146,7 @@ def _same_text(bench: Bench, attentions: Sequence[str]) -> Check:
     for attention in attentions:
         try:
             share = differing_texts(bench.problem(attention, torch.float64).lm, bench.seed)
-        except Exception as error:  # as above
+        except Exception as error:  # any exception is a result to report
             last = Check(name, "fail", note=_one_line(error), way_out=way_out)
             continue
         good = share == 0
@@ -151,7 +155,7 @@ def _same_text(bench: Bench, attentions: Sequence[str]) -> Check:
 
 
 def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> tuple[list[Check], Found | None]:
-    """All checks with this attention, and what it gave where meta-gradients were had."""
+    """Make all checks with this attention. Return them, and its results if meta-gradients could be computed."""
     rows, proof = _Rows(attention, bench.progress), next((found for found in known if found.proven), None)
     bench.progress(f"{attention}: preparing float64")
     try:
@@ -160,7 +164,7 @@ def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> t
             at, slope = known[0].at, gradient(problem.practice_loss, known[0].at.start)
         else:
             at, slope = make_point(problem, bench.seed)
-    except Exception as error:  # whatever a model or kernel raises is what we are here to report
+    except Exception as error:  # any exception of a model or kernel is a result to report
         return [rows.check("runs", "fail", note=_one_line(error), way_out="use another --attention")], None
     around = Around(problem, at, slope, bench.seed + 100)
     found = [rows.check("runs", "pass"), _repeats(rows, problem, at), *_derivatives(rows, around, proof)]
@@ -176,7 +180,7 @@ def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> t
 
 @dataclass(frozen=True)
 class _Rows:
-    """Makes the rows of one attention."""
+    """Makes the rows of the report for one attention."""
 
     attention: str
     progress: Callable[[str], None]
@@ -185,17 +189,17 @@ class _Rows:
         return Check(name, status, self.attention, **fields)
 
     def attempt(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, or the failed check of what it raised."""
+        """Return the result of `make`, or a failed check with the exception it raised."""
         self.progress(f"{self.attention}: {name}")
         try:
             return make()
-        except Exception as error:  # as above
+        except Exception as error:  # any exception is a result to report
             return self.check(name, "fail", note=_one_line(error))
 
     def error(
         self, name: str, bound: float, note: str, way_out: str, make: Callable[[], float], *, needed: bool = True
     ) -> Check:
-        """A check of a relative error."""
+        """Return a check of a relative error."""
         measured = self.attempt(name, make)
         if isinstance(measured, Check):
             return replace(measured, bound=bound, way_out=way_out, needed=needed)
@@ -207,7 +211,11 @@ class _Rows:
 
 
 def _repeats(rows: _Rows, problem: Problem, at: Point) -> Check:
-    """The same loss bit for bit, after another random state and a call at other parameters in between."""
+    """Check that the loss is the same bit for bit when it is computed twice.
+
+    In between, the random state changes and the model is called with other parameters: dropout or stored state would
+    show.
+    """
 
     def difference() -> float:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -222,7 +230,7 @@ def _repeats(rows: _Rows, problem: Problem, at: Point) -> Check:
 
 
 def _derivatives(rows: _Rows, around: Around, proof: Found | None) -> list[Check]:
-    """Of the practice losses."""
+    """Check the first and second derivative of the practice losses."""
 
     def row(name: str, note: str, way_out: str, make: Callable[[], float], same: Callable[[Found], float]) -> Check:
         if proof is not None:
@@ -246,7 +254,7 @@ def _derivatives(rows: _Rows, around: Around, proof: Found | None) -> list[Check
 def _meta_gradients(
     rows: _Rows, problem: Problem, at: Point, exact: Point, proof: Found | None, seed: int
 ) -> list[Check]:
-    """By differences all parts at once, and one by one where that is not good."""
+    """Check the meta-gradients by differences: all parts at once, and each part separately only where that fails."""
     parts = list(at.parts())
     if proof is not None:
         errors = [relative_error(exact.parts()[part], proof.meta.parts()[part]) for part in parts]
@@ -264,9 +272,11 @@ def _meta_gradients(
 
 
 def _economies(rows: _Rows, problem: Problem, around: Around) -> list[Check]:
-    """What saves memory must not change numbers: both ways at once, and one by one where that does."""
+    """Check that ways of saving memory do not change numbers: both ways at once, and each separately only where that
+    fails."""
     sizes = rows.attempt(CHECKPOINTING, lambda: [problem.saved_bytes(around.at, flag) for flag in (False, True)])
     share = 1.0 if isinstance(sizes, Check) else sizes[1] / sizes[0]
+    # Checkpointing that works makes the graph much smaller; otherwise its layers cannot be checkpointed.
     wrapped = share < 0.9
 
     def row(name: str, note: str, option: str, *, one_by_one: bool, checkpoint: bool) -> Check:
@@ -286,7 +296,7 @@ def _economies(rows: _Rows, problem: Problem, around: Around) -> list[Check]:
 
 
 def _precision(rows: _Rows, bench: Bench, wide: Problem, at: Point, exact: Point) -> Check:
-    """The meta-gradients in the precision asked for, against float64 with the same weights."""
+    """Check the meta-gradients in the precision asked for against float64 with the same weights."""
     name = f"in {bench.base.loaded.dtype}"
     if bench.dtype == torch.float64:
         return rows.check(name, "skipped", note="is the reference itself")

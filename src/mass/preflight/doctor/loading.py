@@ -1,6 +1,6 @@
-"""A name, a number of layers -> the first layers of the model with their real weights, small enough for a laptop.
+"""Load the first layers of a model with their real weights, small enough for a laptop.
 
-Of an 8 B model that is 2 of 32 layers, and embeddings and output head with the rows of a few thousand tokens only:
+For an 8 B model these are 2 of 32 layers, and embeddings and output head with the rows of a few thousand tokens only:
 0.4 B parameters, 3.6 GB in float64. Everything that can make a derivative wrong is in them.
 """
 
@@ -25,24 +25,29 @@ from mass.preflight.doctor.report import Loaded, Reach
 
 VOCABULARY = 2048
 TEXTS = (("3+4", "7"), ("9+1", "=10."), ("5+4", "=9."))
-"""Two practice examples of different lengths, and the target. Short: time grows with each token, and what can make a
-derivative wrong is in a few as in many."""
+"""Two practice examples of different lengths, and the target. They are short, since time grows with each token and a
+wrong derivative shows on a few tokens as well as on many."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The first layers of a model in the precision asked for, and what is known of the rest."""
+    """The first layers of a model in the precision asked for, and a description of the rest."""
 
     model: Any
     tokenizer: Any
     loaded: Loaded
     reach: Reach
     rows: tuple[tuple[list[int], int], ...]
-    """Tokens of each text in the cut vocabulary, and how many of them are the problem."""
+    """For each text its token ids in the cut vocabulary, and how many of them belong to the problem."""
 
 
 def load(name: str, layers: int | None, dtype: str, seed: int) -> Base:
-    """Raises ModelError or ConfigError for what cannot be examined."""
+    """Load the layers to examine.
+
+    Raises:
+        ModelError: The model cannot be built or loaded.
+        ConfigError: The model is quantised, or too large for this machine.
+    """
     source = find_source(name)
     config = source.configuration()
     dtype = str(choose(dtype, own_dtype(config, source.place), device_asked("auto"))[0]).removeprefix("torch.")
@@ -91,15 +96,15 @@ def _require_plain_weights(config: Any, name: str) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """What layers that are alike have in common."""
+    """A description that is equal for layers of the same construction."""
 
     label: str
     structure: frozenset[tuple[str, torch.Size]]
-    """Names and shapes of their parameters."""
+    """Names and shapes of the parameters."""
 
 
 def layer_kinds(config: Any) -> list[Kind]:
-    """What each decoder layer is: its kind of attention, and whether it has experts."""
+    """Return the kind of each decoder layer: its kind of attention, and whether it has experts."""
     layers = _decoder_layers(_skeleton(config))
     attention = getattr(config.get_text_config(), "layer_types", None) or [""] * len(layers)
     return [_kind(str(kind), layer) for kind, layer in zip(attention, layers, strict=True)]
@@ -112,7 +117,7 @@ def _kind(attention: str, layer: nn.Module) -> Kind:
 
 
 def _skeleton(config: Any) -> nn.Module:
-    """The whole model without memory for its weights."""
+    """Build the whole model on the meta device, without memory for its weights."""
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
@@ -131,12 +136,13 @@ def _decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _cut_layers(config: Any, kinds: Sequence[Kind], layers: int | None) -> int:
-    """Shortens the configuration to the first layers, and says how many."""
+    """Shorten the configuration to the first layers, and return their number."""
     first_of_each = [kinds.index(kind) for kind in set(kinds)]
     count = min(len(kinds), max(2, max(first_of_each) + 1)) if layers is None else layers
     if not 1 <= count <= len(kinds):
         raise ConfigError(f"--layers is {layers}; expected 1 to {len(kinds)}, the layers that this model has")
     text = config.get_text_config()
+    # Lists with an entry per layer (kinds of attention and the like) have to be shortened too.
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == len(kinds) and not name.startswith("_"):
             setattr(text, name, value[:count])
@@ -145,7 +151,10 @@ def _cut_layers(config: Any, kinds: Sequence[Kind], layers: int | None) -> int:
 
 
 def _require_memory(config: Any, name: str) -> None:
-    """Twice the weights: once as the folder has them, with the whole vocabulary, once in float64 without."""
+    """Refuse, with a ConfigError, a model that this machine cannot hold.
+
+    The weights are needed twice: as stored, with the whole vocabulary, and in float64 with the cut one.
+    """
     sizes = {n: p.numel() for n, p in _skeleton(config).named_parameters()}
     needed = 10e-9 * sum(sizes.values())
     there = 1e-9 * total_bytes(torch.device("cpu"))
@@ -179,7 +188,7 @@ def _in_layers(name: str) -> bool:
 
 
 def _without_number(name: str) -> str:
-    """'mlp.experts.gate_up_proj' of 'model.layers.3.mlp.experts.gate_up_proj'."""
+    """Return 'mlp.experts.gate_up_proj' for 'model.layers.3.mlp.experts.gate_up_proj'."""
     parts = name.split(".")
     return ".".join(parts[next(i for i, part in enumerate(parts) if part.isdigit()) + 1 :])
 
@@ -193,14 +202,14 @@ def _tokens(tokenizer: Any, problem: str, solution: str) -> tuple[list[int], int
 
 
 def _kept_tokens(texts: Sequence[Sequence[int]], vocabulary: int, seed: int) -> Tensor:
-    """Those of the texts, then random others: the head's softmax stays one over many tokens."""
+    """Return the tokens of the texts, then random others: the head's softmax stays one over many tokens."""
     order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(seed)).tolist()
     used = [token for text in texts for token in text]
     return torch.tensor(list(dict.fromkeys([*used, *order[:VOCABULARY]]))[: max(VOCABULARY, len(set(used)))])
 
 
 def _cut_vocabulary(model: Any, kept: Tensor) -> None:
-    """Leaves the rows `kept` of embeddings and output head, which stay one tensor where they were."""
+    """Keep only the rows `kept` of embeddings and output head; tied weights stay tied."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and _weight(head) is _weight(embeddings)
     embeddings.weight = nn.Parameter(embeddings.weight[kept].clone(), requires_grad=False)

@@ -1,10 +1,11 @@
-"""A narrow model and the same in float64 -> the error of its meta-gradients, and how much of it rounding explains.
+"""Measure the error of a narrow model's meta-gradients against float64, and how much of it rounding explains.
 
-What rounding explains is measured: the float64 model is run with the output of each of its innermost modules rounded to
-the narrow format, in the forward, in the backward and in the backward of that, and matrix products and softmax computed
-in it, those of eager attention too. It is the sums that count: where a model's states, queries and keys are long (the
-biases of Qwen 2.5 give attention scores above a thousand), what float32 rounds off a score is a notable part of its
-exponential. Between this and real kernels, which round in more places, up to five times were seen; eight are allowed.
+The part that rounding explains is measured, not derived. The float64 model is run with the output of each of its
+innermost modules rounded to the narrow format, in the forward pass, in the backward pass and in the backward of that;
+matrix products and softmax are computed in the narrow format, including those of eager attention. The sums inside them
+matter: where a model's states, queries and keys are large (the biases of Qwen 2.5 give attention scores above a
+thousand), the part of a score that float32 rounds off changes its exponential noticeably. Real kernels round in more
+places; up to five times this error was seen, and eight times is allowed.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ from mass.preflight.doctor.problem import Point, Problem
 
 ALLOWANCE = 8.0
 COARSEST = 0.3
-"""Error of the meta-gradients beyond which they are not worth following; the cosine is about 0.95."""
+"""Error above which meta-gradients are not worth following; their cosine with the exact ones is then about 0.95."""
 FINEST = 1e-4
-"""Error that is not looked into: matrix products in float32 add up more of it than one rounding does."""
+"""Errors up to here are not examined further: sums in float32 matrix products alone can reach it."""
 
 
 def error_of(narrow: Problem, at: Point, exact: Point) -> float:
-    """Relative error of the weights' and start's meta-gradients in the precision of `narrow`; the larger."""
+    """Return the larger relative error of the meta-gradients of weights and start in the precision of `narrow`."""
     point = Point(at.weights, {name: p.to(narrow.lm.adapter_dtype) for name, p in at.start.items()}, at.rates)
     return _worse(narrow.meta_gradients(point), exact)
 
 
 def explained(wide: Problem, at: Point, exact: Point, dtype: torch.dtype) -> float:
-    """The error that rounding to `dtype` alone makes, on a model whose attention is eager: plain products."""
+    """Return the error that rounding to `dtype` alone makes, on a model with eager attention, whose products are
+    plain."""
     start = {name: p.to(dtype).double() for name, p in at.start.items()}
     with _rounded(wide.lm.model, dtype):
         return _worse(wide.meta_gradients(Point(at.weights, start, at.rates)), exact)
 
 
 def bound_of(explained: float) -> float:
-    """What the error may be, given what rounding explains."""
+    """Return the error that is allowed, given the part that rounding explains."""
     return min(COARSEST, max(FINEST, ALLOWANCE * explained)) if math.isfinite(explained) else COARSEST
 
 
@@ -66,7 +68,8 @@ def _rounded(model: nn.Module, dtype: torch.dtype) -> Generator[None, None, None
 
 
 class _NarrowProducts(TorchFunctionMode):
-    """Matrix products and softmax in the narrow format: with what their sums round off, and not only their results."""
+    """Computes matrix products and softmax in the narrow format, so that their inner sums are rounded and not only
+    their results."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -87,7 +90,7 @@ _PRODUCTS = {
 
 
 class _Round(torch.autograd.Function):
-    """To `dtype` and back, the identity to the derivative; the cotangent is rounded too."""
+    """Rounds to `dtype` and back. Its derivative is that of the identity, except that the cotangent is rounded too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

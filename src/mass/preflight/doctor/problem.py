@@ -1,6 +1,6 @@
-"""A model with its adapter -> a small bilevel problem on it, and the derivatives of that problem.
+"""Build a small bilevel problem on a model with its adapter, and compute its derivatives.
 
-Inner losses: two practice rows; outer loss: one target row; SGD of K = 2 steps with a rate for each tensor.
+Inner losses: two practice rows. Outer loss: one target row. Update: SGD of K = 2 steps with a rate for each tensor.
 
 Legend: P tensors of the adapter.
 """
@@ -21,22 +21,24 @@ from mass.metagrad.objective import leaves
 from mass.types import Batch, Params
 
 STEPS, MOVE, SCALE_OF_B = 2, 0.03, 0.05
-"""MOVE: how far one step goes, relative to the adapter's norm."""
+"""MOVE: the size of one step, relative to the adapter's norm."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where derivatives are taken, or a direction from there."""
+    """A point at which derivatives are taken, or a direction from there."""
 
     weights: Tensor
     start: Params
     rates: Tensor
-    """[P]"""
+    """[P] learning rates."""
 
     def parts(self) -> dict[str, Params]:
+        """Return weights, start and rates, each as named tensors."""
         return {"weights": {"weights": self.weights}, "start": self.start, "rates": {"rates": self.rates}}
 
     def moved(self, part: str, direction: Params, by: float) -> Point:
+        """Return the point with one part moved by `by` times `direction`."""
         values = {name: p + by * direction[name] for name, p in self.parts()[part].items()}
         if part == "start":
             return Point(self.weights, values, self.rates)
@@ -46,24 +48,28 @@ class Point:
 
 @dataclass(frozen=True)
 class Problem:
+    """Two practice examples and a target for one model."""
+
     lm: LM
     practice: Batch
     target: Batch
 
     def losses(self, params: Params, index: Tensor | None = None) -> Tensor:
+        """Return the practice losses, one for each row in `index` (None: all)."""
         return self.lm.losses(self.practice.select(index), params)
 
     def practice_loss(self, params: Params, index: Tensor | None = None) -> Tensor:
-        """Their sum."""
+        """Return the sum of the practice losses."""
         return self.losses(params, index).sum()
 
     def adapted_loss(self, at: Point) -> Tensor:
-        """The outer loss after adaptation."""
+        """Return the outer loss after adaptation."""
         optimizer = SGD(lr=dict(zip(at.start, at.rates.unbind(), strict=True)))
         adapted = adapt(self.losses, at.start, at.weights, optimizer, STEPS)
         return self.lm.losses(self.target, adapted).sum()
 
     def meta_gradients(self, at: Point) -> Point:
+        """Return the gradient of the outer loss with respect to weights, start and rates."""
         weights, rates = (t.detach().clone().requires_grad_() for t in (at.weights, at.rates))
         start = leaves(at.start)
         loss = self.adapted_loss(Point(weights, start, rates))
@@ -71,7 +77,7 @@ class Problem:
         return Point(first, dict(zip(start, others, strict=True)), second)
 
     def saved_bytes(self, start: Params, checkpoint: bool) -> int:
-        """What the graph of one example's pass holds, with layers checkpointed or not."""
+        """Return the bytes that the graph of one example's pass holds, with or without checkpointed layers."""
 
         with LiveMemory(torch.device("cpu")) as live, layerwise.checkpointing(checkpoint):
             loss = self.losses(leaves(start), torch.tensor([0])).sum()
@@ -81,7 +87,8 @@ class Problem:
 
 
 def make_problem(lm: LM, rows: Sequence[tuple[Sequence[int], int]]) -> Problem:
-    """`rows`: tokens, and how many of them come before those that count. The last is the target."""
+    """Build the problem from rows of (token ids, how many of them come before those that count). The last row is the
+    target."""
     *practice, target = rows
     return Problem(lm, _batch(practice), _batch([target]))
 
@@ -96,8 +103,11 @@ def _batch(rows: Sequence[tuple[Sequence[int], int]]) -> Batch:
 
 
 def make_point(problem: Problem, seed: int) -> tuple[Point, Params]:
-    """Random, with B away from zero, and rates with which a step moves the adapter by a few percent; and the gradient
-    of the practice loss there."""
+    """Return a random point, and the gradient of the practice loss there.
+
+    B is away from zero, since at LoRA's usual start (B = 0) the gradient of A vanishes. The rates let one step move the
+    adapter by a few percent.
+    """
     generator = torch.Generator().manual_seed(seed)
     fresh = problem.lm.adapters.init(seed, torch.float64, rank=4)
     start = {

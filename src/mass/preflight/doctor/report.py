@@ -1,4 +1,4 @@
-"""Checks -> a report with its verdict: which attention is safe, in which precision, and the settings that say so."""
+"""Turn checks into a report with a verdict: which attention is safe, in which precision, and with which settings."""
 
 from __future__ import annotations
 
@@ -12,61 +12,64 @@ Status = Literal["pass", "fail", "skipped"]
 
 @dataclass(frozen=True)
 class Check:
-    """One row: a number that was measured, and the bound it is held against."""
+    """One row of the report: a measured number, and its bound."""
 
     name: str
     status: Status
     attention: str = ""
-    """The implementation it was measured with; empty where attention plays no part."""
+    """The attention implementation it was measured with; empty where attention plays no part."""
     measured: float | None = None
-    """A relative error, unless `note` says what else."""
+    """A relative error, unless `note` says otherwise."""
     bound: float | None = None
     note: str = ""
-    """What was compared; for a fault, what was raised."""
+    """The comparison that was made; after an exception, its text."""
     way_out: str = ""
-    """For a fail: what to do, in one line."""
+    """After a fail: what to do, in one line."""
     needed: bool = True
-    """Whether its attention is unsafe when it fails; otherwise an option of the engine is."""
+    """True if a fail makes the attention unsafe; False if it only makes an option of the engine unsafe."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What of the model was examined."""
+    """The part of the model that was examined."""
 
     model: str
     architecture: str
     layers: int
-    """The first so many, with their real weights; the smallest number that holds each kind of layer, at least 2."""
+    """Number of first layers that were loaded with their real weights; by default as few as include each kind of
+    layer, at least 2."""
     total_layers: int
     kinds: tuple[str, ...]
-    """Of layers."""
+    """The kinds of layer among them."""
     vocabulary: int
-    """Tokens that embeddings and head were cut to."""
+    """Number of tokens to which embeddings and head were cut."""
     total_vocabulary: int
     parameters: int
-    """Of what was loaded, after the cut."""
+    """Number of parameters that were loaded, after the cut."""
     memory_gb: float
-    """Of these in float64, in units of 10^9 bytes."""
+    """Size of these in float64, in units of 10^9 bytes."""
     dtype: str
     """The precision asked for."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What LoRA on all linear layers adapts, in the whole model."""
+    """The part of the whole model that LoRA on all linear layers adapts."""
 
     layers: int
-    """Linear layers that get an adapter."""
+    """Number of linear layers that get an adapter."""
     names: tuple[str, ...]
-    """Their names' last parts."""
+    """The last parts of their names."""
     share: float
-    """Parameters of these layers over all of the model's, embeddings included."""
+    """Parameters of these layers divided by all of the model's, embeddings included."""
     missed: tuple[str, ...]
-    """Matrices that get none: fused experts, routers."""
+    """Matrices that get no adapter, such as fused experts and routers."""
 
 
 @dataclass(frozen=True)
 class Report:
+    """All checks of one model."""
+
     loaded: Loaded
     reach: Reach
     checks: tuple[Check, ...]
@@ -74,7 +77,7 @@ class Report:
 
     @property
     def safe(self) -> tuple[str, ...]:
-        """Attention implementations of which every needed check passed."""
+        """The attention implementations for which every needed check passed."""
         return tuple(a for a in _attentions(self.checks) if _all_passed(self.checks, a))
 
     @property
@@ -90,10 +93,11 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether at least one configuration is safe."""
+        """True if at least one configuration is safe."""
         return bool(self.safe) and _all_passed(self.checks, "")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, with its verdict."""
         computed = {"safe": self.safe, "usable": self.usable, "verdict": self.verdict}
         return {**dataclasses.asdict(self), **computed}
 

@@ -1,7 +1,7 @@
-"""A loaded model -> whether our decoding writes, for prompts of unequal length in one batch, what `generate` writes.
+"""Check that our decoding, with prompts of unequal length in one batch, writes the same text as `generate`.
 
-transformers' `generate` continues each prompt alone, without padding; ours continues all of them side by side, with
-padding on the left, and takes rows out of the batch as they end. In float64, so that rounding does not decide.
+transformers' `generate` continues each prompt alone, without padding. Ours continues all of them side by side, with
+padding on the left, and takes rows out of the batch as they end. Both run in float64, so that rounding does not decide.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mass.lm.cache import require_decodable
 
 NEW_TOKENS = 16
 LENGTHS = (9, 2, 5)
-"""Of the prompts, in tokens."""
+"""Lengths of the prompts in tokens."""
 
 
 class CutVocabulary(LM):
-    """A model whose tokens are places in a cut vocabulary, so that its tokenizer's numbers mean nothing."""
+    """A model whose token ids index a cut vocabulary, so that its tokenizer's ids have no meaning."""
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -33,7 +33,11 @@ class CutVocabulary(LM):
 
 
 def differing_texts(lm: LM, seed: int) -> float:
-    """The share of the prompts that are continued otherwise. Raises ModelError for a model that cannot be decoded."""
+    """Return the share of the prompts that are continued differently.
+
+    Raises:
+        ModelError: The model cannot be decoded.
+    """
     require_decodable(lm.model, lm.name, lm.device)
     prompts = _prompts(int(lm.model.get_input_embeddings().weight.shape[0]), seed)
     ours = [list(sample.tokens) for sample in lm.sample(prompts, SamplingConfig(NEW_TOKENS, 0.0), [0] * len(prompts))]

@@ -1,4 +1,4 @@
-"""A model, a precision -> copies of the model that share one set of weights in that precision."""
+"""Copy a model several times in another precision, with one set of weights shared by all copies."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 
 class Weights:
-    """Weights and buffers of a model, converted once. The model's own where it has the precision already."""
+    """Weights and buffers of a model, converted once; the model's own tensors where they have the precision already."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self._model = model
         self._tensors: dict[int, Any] = {id(t): _converted(t, dtype) for t in (*model.parameters(), *model.buffers())}
 
     def copy(self) -> Any:
-        """A model whose modules may be changed, and whose tensors may not."""
+        """Return a model whose modules may be changed, but not its tensors."""
+        # The memo of deepcopy says which object stands for which: every tensor counts as copied already.
         return copy.deepcopy(self._model, dict(self._tensors))
 
 

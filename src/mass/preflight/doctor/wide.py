@@ -1,8 +1,8 @@
-"""A float64 model -> the same model without float32 inside.
+"""Remove the float32 parts from a float64 model.
 
 Models of transformers compute some parts in float32 whatever their precision: RMSNorm, the angles of rotary embeddings,
-the softmax of eager attention, the softmax of a mixture's router. Rounding there, about 1e-7, is all that a derivative
-measured on such a model would show.
+the softmax of eager attention, the softmax of a mixture's router. Their rounding, about 1e-7, would hide everything
+else in a measured derivative.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def widen(model: nn.Module) -> None:
-    """From now on each conversion to float32 inside the model's modules gives float64.
+    """Make every conversion to float32 inside the model's modules give float64 from now on.
 
     Every module's forward is wrapped, so that a layer which is recomputed alone computes the same.
     """
@@ -43,7 +43,7 @@ _active = threading.local()
 def _without_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_active, "on", False):  # inside a module that is wrapped too
+        if getattr(_active, "on", False):  # already active, in an outer module
             return forward(*args, **kwargs)
         _active.on = True
         try:

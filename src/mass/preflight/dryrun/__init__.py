@@ -1,6 +1,7 @@
-"""A run's configuration -> what the run would be, without running it: data, prompts, memory, time, and a verdict.
+"""Forecast a run without running it: its data, prompts, memory, time, and a verdict.
 
-The architecture is built on the meta device: the model's own code with sizes and no weights.
+The architecture is built on the meta device, so the model's own code runs with sizes and without weights
+(docs/adr/0011).
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from mass.types import Task
 __all__ = ["Rehearsal", "rehearse", "told"]
 
 ASSUMED = Task("x" * 600, "x" * 1800, "x", id="assumed")
-"""Stands for tasks that cannot be read: 200 tokens of problem and 600 of solution, as MATH's longer ones have."""
+"""Stands for tasks that cannot be read: 200 tokens of problem and 600 of solution, like the longer problems of MATH."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is to be known of the model."""
+    """A description of the model."""
 
     name: str
     source: str
-    """Where the architecture comes from."""
+    """The origin of the architecture."""
     kind: str
     parameters: int
     sites: int
-    """Layers with an adapter."""
+    """Number of layers with an adapter."""
     adapter: int
-    """Parameters of one."""
+    """Number of parameters of one adapter."""
     context: int
 
 
@@ -52,33 +53,33 @@ class Prompt:
     kind: str
     text: str
     tokens: int | None
-    """None where there is no tokenizer."""
+    """Number of tokens; None where there is no tokenizer."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a run would be."""
+    """The forecast for a run."""
 
     model: Model
     data: Data
     prompts: tuple[Prompt, ...]
     counted: bool
-    """Whether tokens were counted by the model's tokenizer, not guessed from characters."""
+    """True if tokens were counted by the model's tokenizer, False if they were guessed from characters."""
     usual: Lengths
     at_most: Lengths
     memory: Memory | None
-    """At the longest rows. None where the inner loop's budget holds no example."""
+    """Memory at the longest rows. None where the inner loop's budget does not hold one example."""
     usually: Duration | None
-    """Where what the model writes is as long as the worked solutions."""
+    """Time if the model's texts are as long as the worked solutions."""
     longest: Duration | None
-    """Where all it writes runs to its limit."""
+    """Time if all of the model's texts run to their limits."""
     device: Device
     notes: tuple[str, ...]
     problems: tuple[str, ...]
-    """One line each: why the run should not be started like this."""
+    """Reasons not to start the run like this, one line each."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; tasks are left out."""
+        """Return plain JSON values; tasks are left out."""
         sets = [
             {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name != "tasks"} for s in self.data.sets
         ]
@@ -91,14 +92,17 @@ class Rehearsal:
 def rehearse(
     config: RunConfig, device: Device | None = None, *, memory_gb: float | None = None, ranks: int = 1
 ) -> Rehearsal:
-    """What `mass train` with this configuration would be. Nothing is written, and no weights are made.
+    """Forecast what `mass train` would do with this configuration. Nothing is written, and no weights are made.
 
     Args:
-        device: what it would run on; None: the present one, measured.
-        memory_gb: of the present one, where it is to count as another, in 10^9 bytes.
-        ranks: processes that would share a step.
+        config: The configuration of the run.
+        device: The device it would run on. None: the present one, measured.
+        memory_gb: Memory to assume for the present device, in 10^9 bytes. None: its own.
+        ranks: Number of processes that would share a step.
 
-    Raises ModelError where the model's architecture is not to be had, ConfigError where the device is not.
+    Raises:
+        ModelError: The model's architecture is not available.
+        ConfigError: The device does not exist.
     """
     asked = config.model
     architecture = find_architecture(asked.name, asked.revision, trust_remote_code=asked.trust_remote_code)
@@ -142,7 +146,7 @@ def _described(architecture: Architecture, lm: LM, shape: Shape) -> Model:
 
 
 def _prompts(lm: LM, sample: list[Task], *, exact: bool) -> list[Prompt]:
-    """One of each kind, for the first problem."""
+    """Return one prompt of each kind, for the first problem."""
     if not sample:
         return []
     problem = sample[0].problem

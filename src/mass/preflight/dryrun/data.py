@@ -1,4 +1,4 @@
-"""A run's configuration -> its tasks, and what is to be known of them before training: rows, golds, what is shared."""
+"""Read a run's tasks and describe them before training: rows, golds, and problems that both sets share."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mass.tasks import content_hash, known, minimath
 from mass.types import Task
 
 GOLDS = 64
-"""Tasks of a set whose gold is judged, evenly spread."""
+"""Number of tasks of a set whose gold is judged, evenly spread over the set."""
 ACCEPTED = 0.95
-"""Share of them that has to be accepted: of rewards from a verifier that rejects golds, no more is right either."""
+"""Share of them that has to be accepted: a verifier that rejects golds gives wrong rewards too."""
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """What is to be known of one set."""
+    """A description of one set."""
 
     kind: str
-    """tasks or validation."""
+    """'tasks' or 'validation'."""
     source: str
     rows: int
     hash: str
-    """First 12 hex digits over the problems; empty for an endless set."""
+    """First 12 hex digits of the hash over the problems; empty for an endless set."""
     checked: int = 0
     refused: tuple[str, ...] = ()
     """Ids of the tasks whose own gold their verifier does not accept, with its reason."""
@@ -44,12 +44,13 @@ class Data:
 
     sets: tuple[TaskSet, ...] = ()
     shared: int = 0
-    """Problems of the validation set that are trained on."""
+    """Number of validation problems that are also trained on."""
     problems: tuple[str, ...] = ()
-    """One line each: why the run would not start, or not mean what it says."""
+    """Reasons why the run would not start, or its numbers would mislead, one line each."""
 
     @property
     def sample(self) -> list[Task]:
+        """Tasks spread evenly over both sets."""
         return [task for one in self.sets for task in _spread(one.tasks, GOLDS)]
 
 
@@ -85,8 +86,10 @@ def examine(config: RunConfig) -> Data:
 
 @contextmanager
 def _without_waiting(configs: Sequence[TasksConfig]) -> Generator[None, None, None]:
-    """Within the block, a hub that does not answer is not asked again and again: its client takes what is in its cache.
-    Otherwise it would try for most of a minute, for each set."""
+    """Use only cached data sets within the block, if the hub does not answer.
+
+    Otherwise the hub's client would retry for most of a minute, for each set.
+    """
     from huggingface_hub import constants
 
     remote = [c for c in configs if not Path(c.source).expanduser().exists() and known.find(c.source)]
@@ -119,7 +122,7 @@ def _examined(kind: str, config: TasksConfig, size: int | None) -> TaskSet:
 
 
 def gold_text(task: Task) -> str:
-    """The gold as an answer that a model could give."""
+    """Return the gold as an answer text that a model could give."""
     return task.solution or task.answer
 
 

@@ -1,4 +1,4 @@
-"""A device -> how fast it multiplies matrices, reads memory and starts operations: measured here, or as told."""
+"""Describe a device's speed: matrix products, memory reads and the start of operations, measured here or given."""
 
 from __future__ import annotations
 
@@ -16,45 +16,54 @@ from mass.lm.free_memory import total_bytes
 
 ROUNDS = 3
 ELSEWHERE_LAYER_S = 1e-3
-"""Seconds that Python takes for one layer of one forward pass on a device that is not here: transformers with an
+"""Seconds of Python for one layer of one forward pass, assumed for a device that is not here: transformers with an
 adapter on each matrix, on a server's processor."""
 READ_PER_FLOP = 1 / 200
-"""Bytes read in the time of an operation, on a device that is not here: 400 TFLOP/s go with 2 TB/s."""
+"""Bytes read in the time of one operation, assumed for a device that is not here: 2 TB/s for 400 TFLOP/s."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a time estimate is made for."""
+    """The device for which time is estimated."""
 
     name: str
     kind: str
-    """cpu or cuda."""
+    """'cpu' or 'cuda'."""
     flops: float
-    """Operations a second of a matrix product."""
+    """Operations per second in a matrix product."""
     bytes_per_s: float
     layer_s: float
     """Seconds of Python for one layer of one forward pass."""
     memory: float
-    """Bytes."""
+    """Memory in bytes."""
     measured: bool
 
     def seconds(self, flops: float, read: float = 0.0, layers: float = 0.0) -> float:
-        """Of work with so many operations, bytes read and layers started. A GPU computes while Python starts the next
-        operation; a CPU does one after the other."""
+        """Return the seconds for work with so many operations, bytes read and layers started.
+
+        A GPU computes while Python starts the next operation; a CPU does one after the other.
+        """
         busy, starting = max(flops / self.flops, read / self.bytes_per_s), layers * self.layer_s
         return busy + starting if self.kind == "cpu" else max(busy, starting)
 
 
 def told(tflops: float, gbps: float | None, memory_gb: float | None) -> Device:
-    """A GPU that is not here."""
+    """Describe a GPU that is not here, from its rates in 10^12 operations and 10^9 bytes per second and its memory
+    in 10^9 bytes."""
     read = tflops * 1e12 * READ_PER_FLOP if gbps is None else gbps * 1e9
     memory = 80e9 if memory_gb is None else memory_gb * 1e9
     return Device(f"{tflops:g} TFLOP/s", "cuda", tflops * 1e12, read, ELSEWHERE_LAYER_S, memory, False)
 
 
 def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, memory_gb: float | None) -> Device:
-    """The present one: matrices as wide as the model's (on a CPU at most 1024) in its precision, a copy, and a small
-    model of the same kind. A warm-up comes first, and the fastest round counts. Raises ConfigError where it is not."""
+    """Measure the present device.
+
+    It times matrix products as wide as the model's (on a CPU at most 1024) in its precision, a copy, and a small model
+    of the same kind. A warm-up comes first, and the fastest round counts.
+
+    Raises:
+        ConfigError: The device does not exist on this machine.
+    """
     device, dtype = _present(model.device), architecture.dtype(model)
     width = int(architecture.config.get_text_config().hidden_size)
     rows, side = (256, min(width, 1024)) if device.type == "cpu" else (4096, width)
@@ -70,7 +79,8 @@ def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, me
 
 
 def _layer_seconds(architecture: Architecture, lora: LoraConfig, dtype: torch.dtype, device: torch.device) -> float:
-    """Of one layer of a forward pass in which there is nothing to compute, its adapter in use."""
+    """Return the seconds for one layer of a forward pass with its adapter, on so little data that only Python's work
+    counts."""
     found: list[float] = []
     ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
     for layers in (2, 6):
@@ -79,6 +89,7 @@ def _layer_seconds(architecture: Architecture, lora: LoraConfig, dtype: torch.dt
             return ELSEWHERE_LAYER_S
         with torch.no_grad(), lm.adapters.use(lm.init_adapter(0)):
             found.append(_fastest(functools.partial(lm.model, input_ids=ids, use_cache=False), device))
+    # The difference of 6 and 2 layers leaves out what does not depend on the number of layers.
     return max(1e-7, (found[1] - found[0]) / 4)
 
 

@@ -1,6 +1,7 @@
-"""A run's configuration, row lengths, a device -> seconds, by stage of a step.
+"""Estimate seconds for each stage of a step.
 
-Arithmetic over the device's rate; a decoding step also reads the base and the cache once; Python starts each layer.
+Time is arithmetic divided by the device's rate; a decoding step also reads the base and the cache once; and Python has
+to start each layer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mass.preflight.dryrun.passes import Rows, Shape
 from mass.preflight.dryrun.room import Step, likelihood_pass
 
 GRADIENT, DERIVATIVE = 3, 8
-"""Forward passes' worth of Python of a gradient, and of a gradient with its derivative."""
+"""Python's work for a gradient, and for a gradient with its derivative, in units of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -22,29 +23,31 @@ class Duration:
     """Seconds of one process."""
 
     stages: dict[str, float]
-    """Of one step."""
+    """Seconds of each stage of one step."""
     evaluation: float
-    """Of one evaluation on held-out problems; 0 without."""
+    """Seconds of one evaluation on held-out problems; 0 without any."""
     evaluations: int
     steps: int
 
     @property
     def step(self) -> float:
+        """Seconds of one step."""
         return sum(self.stages.values())
 
     @property
     def run(self) -> float:
+        """Seconds of the whole run."""
         return self.steps * self.step + self.evaluations * self.evaluation
 
 
 class Clock:
-    """Seconds of a model's passes on a device."""
+    """Estimates the seconds of a model's passes on a device."""
 
     def __init__(self, shape: Shape, device: Device) -> None:
         self.shape, self.device = shape, device
 
     def decoding(self, rows: Rows, at_once: int) -> float:
-        """Sampling: prompts first, then a token of each row at a time."""
+        """Return the seconds of sampling: prompts first, then one token of each row at a time."""
         groups = -(-rows.count // at_once)
         each = Rows(-(-rows.count // groups), rows.prompt, rows.counted)
         prompts = self.device.seconds(sum(self.shape.forward(Rows(each.count, rows.prompt, 1))), 0.0, self.shape.layers)
@@ -55,12 +58,15 @@ class Clock:
         return groups * (prompts + rows.counted * self.device.seconds(flops, read, self.shape.layers))
 
     def forward(self, rows: Rows, at_once: int) -> float:
+        """Return the seconds of forward passes over the rows."""
         return self._passes(sum(self.shape.forward(rows)), rows, at_once, 1)
 
     def gradient(self, rows: Rows, at_once: int, *, checkpoint: bool = False) -> float:
+        """Return the seconds of losses and their gradients."""
         return self._passes(self.shape.first_order(rows, checkpoint=checkpoint), rows, at_once, GRADIENT)
 
     def derivative(self, rows: Rows, at_once: int, *, checkpoint: bool = False) -> float:
+        """Return the seconds of gradients and their derivatives."""
         return self._passes(self.shape.second_order(rows, checkpoint=checkpoint), rows, at_once, DERIVATIVE)
 
     def _passes(self, flops: float, rows: Rows, at_once: int, worth: int) -> float:
@@ -69,6 +75,7 @@ class Clock:
 
 
 def duration_of(shape: Shape, step: Step, inner: Expected | None, device: Device) -> Duration:
+    """Estimate the duration of a run."""
     clock, train = Clock(shape, device), step.config.train
     stacks = -(-step.problems // step.stack)
     stages = _practice(clock, step, inner) if train.practises else {}
@@ -79,7 +86,7 @@ def duration_of(shape: Shape, step: Step, inner: Expected | None, device: Device
 
 
 def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, float]:
-    """Of one stack: everything but the outer loss."""
+    """Return the seconds of the stages for one stack, except the outer loss."""
     config, written, examples = step.config, step.written, step.examples
     found = {"synthesis": clock.decoding(written, min(written.count, config.model.decode_rows))}
     if not config.train.adapts or inner is None:
@@ -101,13 +108,13 @@ def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, flo
 
 
 def _likelihood(clock: Clock, config: RunConfig, written: Rows) -> float:
-    """The scorer's second pass."""
+    """Return the seconds of the scorer's second pass, which reads likelihoods."""
     few = likelihood_pass(config, written, clock.shape.vocabulary)
     return clock.forward(written, few) if few else 0.0
 
 
 def _outer(clock: Clock, step: Step) -> float:
-    """Of one stack."""
+    """Return the seconds of the outer loss for one stack."""
     config, rows = step.config, step.targets
     found = clock.gradient(rows, step.outer_pass(rows).count)
     if config.train.samples_solutions:
@@ -121,7 +128,8 @@ def _outer(clock: Clock, step: Step) -> float:
 
 
 def _evaluation(clock: Clock, step: Step) -> float:
-    """Practice, K gradients and two answers of each held-out problem; one answer where the method does not adapt."""
+    """Return the seconds of an evaluation: practice, K gradients and two answers for each problem; one answer if the
+    method does not adapt."""
     config, lengths = step.config, step.lengths
     problems = -(-config.train.eval_size // step.ranks)
     together = min(config.train.stack, problems)

@@ -1,4 +1,4 @@
-"""A sample of problems, a configuration -> how long rows are: usually, and at most."""
+"""Estimate how long the rows of a step are, usually and at most, from a sample of problems."""
 
 from __future__ import annotations
 
@@ -11,49 +11,54 @@ from mass.lm import LM
 from mass.types import Task
 
 CHARACTERS = 3
-"""Of a token, where there is no tokenizer to ask; English and LaTeX have 3 to 4, so that this errs on the long side."""
+"""Characters per token, where there is no tokenizer. English and LaTeX have 3 to 4, so estimates err on the long
+side."""
 FRAME = 30
-"""Tokens that a chat template puts around a message, where there is none to ask."""
+"""Tokens that a chat template adds around a message, where no template is available."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows of a step."""
+    """Lengths of the rows of a step, in tokens."""
 
     solve: int
-    """Of the solver prompt."""
+    """The solver prompt."""
     synthesis: int
-    """Of the synthesis prompt."""
+    """The synthesis prompt."""
     written: int
-    """Of a practice example as the model writes it."""
+    """A practice example as the model writes it."""
     example_prompt: int
-    """Of the solver prompt of a practice problem."""
+    """The solver prompt of a practice problem."""
     example: int
-    """Of a practice solution."""
+    """A practice solution."""
     answer: int
-    """Of a sampled solution in training."""
+    """A sampled solution in training."""
     held_out: int
-    """Of an answer to a held-out problem."""
+    """An answer to a held-out problem."""
     gold: int
-    """Of a worked solution."""
+    """A worked solution."""
 
 
 class Counter:
-    """Counts tokens as the model's tokenizer does; without it (`exact` False), by characters."""
+    """Counts tokens with the model's tokenizer; without one (`exact` is False), estimates them from characters."""
 
     def __init__(self, lm: LM, *, exact: bool) -> None:
         self._lm, self.exact = lm, exact
 
     def solve(self, task: Task) -> int:
+        """Return the tokens of the solver prompt."""
         return self._prompt(self._lm.solve_prompt, task)
 
     def synthesis(self, task: Task) -> int:
+        """Return the tokens of the synthesis prompt."""
         return self._prompt(self._lm.synthesis_prompt, task)
 
     def solution(self, task: Task) -> int:
+        """Return the tokens of the worked solution."""
         return self._text(task.solution or task.answer)
 
     def problem(self, task: Task) -> int:
+        """Return the tokens of the problem."""
         return self._text(task.problem)
 
     def _text(self, text: str) -> int:
@@ -62,13 +67,13 @@ class Counter:
     def _prompt(self, prompt: Callable[[str], list[int]], task: Task) -> int:
         try:
             tokens = len(prompt(task.problem))
-        except DataError:  # longer than the context: training leaves it out
+        except DataError:  # longer than the context; training leaves such a task out
             return self._lm.context
         return tokens if self.exact else tokens // CHARACTERS + FRAME
 
 
 def usual(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengths:
-    """Means over the tasks; what the model writes is taken to be as long as the worked solutions are."""
+    """Return the mean lengths over the tasks. The model's texts are assumed to be as long as the worked solutions."""
     problem, gold = (_mean(tasks, of) for of in (counter.problem, counter.solution))
     solve, synthesis = (_mean(tasks, of) for of in (counter.solve, counter.synthesis))
     limits = at_most(counter, tasks, config)
@@ -87,8 +92,11 @@ def usual(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengths
 
 
 def at_most(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengths:
-    """The longest prompt of the tasks, and texts that run to their limits. A practice example is a short problem with
-    a long solution: as many tokens as it may have, most of which count."""
+    """Return the length of the longest prompt, with texts that run to their limits.
+
+    A practice example is assumed to be a short problem with a long solution: the case in which most of its tokens
+    count.
+    """
     synthesis = config.adapt.synthesis
     solve, longest = max(map(counter.solve, tasks)), max(map(counter.synthesis, tasks))
     frame = max(1, min(counter.solve(task) - counter.problem(task) for task in tasks))

@@ -1,8 +1,9 @@
-"""An architecture, row lengths -> bytes that the passes of a step hold, and their arithmetic, with nothing computed.
+"""Count the bytes that the passes of a step hold, and their operations, without computing anything.
 
-Bytes are counted on the meta device while the passes' own operations are dispatched (`mass.metagrad.live`), so they
-follow the model's code and the engine's. Arithmetic is by formula: matrix products with frozen weights cost F forward
-and F in each backward; those whose two factors both vary (attention, LoRA) V, 2 V more, and 6 V more.
+Bytes are counted on the meta device while the operations of a pass are dispatched (`mass.metagrad.live`), so they
+follow the model's code and the engine's. Operations are given by formulas. Matrix products with frozen weights cost F
+in the forward pass and F in each backward pass; products of two varying factors (attention, LoRA) cost V in the
+forward, 2 V more in the first and 6 V more in the second backward.
 
 Legend: n rows of a pass, P prompt tokens, C tokens that count, T = P + C; B adapters of a stack, V vocabulary.
 """
@@ -27,12 +28,13 @@ from mass.metagrad.update import Update
 from mass.types import Params
 
 LOGIT_BYTES = 36
-"""Of one entry of a decoding step's logits: float32, float64 twice, probabilities and their sums (`lm.sampling`)."""
+"""Bytes for one entry of a decoding step's logits: float32, float64 twice, probabilities and their sums
+(`lm.sampling`)."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows of one length."""
+    """A number of rows of one length."""
 
     count: int
     prompt: int
@@ -40,16 +42,18 @@ class Rows:
 
     @property
     def length(self) -> int:
+        """Tokens of a row."""
         return self.prompt + self.counted
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model that its arithmetic follows from."""
+    """Sizes of a model from which its number of operations follows."""
 
     frozen: int
-    """Entries of the frozen matrices that each token passes, without the output head."""
+    """Entries of the frozen matrices that each token passes through, without the output head."""
     head: int
+    """Entries of the output head."""
     lora: int
     """Entries of one adapter."""
     attention: int
@@ -57,12 +61,12 @@ class Shape:
     layers: int
     vocabulary: int
     cache: int
-    """Bytes of keys and values of one token."""
+    """Bytes of keys and values for one token."""
     weights: int
     """Bytes of the base."""
 
     def forward(self, rows: Rows, counted: int | None = None) -> tuple[float, float]:
-        """Operations of products with frozen weights, and of those whose two factors vary."""
+        """Return (operations of products with frozen weights, operations of products of two varying factors)."""
         tokens, places = rows.count * rows.length, rows.count * (rows.counted if counted is None else counted)
         return (
             2.0 * (tokens * self.frozen + places * self.head),
@@ -70,17 +74,18 @@ class Shape:
         )
 
     def first_order(self, rows: Rows, *, checkpoint: bool = False) -> float:
-        """A loss and its gradient."""
+        """Return the operations of a loss and its gradient."""
         frozen, varying = self.forward(rows)
         return (3 * frozen + 4 * varying) if checkpoint else (2 * frozen + 3 * varying)
 
     def second_order(self, rows: Rows, *, checkpoint: bool = False) -> float:
-        """The gradient once more, and its derivative."""
+        """Return the operations of a gradient, computed again, and its derivative."""
         frozen, varying = self.forward(rows)
         return (9 * frozen + 16 * varying) if checkpoint else (4 * frozen + 9 * varying)
 
 
 def shape_of(lm: LM) -> Shape:
+    """Return the sizes of a model."""
     config, model = lm.model.config.get_text_config(), lm.model
     heads, layers = int(config.num_attention_heads), int(config.num_hidden_layers)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -102,14 +107,14 @@ def shape_of(lm: LM) -> Shape:
 
 
 class Passes:
-    """Passes of one model on the meta device, measured once each."""
+    """The passes of one model on the meta device, each measured once."""
 
     def __init__(self, lm: LM) -> None:
         self.lm, self.shape = lm, shape_of(lm)
         self._known: dict[tuple[str, Rows, int], float] = {}
 
     def adapter(self, stack: int | None) -> Params:
-        """One adapter, or a stack of them."""
+        """Return one adapter, or a stack of them, without data."""
         lead, rank = (() if stack is None else (stack,)), self.lm.adapters.config.rank
         params: Params = {}
         for site in self.lm.adapters.sites:
@@ -120,7 +125,7 @@ class Passes:
         return params
 
     def gradient(self, rows: Rows, stack: int | None = None) -> float:
-        """Bytes of a loss over the rows and its gradient, at their peak."""
+        """Return the peak bytes of a loss over the rows and its gradient."""
 
         def run(params: Params) -> object:
             return torch.autograd.grad(self._losses(rows, params).sum(), list(params.values()))
@@ -128,7 +133,7 @@ class Passes:
         return self._measured("gradient", rows, stack, run, lambda live: live.peak)
 
     def forward(self, rows: Rows) -> float:
-        """Bytes of a pass without a gradient, at their peak."""
+        """Return the peak bytes of a pass without a gradient."""
 
         def run(params: Params) -> object:
             with torch.no_grad():
@@ -137,7 +142,7 @@ class Passes:
         return self._measured("forward", rows, None, run, lambda live: live.peak)
 
     def reading(self, rows: Rows) -> float:
-        """Bytes of the scorer's pass over the rows, at their peak: hidden states alone, twice in its own precision."""
+        """Return the peak bytes of the scorer's pass over the rows: only hidden states, twice in its own precision."""
 
         def run(params: Params) -> object:
             ids, mask = _inputs(rows)
@@ -149,15 +154,19 @@ class Passes:
         return self._measured("reading", rows, None, run, lambda live: live.peak)
 
     def decoding(self, rows: int, prompt: int, tokens: int) -> float:
-        """Bytes while `rows` rows are sampled: keys and values, those of one layer twice as they grow, and logits."""
+        """Return the bytes while `rows` rows are sampled: keys and values, those of one layer twice as they grow,
+        and logits."""
         shape = self.shape
         kept = rows * (prompt + tokens) * shape.cache
         growing = kept / shape.layers
         return kept + max(growing + rows * shape.vocabulary * LOGIT_BYTES, self.forward(Rows(rows, prompt, 1)))
 
     def inner(self, config: InnerConfig, rows: Rows, stack: int, micro_batch: int | None) -> memory.Expected:
-        """An adaptation of `stack` problems through `rows` examples, and its backward. Raises ConfigError where
-        `memory_gb` does not hold it."""
+        """Forecast an adaptation of `stack` problems through `rows` examples, with its backward pass.
+
+        Raises:
+            ConfigError: `memory_gb` does not hold it.
+        """
         params = self.adapter(stack)
 
         def losses(params: Params, index: Tensor | None) -> Tensor:
@@ -178,7 +187,7 @@ class Passes:
         return memory.forecast(objective, params, weights, update, Mode.parse(config.mode), request)
 
     def _losses(self, rows: Rows, params: Params) -> Tensor:
-        """`LM.losses` of rows of one length, whose places are known beforehand."""
+        """Return the losses as `LM.losses` does, for rows of one length, whose positions are known in advance."""
         n, counted = rows.count, rows.counted
         stacked = next(iter(params.values())).dim() == 3
         ids, mask = _inputs(rows)
@@ -207,6 +216,7 @@ class Passes:
 
 
 def _inputs(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Tokens, and the mask as padding makes it: made here, because transformers would look into the rows for it."""
+    """Return tokens and the attention mask. The mask is made here, since transformers would read the rows to make
+    it."""
     ids = torch.empty(rows.count, rows.length, dtype=torch.int64, device="meta")
     return ids, torch.empty(rows.count, 1, rows.length, rows.length, dtype=torch.bool, device="meta")

@@ -1,6 +1,6 @@
-"""A run's configuration, row lengths -> bytes that it holds, by stage of a step: what stays, and what comes on top.
+"""Forecast the bytes that each stage of a step holds: what stays throughout, and what is added in turn.
 
-Every stage is that of `mass.training.mass_step` or `mass.training.solver_step`; passes are measured by
+The stages are those of `mass.training.mass_step` and `mass.training.solver_step`; their passes are measured by
 `mass.preflight.dryrun.passes`.
 
 Legend: B problems of a stack, m practice examples of each, k sampled solutions of each.
@@ -23,7 +23,7 @@ MARGIN = 0.06
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of something, and what to lower where it is too much."""
+    """The bytes of one thing, and the option to lower if they are too many."""
 
     name: str
     bytes: float
@@ -32,43 +32,45 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process of a run holds."""
+    """The memory of one process of a run."""
 
     stays: tuple[Part, ...]
-    """Throughout."""
+    """Parts that are held throughout."""
     stages: tuple[Part, ...]
-    """Beside that, each in its turn."""
+    """Parts that are held in turn, in addition to the others."""
     inner: Expected | None
-    """How the engine would cut the inner loop; None for methods that do not adapt."""
+    """The engine's division of the inner loop; None for methods that do not adapt."""
 
     @property
     def peak(self) -> float:
+        """The largest number of bytes held at once."""
         return sum(part.bytes for part in self.stays) + max(part.bytes for part in self.stages)
 
     @property
     def largest(self) -> Part:
-        """The stage that the peak is in."""
+        """The stage with the peak."""
         return max(self.stages, key=lambda part: part.bytes)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Numbers that say how much of everything a step has."""
+    """The numbers of rows in a step."""
 
     config: RunConfig
     lengths: Lengths
     ranks: int
-    """Processes that share a step."""
+    """Number of processes that share a step."""
     device: str
-    """Kind of device: how many rows pass at once on it where the configuration leaves it open."""
+    """Kind of device, which decides how many rows pass at once where the configuration does not."""
 
     @property
     def stack(self) -> int:
+        """Number of problems that are processed side by side."""
         return min(self.config.train.stack, self.problems)
 
     @property
     def problems(self) -> int:
-        """Of the step that fall to one process."""
+        """Number of the step's problems that one process handles."""
         return -(-self.config.train.tasks_per_step // self.ranks)
 
     @property
@@ -91,17 +93,21 @@ class Step:
         return Rows(self.config.outer.samples * self.stack, self.lengths.solve, self.lengths.answer)
 
     def outer_pass(self, rows: Rows) -> Rows:
-        """Those of a pass of the outer and of the generator's loss."""
+        """Return the rows of one pass of the outer loss and of the generator's loss."""
         return Rows(min(rows.count, self.config.outer.micro_batch or rows.count), rows.prompt, rows.counted)
 
     def inner_pass(self, rows: Rows) -> int | None:
-        """Rows of a pass of the inner loop without `memory_gb`."""
+        """Return the number of rows of one pass of the inner loop without `memory_gb`; None: all."""
         own = self.config.adapt.inner.micro_batch
         return own if own is not None else rows_per_pass(self.device, rows.length)
 
 
 def memory_of(passes: Passes, step: Step) -> Memory:
-    """Raises ConfigError where `adapt.inner.memory_gb` does not hold a single example."""
+    """Forecast the memory of a run.
+
+    Raises:
+        ConfigError: `adapt.inner.memory_gb` does not hold a single example.
+    """
     config, train = step.config, step.config.train
     adapter = passes.shape.lora * passes.lm.adapter_dtype.itemsize
     eta = _scorer_bytes(passes, config)
@@ -138,7 +144,7 @@ def memory_of(passes: Passes, step: Step) -> Memory:
 
 
 def _outer(passes: Passes, step: Step, between: float, adapter: int) -> list[Part]:
-    """Of the outer loss, on top of what the inner loop leaves for its backward."""
+    """Return the stages of the outer loss, including what the inner loop keeps for its backward pass."""
     config, stack = step.config, step.stack if step.config.train.adapts else None
     parts: list[Part] = []
     if config.train.samples_solutions:
@@ -151,7 +157,8 @@ def _outer(passes: Passes, step: Step, between: float, adapter: int) -> list[Par
 
 
 def _sampling(passes: Passes, step: Step, name: str, rows: Rows, of_one: int) -> Part:
-    """`model.decode_rows` at a time; adapters of a stack are not taken apart."""
+    """Return the stage of sampling `model.decode_rows` at a time. Adapted solutions of one problem are sampled
+    together."""
     limit, lower = step.config.model.decode_rows, "model.decode_rows"
     together = max(limit // of_one, 1) * of_one if name == "solutions" and step.config.train.adapts else limit
     return Part(name, passes.decoding(min(rows.count, together), rows.prompt, rows.counted), lower)
@@ -169,14 +176,14 @@ def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
 
 
 def likelihood_pass(config: RunConfig, rows: Rows, vocabulary: int) -> int:
-    """Rows at a time of the scorer's second pass; 0 where it has none."""
+    """Return the number of rows at a time in the scorer's second pass; 0 where it has none."""
     at_once = min(rows.count, config.adapt.inner.micro_batch or rows.count)
     few = likelihood_rows(rows.prompt + rows.counted, vocabulary)
     return min(at_once, few) if config.adapt.scoring.likelihood else 0
 
 
 def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
-    """Adapting to held-out problems and answering them: the largest of what it does."""
+    """Return the largest stage of adapting to held-out problems and answering them."""
     config, lengths = step.config, step.lengths
     together = min(config.train.stack, config.train.eval_size)
     answers = passes.decoding(min(together, config.model.decode_rows), lengths.solve, lengths.held_out)

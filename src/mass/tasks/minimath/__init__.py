@@ -1,11 +1,11 @@
-"""(split, seed, index) -> Task: procedurally generated problems with worked solutions and exact answers.
+"""Generate problems with worked solutions and exact answers.
 
 Two sets: `minimath`, whose problems are worked out from the statement to the answer, and `minimath-terms`, of many
 terms whose meaning must be known.
 
-Endless and seeded: task `index` of a stream is a function of `(split, seed, index)` alone, so a stopped run finds its
-place again without state. A problem belongs to the split that the hash of its text names, so train, validation and
-test are disjoint by construction, whatever the seeds.
+They are endless and seeded. Task `index` of a stream is a function of `(split, seed, index)` alone, so an interrupted
+run finds its place again without stored state. A problem belongs to the split that the hash of its text names, so
+train, validation and test are disjoint by construction, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ SOURCES: Mapping[str, Sequence[Kind]] = {
     MINIMATH: _kinds_of(forward),
     "minimath-terms": _kinds_of(terms),
 }
-"""Name of a set -> its kinds. A set is drawn from under its own name, so that one added later changes no other."""
+"""For each set its kinds. The name of the set is part of the seed, so a set that is added later changes no other."""
 SUBJECTS: Sequence[str] = tuple(dict.fromkeys(k.subject for k in KINDS))
-"""Those of the MATH data set."""
+"""The subjects of the MATH data set."""
 SPLITS = ("train", "validation", "test")
-"""A problem belongs to one by the hash of its text."""
+"""A problem belongs to one of these by the hash of its text."""
 
 
 def problem_split(text: str) -> str:
-    """The split a problem text belongs to: 80% train, 10% validation, 10% test, by hash."""
+    """Return the split that a problem text belongs to: 80% train, 10% validation, 10% test, by hash."""
     bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
@@ -72,7 +72,11 @@ def draw(
     levels: Sequence[int] | None = None,
     source: str = MINIMATH,
 ) -> Problem:
-    """One problem of the split: subject and level uniform, then a kind of that subject, then its numbers."""
+    """Draw one problem of the split: subject and level uniformly, then a kind of that subject, then its numbers.
+
+    Raises:
+        DataError: The split has no problem of that subject and level.
+    """
     subject, level = rng.choice(subjects or SUBJECTS), rng.choice(levels or LEVELS)
     kinds = [kind for kind in SOURCES[source] if kind.subject == subject]
     rng.shuffle(kinds)
@@ -86,7 +90,11 @@ def draw(
 
 
 def similar(rng: random.Random, problem: Problem, split: str) -> Problem:
-    """Another problem of the same kind, at the same level or one beside it; never the same text."""
+    """Draw another problem of the same kind, at the same level or one next to it; never the same text.
+
+    Raises:
+        DataError: None was found.
+    """
     for _ in range(100):
         level = min(max(problem.level + rng.choice((-1, 0, 0, 0, 1)), LEVELS[0]), LEVELS[-1])
         other = _draw_kind(rng, split, problem.kind, level)
@@ -96,7 +104,8 @@ def similar(rng: random.Random, problem: Problem, split: str) -> Problem:
 
 
 def _draw_kind(rng: random.Random, split: str, kind: Kind, level: int) -> Problem | None:
-    """None where the split holds no problem of this kind and level (some level 1 cells are small)."""
+    """Draw a problem of this kind and level; None where the split has none (some kinds have few problems at level
+    1)."""
     for _ in range(300):
         problem = Problem(kind, level, kind.draw(rng, level))
         if problem_split(problem.text) == split:
@@ -112,7 +121,7 @@ def task_at(
     levels: Sequence[int] | None = None,
     source: str = MINIMATH,
 ) -> Task:
-    """Task `index` of the endless stream of (source, split, seed)."""
+    """Return task `index` of the endless stream for (source, split, seed)."""
     rng = random.Random(f"{source}:{split}:{seed}:{index}")
     return draw(rng, split, subjects, levels, source).task(f"{source}-{split}-{seed}-{index}")
 
@@ -125,10 +134,11 @@ def load(
     levels: Sequence[int] | None = None,
     source: str = MINIMATH,
 ) -> list[Task]:
-    """`size` distinct tasks (default 1000), the cells subject x level filled in turn so that the set is balanced.
+    """Return `size` distinct tasks (default 1000), balanced over subjects and levels.
 
     Raises:
-        ConfigError: an unknown split, subject or level. DataError: fewer distinct problems exist than asked for.
+        ConfigError: The split, a subject or a level is unknown.
+        DataError: Fewer distinct problems exist than were asked for.
     """
     check_choice(split, subjects, levels)
     subjects, levels = subjects or SUBJECTS, levels or LEVELS
@@ -151,7 +161,7 @@ def load(
 def _new_problem(
     rng: random.Random, split: str, cell: tuple[str, int], known: Container[str], source: str, tries: int = 100
 ) -> Problem | None:
-    """A problem of the cell that is not known yet; None when the cell seems exhausted."""
+    """Draw a problem of one subject and level that is not known yet; None where there seem to be no more."""
     for _ in range(tries):
         problem = draw(rng, split, [cell[0]], [cell[1]], source)
         if problem.text not in known:
@@ -160,7 +170,11 @@ def _new_problem(
 
 
 def check_choice(split: str, subjects: Sequence[str] | None = None, levels: Sequence[int] | None = None) -> None:
-    """Raises ConfigError for an unknown split, subject or level."""
+    """Check the names of a split, subjects and levels.
+
+    Raises:
+        ConfigError: One of them is unknown.
+    """
     if split not in SPLITS:
         raise ConfigError(f"minimath: split {split!r} is unknown{nearest(split, SPLITS)}")
     for subject in subjects or ():

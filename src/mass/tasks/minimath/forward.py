@@ -1,10 +1,10 @@
-"""Kinds that are worked out from the statement to the answer, step by step.
+"""Kinds of problem that are worked out from the statement to the answer, step by step.
 
 The seven subjects are those of the MATH data set (Hendrycks et al., arXiv 2103.03874).
 """
 
 # pyright: reportUnknownLambdaType=false
-# How many numbers a text takes is its kind's own, so the lambdas below cannot be checked.
+# Each kind's text takes its own number of arguments, so the types of the lambdas below cannot be checked.
 from __future__ import annotations
 
 import math

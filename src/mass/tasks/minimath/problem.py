@@ -1,4 +1,4 @@
-"""A kind, a level and numbers -> the text of a problem, its answer, and solutions in each style."""
+"""State a problem, and write its answer and its solutions in several styles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mass.types import Task
 
 @dataclass(frozen=True)
 class Problem:
-    """A drawn problem, able to state itself and to solve itself in each style."""
+    """A problem that has been drawn. It can write its own text and its solution in each style."""
 
     kind: Kind
     level: int
@@ -20,10 +20,12 @@ class Problem:
 
     @property
     def text(self) -> str:
+        """The statement of the problem."""
         return self.kind.text(*self.numbers)
 
     @property
     def answer(self) -> str:
+        """The exact answer, as text."""
         return _plain(self.kind.solve(Scratchpad(), *self.numbers))
 
     def solution(self, style: str = "worked", rng: random.Random | None = None) -> str:
@@ -53,6 +55,7 @@ class Problem:
         return pad, result + slip_by
 
     def task(self, id: str = "") -> Task:
+        """Return the problem as a Task with its worked solution."""
         return Task(self.text, self.solution(), self.answer, self.kind.subject, self.level, id, verifier="exact")
 
 

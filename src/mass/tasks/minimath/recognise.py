@@ -1,7 +1,8 @@
-"""A text -> the minimath problem that states itself so, or None.
+"""Recognise the minimath problem that a text states.
 
-How self-written practice is judged: its right answer, kind and level follow from its text. Numbers are found by trying
-those that the text holds in every place of a kind, so a text is recognised exactly when a kind writes it.
+Practice that a model wrote is judged this way: from its text follow the right answer, the kind and the level. The
+numbers are found by trying those in the text in every position of a kind, so a text is recognised exactly when a kind
+would write it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _DRAWS = 200
 
 
 def recognise(text: str) -> Problem | None:
-    """None where no kind writes this text, or where what it states has no answer.
+    """Return the problem that `text` states; None where no kind writes this text, or the statement has no answer.
 
-    The level is about that of the problem: the lowest of whose draws some hold numbers as large, 5 where none do.
+    The level is approximate: the lowest level at which some draws have numbers this large, or 5 where none have.
     """
     text = " ".join(text.split())
     found = [p for kind in KINDS if text.startswith(_openings(kind)) for p in _readings(kind, text)]
@@ -45,7 +46,8 @@ def _has_answer(problem: Problem) -> bool:
 
 
 def _candidates(kind: Kind, text: str) -> Iterator[Numbers]:
-    """Numbers whose text could be this one: each place holds what the text does, or what a text leaves unsaid."""
+    """Yield numbers that could give this text: each is one that the text contains, or one that texts leave out."""
+    # Coefficients of 1 and absent terms are not written, and the difference of a sequence only shows between terms.
     said = [int(n) for n in _NUMBER.findall(re.sub(r"([+-]) (?=\d)", r"\1", text))]
     steps = [b - a for a, b in itertools.pairwise(said)]
     values = list(dict.fromkeys([*said, *(-n for n in said), 0, 1, -1, text.count("f(") - 1, *steps]))
@@ -55,7 +57,7 @@ def _candidates(kind: Kind, text: str) -> Iterator[Numbers]:
 
 @functools.cache
 def _openings(kind: Kind) -> tuple[str, ...]:
-    """What the texts of a kind begin with, up to the first number."""
+    """Return the beginnings of a kind's texts, up to the first number: most texts are ruled out by them at once."""
     rng = random.Random(0)
     texts = (kind.text(*kind.draw(rng, level)) for level in LEVELS for _ in range(_DRAWS))
     return tuple({re.split(r"-?\d|-?x", text, maxsplit=1)[0] for text in texts})
@@ -63,7 +65,7 @@ def _openings(kind: Kind) -> tuple[str, ...]:
 
 @functools.cache
 def _largest(kind: Kind, level: int) -> Numbers:
-    """The largest size of each number among draws of a level."""
+    """Return the largest absolute value of each number among draws of a level."""
     rng = random.Random(level)
     draws = [kind.draw(rng, level) for _ in range(_DRAWS)]
     return tuple(max(abs(n) for n in column) for column in zip(*draws, strict=True))

@@ -1,8 +1,8 @@
-"""What a *kind* of problem is, and the scratchpad on which it is worked out.
+"""Define kinds of problem, and the scratchpad on which their solutions are worked out.
 
-A kind is one sort of problem. `draw` picks its numbers for a level of 1 to 5, `text` states it, and `solve` works it
-out on a `Scratchpad`, which writes each step down and can let one of them slip, so that the same code writes correct
-solutions and wrong ones whose later steps follow from the mistake.
+A kind is one type of problem. `draw` picks its numbers for a level from 1 to 5, `text` states it, and `solve` works it
+out on a `Scratchpad`. The scratchpad writes each step down and can let one of them slip, so the same code writes
+correct solutions and wrong ones whose later steps follow from the mistake.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ LEVELS = (1, 2, 3, 4, 5)
 
 @dataclass
 class Scratchpad:
-    """Collects the steps of one solution; step number `slip_at` (0-based) is written with a wrong result."""
+    """The steps of one solution. Step number `slip_at` (from 0) is written with a result that is wrong by `slip_by`."""
 
     slip_at: int | None = None
     slip_by: int = 1
     steps: list[str] = field(default_factory=list[str])
 
     def step(self, expression: str, value: int) -> int:
-        """Write `expression=value` and hand the value on, wrong if this is the step that slips."""
+        """Write `expression=value` and return the value; both are wrong if this is the step that slips."""
         value = self._slipped(value)
         self.steps.append(f"{expression}={value}")
         return value
 
     def say(self, remark: str) -> None:
+        """Write a remark as a step that cannot slip."""
         self.steps.append(remark)
 
     def _slipped(self, value: int) -> int:
@@ -42,19 +43,21 @@ class Scratchpad:
 
 @dataclass(frozen=True)
 class Kind:
+    """One type of problem."""
+
     subject: str
     name: str
     draw: Callable[[random.Random, int], Numbers]
     text: Callable[..., str]
     solve: Callable[..., int | Fraction]
-    """`solve(scratchpad, *numbers)` returns the answer that its steps lead to. Raises ValueError for numbers that make
-    a problem without an answer, which `draw` never picks."""
+    """`solve(scratchpad, *numbers)` returns the answer that its steps lead to. It raises ValueError for numbers that
+    make a problem without an answer, which `draw` never picks."""
     mistaken: Callable[..., int | Fraction] | None = None
-    """What the kind is commonly mistaken for, worked out without a slip; None where nothing is."""
+    """Works out the common misreading of the problem without a slip; None where there is none."""
 
 
 KINDS: list[Kind] = []
-"""Every kind of problem, of every set."""
+"""All kinds of problem, of all sets."""
 
 
 def kind(subject: str, text: Callable[..., str], draw: Callable[[random.Random, int], Numbers]):
@@ -68,12 +71,12 @@ def kind(subject: str, text: Callable[..., str], draw: Callable[[random.Random, 
 
 
 def signed(value: int) -> str:
-    """`+ 3` or `- 3`, inside a sum."""
+    """Write a number inside a sum: `+ 3` or `- 3`."""
     return f"+ {value}" if value >= 0 else f"- {-value}"
 
 
 def term(coefficient: int, name: str, *, first: bool = False) -> str:
-    """`3x`, `x` at a start; `+ 3x`, `- x` inside a sum."""
+    """Write a term: `3x` or `x` at the start of a sum; `+ 3x` or `- x` inside it."""
     number = "" if abs(coefficient) == 1 else str(abs(coefficient))
     if first:
         return f"{'-' if coefficient < 0 else ''}{number}{name}"
@@ -81,19 +84,22 @@ def term(coefficient: int, name: str, *, first: bool = False) -> str:
 
 
 def in_parens(value: int) -> str:
+    """Write a number after an operator: a negative one in parentheses."""
     return f"({value})" if value < 0 else str(value)
 
 
 def add(pad: Scratchpad, a: int, b: int) -> int:
+    """Write the sum of a and b as a step, and return it."""
     return pad.step(f"{a}+{b}" if b >= 0 else f"{a}-{-b}", a + b)
 
 
 def multiply(pad: Scratchpad, a: int, b: int) -> int:
+    """Write the product of a and b as a step, and return it."""
     return pad.step(f"{a}*{in_parens(b)}", a * b)
 
 
 def long_multiply(pad: Scratchpad, a: int, b: int) -> int:
-    """Two numbers of several digits by the tens and the ones of the second."""
+    """Multiply by the tens and then by the ones of b, where both numbers have several digits."""
     tens, ones = b // 10 * 10, b % 10
     if abs(a) < 10 or b < 10 or ones == 0:
         return multiply(pad, a, b)
@@ -101,13 +107,18 @@ def long_multiply(pad: Scratchpad, a: int, b: int) -> int:
 
 
 def divide(pad: Scratchpad, a: int, b: int) -> int:
-    """Rounded down after a slip, and defined for every divisor a slip can make. Raises ValueError where a solution
-    without a slip does not come out even: the problem has no such answer."""
+    """Write a quotient as a step, and return it.
+
+    After a slip it is rounded down, and defined for every divisor that a slip can produce.
+
+    Raises:
+        ValueError: A solution without a slip does not come out even: the problem has no such answer.
+    """
     if pad.slip_at is None and (b == 0 or a % b):
         raise ValueError(f"{a} is no multiple of {b}")
     return pad.step(f"{a}/{in_parens(b)}", a // (b or 1))
 
 
 def upto(level: int, *bounds: T) -> T:
-    """The bound (or range of bounds) that belongs to a level."""
+    """Return the bound (or the range of bounds) for a level."""
     return bounds[level - 1]

@@ -1,8 +1,9 @@
-"""Kinds that are named by a term whose meaning must be known: "Find the brolf of 7 and 4."
+"""Kinds of problem that name a term whose meaning has to be known: "Find the brolf of 7 and 4."
 
-A term means two operations, say `a*b` and then `-a`. Nothing in a problem tells what its term means, and no term tells
-anything about another, as with the vocabulary of a field. Each term is also commonly mistaken for one other meaning,
-which shares all but one operation with it: `Problem.solution("mistaken")` works that out, without a slip.
+A term means two operations, such as `a*b` followed by `-a`. Nothing in a problem tells what its term means, and no term
+says anything about another, as in the vocabulary of a field. Each term also has one common misreading, which shares one
+of the two operations with the meaning: `Problem.solution("mistaken")` works that out, without a slip. (The reasons are
+in docs/adr/0014.)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from mass.tasks.minimath.scratchpad import KINDS, Kind, Numbers, Scratchpad, add, multiply, upto
 
 TERMS = 20
-"""Of each subject."""
+"""The number of terms in each subject."""
 ONSETS = re.findall("[a-z]+", "b bl br d dr f fl g gl gr k kl kr l m n p pl pr r s sk sl sm sn sp st t tr v w z")
 VOWELS = "aeiou"
 CODAS = re.findall("[a-z]+", "lb lk lm lv md nz rf rl rn rv sp v zz")
@@ -29,10 +30,10 @@ TEXTS: dict[str, Callable[[str, int, int], str]] = {
     "Intermediate Algebra": lambda term, a, b: f"Find the {term} of x^2 + {a}x + {b}.",
     "Precalculus": lambda term, a, b: f"Find the {term} of the vector ({a}, {b}).",
 }
-"""By subject, how a problem states its term and numbers."""
+"""For each subject, how a problem states its term and numbers."""
 
 Operand = str | int
-"""The problem's `a` or `b`, perhaps negated, or a number that belongs to the term."""
+"""The problem's `a` or `b`, possibly negated, or a constant that belongs to the term."""
 Operation = Callable[[Scratchpad, int, int], int]
 FIRST: tuple[tuple[Operand, Operation, Operand], ...] = (
     ("a", add, "b"),
@@ -51,7 +52,7 @@ SECOND: tuple[tuple[Operation, Operand], ...] = (
     (add, 10),
     (add, -1),
 )
-"""What is done with the value of the first."""
+"""The operations that are applied to the result of the first."""
 
 
 def _meaning(
@@ -72,11 +73,11 @@ def _value(values: Mapping[str, int], operand: Operand) -> int:
 
 MEANINGS = {(i, j): _meaning(first, second) for i, first in enumerate(FIRST) for j, second in enumerate(SECOND)}
 TELLING: tuple[Numbers, ...] = tuple(itertools.product((2, 5, 9, 13), (3, 4, 7)))
-"""Numbers at which two meanings must differ, that a term is mistaken for one of them."""
+"""Numbers at which two meanings must differ, for one to serve as a misreading of the other."""
 
 
 def _differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two meanings share one of their operations and lead to other answers."""
+    """Return True if two meanings share exactly one operation and give different answers at all of `TELLING`."""
     apart = (MEANINGS[one](Scratchpad(), *n) != MEANINGS[other](Scratchpad(), *n) for n in TELLING)
     return (one[0] == other[0]) != (one[1] == other[1]) and all(apart)
 
@@ -90,7 +91,7 @@ def _text(subject: str, term: str) -> Callable[[int, int], str]:
 
 
 def _register() -> None:
-    """Every term with its meanings, the same ones everywhere."""
+    """Register every term with its meanings. The seed is fixed, so terms mean the same on every machine."""
     rng = random.Random("minimath-terms")
     words = ["".join(parts) for parts in itertools.product(ONSETS, VOWELS, CODAS)]
     terms = iter(rng.sample(words, TERMS * len(TEXTS)))

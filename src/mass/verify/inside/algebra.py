@@ -1,10 +1,10 @@
-r"""Two formulas in LaTeX -> whether they are the same mathematics. Runs in a worker process; imports nothing of mass.
+"""Decide by algebra whether two formulas in LaTeX are equal. Runs in a worker process; imports nothing from mass.
 
 latex2sympy, math-verify's parser, reads them; math-verify's `verify` takes sets, intervals, equations and matrices
-apart. Its two comparisons of expressions are replaced: they cut to zero what is below 1e-15 and round decimals to six
-places, so that 10^{-30} is 2·10^{-30}. Here exact values are equal where their difference is proved to be zero, or, if
-SymPy can neither prove nor refute that, is zero in `PROOF_DIGITS` digits. A decimal with six digits or more stands for
-what rounds to it, by its own last digit; a shorter one is exact.
+apart. Its two comparisons of expressions are replaced: they set to zero what is below 1e-15 and round decimals to six
+places, so that 10^{-30} would equal 2·10^{-30}. Here exact values are equal where their difference is proved to be
+zero, or, if SymPy can neither prove nor refute that, is zero in `PROOF_DIGITS` digits. A decimal with six digits or
+more stands for any value that rounds to it, by its own last digit; a shorter one is exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 SHORT_DIGITS, PROOF_DIGITS = 40, 200
 ROUNDED_DIGITS = 6
 SAMPLES = ("0.6180339887", "1.7320508076", "-2.2360679775", "3.6055512755", "-0.4142135624", "5.3851648071")
-"""What stands for the variables to refute an identity quickly: of both signs, and no special values."""
+"""Values for the variables, to refute an identity quickly: of both signs, and none of them special."""
 
 _PRODUCT = (
     # A number before a bracket, and brackets before a number, are products; the parser would read mixed numbers.
@@ -32,11 +32,11 @@ _OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])")
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether `answer` is the same as `gold`; raises what the comparison raises."""
+    """Return True if `answer` equals `gold`; pass on any exception of the comparison."""
     grader = _grader()
     try:
         one, other = parsed(gold), parsed(answer)
-    except Exception:  # whatever the parser raises: it is no mathematics that it knows
+    except Exception:  # the parser raises many types: all mean that it cannot read the text
         return False
     sympy: Any = importlib.import_module("sympy")
     if any(side.has(sympy.nan, sympy.zoo) for side in (one, other) if isinstance(side, sympy.Basic)):
@@ -46,7 +46,10 @@ def equal(gold: str, answer: str) -> bool:
     def same_value(a: Any, b: Any, *_places: int) -> bool:
         return _same_value(a, b, tolerance)
 
+    # math-verify looks these functions up in its own module at each call, so replacing them there is enough. The
+    # tolerance changes with each pair.
     grader.sympy_numeric_eq = grader.sympy_symbolic_eq = grader.sympy_compare_symbols = same_value
+    # `x < 2` against an interval: compare both as sets. Symbols of the set are constants, not the unknown.
     if _is_set(one) != _is_set(other):
         constants = (one if _is_set(one) else other).free_symbols
         one, other = _as_set(one, gold, constants), _as_set(other, answer, constants)
@@ -60,7 +63,8 @@ def equal(gold: str, answer: str) -> bool:
 
 @functools.cache
 def _grader() -> Any:
-    """math-verify's, which takes equations without real solutions for equal."""
+    """Return math-verify's grader, changed in one point: as it comes, it takes any two equations without real
+    solutions as equal."""
     sympy: Any = importlib.import_module("sympy")
     grader: Any = importlib.import_module("math_verify.grader")
     grader.INVERSE_RELATIONS[sympy.Ne] = sympy.Ne
@@ -75,12 +79,13 @@ def _grader() -> Any:
 
 @functools.lru_cache(maxsize=256)
 def parsed(text: str) -> Any:
-    """`text` as an object of SymPy, unevaluated. Capital and small letters are different variables."""
+    """Return `text` as an unevaluated SymPy object. Capital and small letters are different variables."""
     library: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")
     config = library.NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
     text = _MIXED.sub(_improper, text)
     for pattern, written in _PRODUCT:
         text = pattern.sub(written, text)
+    # As an index, a prime stays part of the name: f' is not f.
     text = _PRIMES.sub(lambda match: "_{" + "prime" * len(match[0]) + "}", text)
     found = library.latex2sympy(
         library.normalize_latex(text, config),
@@ -116,9 +121,9 @@ def _inequalities() -> tuple[Any, ...]:
 
 
 def _as_set(found: Any, text: str, constants: set[Any]) -> Any:
-    """The values of one variable, which is no constant, that inequalities leave.
+    """Return the set of values of one variable that inequalities allow; `constants` are not taken as that variable.
 
-    Of several in a list any may hold; with `and` between them, all of them.
+    In a list of inequalities any one may hold; with `and` between them, all must hold.
     """
     sympy: Any = importlib.import_module("sympy")
     if isinstance(found, sympy.Eq) and isinstance(found.rhs, sympy.Set):
@@ -151,7 +156,7 @@ def _solved(sympy: Any, relation: Any, constants: set[Any]) -> Any:
 
 
 def _tolerance(text: str) -> float:
-    """The relative error of the decimals in `text` that are rounded."""
+    """Return the relative error that the rounded decimals in `text` allow."""
     found = 0.0
     for match in _DECIMAL.finditer(text):
         digits = match[0].replace(".", "").lstrip("0")
@@ -176,7 +181,7 @@ def _same_value(one: Any, other: Any, tolerance: float) -> bool:
 
 
 def _has_bare_derivative(sympy: Any, found: Any) -> bool:
-    """Such as dy/dx, which is nothing to compute with: evaluated, it would be zero."""
+    """Return True for an expression such as dy/dx with unknown y: evaluated, it would be zero."""
     return any(not derivative.expr.has(*derivative.variables) for derivative in found.atoms(sympy.Derivative))
 
 
@@ -188,7 +193,7 @@ def _same_matrix(one: Any, other: Any, tolerance: float) -> bool:
 
 
 def _exact(found: Any) -> Any:
-    """Decimals as the fractions that they write, integrals and sums done."""
+    """Return the expression with decimals as exact fractions and with integrals and sums evaluated."""
     sympy: Any = importlib.import_module("sympy")
     if not isinstance(found, sympy.Basic):
         return found
@@ -198,9 +203,9 @@ def _exact(found: Any) -> Any:
 
 
 def _by_samples(one: Any, other: Any, tolerance: float) -> bool | None:
-    """False where the two differ at some values of their variables, True where rounding is all their difference.
+    """Return False where the two differ at some values of their variables, True where they differ by rounding alone.
 
-    None where they agree in `SHORT_DIGITS` digits, which proves nothing, and where they cannot be evaluated.
+    Return None where they agree in `SHORT_DIGITS` digits, which proves nothing, and where they cannot be evaluated.
     """
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     rounded = False
@@ -218,7 +223,7 @@ def _by_samples(one: Any, other: Any, tolerance: float) -> bool | None:
 
 
 def _difference(one: Any, other: Any, values: dict[Any, str], digits: int) -> float | None:
-    """|one - other| over the larger of the two, at the values; None where that is no number."""
+    """Return |one - other| over the larger of the two, at the values; None where that is not a number."""
     sympy: Any = importlib.import_module("sympy")
     exact = {symbol: sympy.Rational(value) for symbol, value in values.items()}
     a, b = (side.xreplace(exact).evalf(digits) for side in (one, other))
@@ -229,7 +234,7 @@ def _difference(one: Any, other: Any, values: dict[Any, str], digits: int) -> fl
 
 
 def _proved(one: Any, other: Any) -> bool:
-    """Whether the difference is zero: by algebra, else to `PROOF_DIGITS` digits at the samples."""
+    """Return True if the difference is zero: by algebra, else to `PROOF_DIGITS` digits at the samples."""
     sympy: Any = importlib.import_module("sympy")
     difference = sympy.simplify(one - other)
     if difference.is_zero is not None:

@@ -1,7 +1,7 @@
-"""The program under test, in a process of its own: requests of the judge -> plain data.
+"""Run the program under test in its own process, and answer the judge's requests with plain data.
 
-The judge hands over the program, then one call at a time. Neither the tests nor what they expect are ever here. The
-program may rewrite everything in this process: all it can change is the data it answers with.
+The judge sends the program, then one call at a time. Neither the tests nor the expected values are ever in this
+process. The program may rewrite everything here: all that it can change is the data it answers with.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ MODULE = "solution"
 
 
 class Objects:
-    """What the program made that is no data, by number."""
+    """Numbered objects of the program that are not data."""
 
     def __init__(self) -> None:
         self._held: dict[int, Any] = {}
         self._numbers = itertools.count(1)
 
     def refer(self, value: Any) -> dict[str, Any]:
+        """Keep `value` and return a reference to it."""
         number = next(self._numbers)
         self._held[number] = value
         return {"ref": [number, type(value).__name__[:80]]}
 
     def resolve(self, number: Any) -> Any:
+        """Return the object with this number."""
         return self._held[number]
 
 
 def serve(requests: int, replies: int) -> None:
-    """Answer frames of the pipe `requests` on the pipe `replies` until the judge closes its end."""
+    """Answer messages from the pipe `requests` on the pipe `replies` until the judge closes its end."""
     objects = Objects()
     module = types.ModuleType(MODULE)
+    # Dataclasses and pickle look up the module of a class by its name.
     sys.modules[MODULE] = module
     while True:
         try:
@@ -46,16 +49,18 @@ def serve(requests: int, replies: int) -> None:
             return
         try:
             reply = _answer(request, module, objects)
-        except BaseException as error:  # also SystemExit and KeyboardInterrupt: the program's, not ours
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too: the program raised them
             reply = {"error": [type(error).__name__[:80], _text(error)]}
         try:
             wire.send(replies, reply)
         except (ValueError, RecursionError, MemoryError, wire.Unsendable) as error:
+            # A result too large or too deep to send is the program's error, not the end of the test.
             wire.send(replies, {"error": [type(error).__name__, _text(error)]})
 
 
 def _text(error: BaseException) -> str:
     try:
+        # The exception may be of the program's own class, whose __str__ can fail.
         return str(error)[:300].encode("utf-8", "replace").decode()
     except BaseException:
         return ""
@@ -66,6 +71,7 @@ def _answer(request: dict[str, Any], module: types.ModuleType, objects: Objects)
         _load(request["programs"], module)
         return {"names": [name for name in request["names"] if name in module.__dict__]}
     arguments = [wire.decode(item, objects.resolve) for item in request["arguments"]]
+    # Shallow copies are enough to notice most changes in place and cost little.
     before = [_copy(argument) for argument in arguments]
     if request["do"] == "global":
         value = module.__dict__[arguments[0]]
@@ -83,7 +89,7 @@ def _answer(request: dict[str, Any], module: types.ModuleType, objects: Objects)
 
 
 def _load(programs: list[str], module: types.ModuleType) -> None:
-    """Run the first of `programs` that compiles. Raises what it raises, and SyntaxError where none compiles."""
+    """Run the first of `programs` that compiles. Raises its exception, and SyntaxError where none compiles."""
     failure: BaseException = SyntaxError("there is no program")
     for source in programs:
         try:
@@ -112,7 +118,7 @@ def _set_attribute(target: Any, name: str, value: Any) -> None:
 
 
 def _next(iterator: Iterator[Any]) -> list[Any]:
-    """[] at the end, else a list of the one item."""
+    """Return a list with the next item, or an empty list at the end."""
     return list(itertools.islice(iterator, 1))
 
 

@@ -1,7 +1,7 @@
-"""Linux calls that take powers away from a process: namespaces, Landlock, seccomp, limits, identity.
+"""Linux calls that take powers away from a process: namespaces, Landlock, seccomp, resource limits, user.
 
-All through the C library, since Python has few of them. Each function changes the calling process for good and raises
-OSError where the kernel refuses. Numbers are those of Linux's headers.
+All of them go through the C library, since Python offers few. Each function changes the calling process for good and
+raises OSError where the kernel refuses. The numbers are those of Linux's headers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CAP_DAC_READ_SEARCH = 2
 
 _KEPT_FLAGS = MS_NOSUID | MS_NODEV | 8 | 1024 | 2048
-"""Of a mount: what a user namespace may not take back, noexec, noatime and nodiratime among it."""
+"""The flags of a mount that a remount has to repeat, since a user namespace may not clear them: nosuid, nodev,
+noexec (8), noatime (1024) and nodiratime (2048)."""
 
 _libc: Any = ctypes.CDLL(None, use_errno=True)
 
@@ -40,11 +41,15 @@ def prctl(option: int, value: int, pointer: Any = 0) -> None:
 
 
 def unshare(*kinds: str) -> None:
-    """Namespaces of its own; `pid` counts for the children. In one of users, this user and group keep their numbers."""
-    uid, gid = os.geteuid(), os.getegid()  # afterwards they have none, until they are mapped
+    """Move this process into new namespaces of these kinds (the keys of `CLONE`).
+
+    `pid` takes effect for the children. In a new user namespace, this user and group keep their numbers.
+    """
+    uid, gid = os.geteuid(), os.getegid()  # asked for now: in a new user namespace they are not mapped yet
     _call("unshare", sum(CLONE[kind] for kind in kinds))
     if "user" not in kinds:
         return
+    # The kernel lets an unprivileged process map its group only after it has given up setgroups.
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
@@ -56,18 +61,24 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def bind(source: str, target: str, *, read_only: bool) -> None:
+    """Make `source` visible at `target` too."""
     mount(source, target, flags=MS_BIND | MS_REC)
+    # The kernel ignores "read only" in the call that binds; it takes a second call that changes the mount.
     if read_only:
         kept = os.statvfs(target).f_flag
+        # statvfs has another number for relatime (4096) than mount.
         flags = (kept & _KEPT_FLAGS) | (MS_RELATIME if kept & 4096 else 0)
         mount("", target, flags=flags | MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID)
 
 
 def become(uid: int, *, reading: bool = False) -> None:
-    """From root to a user that owns nothing; `reading` leaves it the power to read what it has no rights to."""
+    """Change from root to a user that owns nothing. With `reading`, it keeps the power to read files without having
+    rights to them."""
+    # Groups first: without root they can no longer be changed.
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     if reading:
+        # Otherwise the change of user takes all capabilities away, and none could be kept.
         prctl(PR_SET_KEEPCAPS, 1)
     os.setresuid(uid, uid, uid)
     if reading:
@@ -75,23 +86,28 @@ def become(uid: int, *, reading: bool = False) -> None:
 
 
 def set_capabilities(kept: int = 0) -> None:
-    """The bits of those to keep, of those below 32."""
+    """Keep only the capabilities in the bit mask `kept`, all of them below 32."""
+    # Version 3 of the call, for this process: twice (effective, permitted, inheritable), 32 bits each.
     header = struct.pack("Ii", 0x20080522, 0)
     _call("capset", header, struct.pack("6I", kept, kept, 0, 0, 0, 0))
 
 
 def limit(limits: Mapping[str, int]) -> None:
-    """Resource limits by their names, `CPU` and so on; those that the system does not know are left out."""
+    """Set resource limits by name (`CPU` for RLIMIT_CPU). Names that the system does not know are left out."""
     for name, value in limits.items():
         number = getattr(resource, f"RLIMIT_{name}", None)
         if number is not None:
             _, hard = resource.getrlimit(number)
+            # Only root may raise a hard limit, so a lower one that is already set stays.
             least = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(number, (least, least))
 
 
 # --- seccomp: system calls that fail with EPERM, by their numbers on x86-64 and arm64
 
+# The network; signals; leaving the process group, by which the launcher ends everything; looking into other processes;
+# namespaces and mounts, which could undo the isolation; memory outside the limits (System V, memfd); io_uring, which
+# makes system calls that seccomp does not see; and parts of the kernel that no test needs.
 _DENIED: Mapping[str, tuple[int, int]] = {
     "socket": (41, 198),
     "kill": (62, 129),
@@ -130,8 +146,10 @@ _DENIED: Mapping[str, tuple[int, int]] = {
     "keyctl": (250, 219),
 }
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Column of the table, and the audit number of the architecture."""
+"""For each kind of processor: its column in the table above, and its number in the kernel's audit headers."""
+# x86-64 also takes the numbers of the x32 interface, which have this bit and would not match the list.
 _X32_BIT = 0x40000000
+# "Deny" is an error (EPERM) and not the end of the process: an honest program may try and carry on.
 _ALLOW, _DENY = 0x7FFF0000, 0x00050001
 
 
@@ -140,13 +158,16 @@ class _Program(ctypes.Structure):
 
 
 def filter_calls() -> bool:
-    """Deny the calls above, to this process and its children. False on a machine whose numbers we do not know."""
+    """Deny the calls above to this process and its children. Return False on a processor whose numbers are not known
+    here."""
     if platform.machine() not in _MACHINES:
         return False
     column, architecture = _MACHINES[platform.machine()]
     numbers = [numbers[column] for numbers in _DENIED.values()]
+    # A program for the kernel's packet filter. 0x20 loads a word: at 4 the architecture, at 0 the number of the call.
+    # 0x15 jumps if equal and 0x35 if greater or equal; 0x06 returns.
     rules = [(0x20, 0, 0, 4), (0x15, 1, 0, architecture), (0x06, 0, 0, _DENY), (0x20, 0, 0, 0)]
-    rules += [(0x35, len(numbers) + 1, 0, _X32_BIT)]  # to the last rule but one left
+    rules += [(0x35, len(numbers) + 1, 0, _X32_BIT)]  # these jumps lead to the last rule, which denies
     rules += [(0x15, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     rules += [(0x06, 0, 0, _ALLOW), (0x06, 0, 0, _DENY)]
     code = b"".join(struct.pack("HBBI", *rule) for rule in rules)
@@ -159,13 +180,16 @@ def filter_calls() -> bool:
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ = 0b1101  # execute, read a file, read a folder
-_FILE_ONLY = 0b1_0100_0000_0000_0111  # the rights that a rule on a file can have
+_FILE_ONLY = 0b1_0100_0000_0000_0111  # the rights that a rule on a single file can have
 
 
 def landlock(readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Only these files and folders, no TCP, no signals to others. Raises OSError where the kernel has no Landlock."""
+    """Allow only these files and folders, no TCP, and no signals to processes outside. Raises OSError where the
+    kernel has no Landlock."""
     version = _call("syscall", _CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    # The rights on files that each version of Landlock knows: naming one that the kernel does not know is an error.
     files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
+    # Version 4 added the network (bind and connect), version 6 scopes (abstract sockets and signals).
     attributes = struct.pack("QQQ", files, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = _call("syscall", _CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     for paths, rights in ((readable, _READ), (writable, files)):

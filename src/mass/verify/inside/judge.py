@@ -1,7 +1,7 @@
-"""Tests, a program in another process -> whether every test passed, with the nonce that proves they ran to the end.
+"""Run the tests against a program in another process and report whether all passed, with the nonce as proof.
 
-The tests run here and reach the program only through `remote`; what it answers is data, compared here, with Python's
-own comparisons. Names that the tests use and nobody here defines are the program's.
+The tests run here and reach the program only through `remote`; its answers are data, and they are compared here, with
+Python's own comparisons. Names that the tests use and that are not defined here are the program's.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ TESTS, PROMPT = "<tests>", "<prompt>"
 
 
 def judge(request: dict[str, Any], requests: int, replies: int, candidate: int) -> dict[str, Any]:
-    """The report on one program: `nonce`, `passed` (None: the tests themselves cannot be run) and `reason`.
+    """Return the report on one program: `nonce`, `passed` (None: the tests themselves cannot be run) and `reason`.
 
     Args:
-        request: `programs` (the first that compiles is run), `prompt` (its beginning, where it is one: gives the tests
-            their helpers), `entry` (the function that takes the place of the prompt's), `tests`, and `nonce`.
-        candidate: process id of the program's process.
+        request: `programs` (the first that compiles is run), `prompt` (the beginning of the program, or empty: the
+            tests use its helper functions), `entry` (the function that replaces the prompt's), `tests`, and `nonce`.
+        requests: File descriptor to write requests to the program.
+        replies: File descriptor to read its replies.
+        candidate: Process id of the program's process.
     """
     try:
         passed, reason = _run(request, Program(requests, replies))
@@ -39,13 +41,14 @@ def judge(request: dict[str, Any], requests: int, replies: int, candidate: int) 
 
 
 def _run(request: dict[str, Any], program: Program) -> tuple[bool | None, str]:
+    # Tests that draw their inputs draw the same ones for every program.
     random.seed(0)
     try:
         tests = compile(request["tests"], TESTS, "exec", dont_inherit=True)
         namespace = _given(request["prompt"])
     except Exception as error:
         return None, f"the task's own code does not run: {_name(error)}"
-    # For the line of a failed test.
+    # So that a traceback can quote the line of a failed test.
     linecache.cache[TESTS] = (len(request["tests"]), None, request["tests"].splitlines(keepends=True), TESTS)
     try:
         _bind(namespace, program, request["programs"], _names(tests), request["entry"])
@@ -65,7 +68,7 @@ def _run(request: dict[str, Any], program: Program) -> tuple[bool | None, str]:
 
 
 def _given(prompt: str) -> dict[str, Any]:
-    """The names that the beginning of the program defines, defined here, out of the program's reach."""
+    """Run the beginning of the program here and return the names it defines, out of the program's reach."""
     namespace: dict[str, Any] = {"__name__": "tests"}
     if prompt:
         exec(compile(prompt, PROMPT, "exec", dont_inherit=True), namespace)
@@ -73,9 +76,11 @@ def _given(prompt: str) -> dict[str, Any]:
 
 
 def _bind(namespace: dict[str, Any], program: Program, programs: list[str], names: set[str], entry: str) -> None:
-    """Run the program and give `namespace` what the tests use of it; of Python's modules, Python's."""
+    """Run the program and put into `namespace` the names that the tests use of it."""
+    # The prompt's version is only a beginning; the program's takes its place.
     namespace.pop(entry, None)
     missing = {name for name in names | {entry} if name and name not in namespace and not hasattr(builtins, name)}
+    # Python's modules are imported here: a `math` from the program could have been changed to pass the tests.
     modules = missing & sys.stdlib_module_names - {entry}
     found = program.load(programs, sorted(missing - modules))
     for name in sorted(modules):
@@ -87,7 +92,7 @@ def _bind(namespace: dict[str, Any], program: Program, programs: list[str], name
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """All names in the code, attributes too."""
+    """Return all names in the code, including attributes."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -102,7 +107,7 @@ def _name(error: BaseException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost line of the tests on the way to `error`."""
+    """Return the innermost line of the tests that led to `error`."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == TESTS]
     return f" at test line {frames[-1].lineno}: {(frames[-1].line or '').strip()[:200]}" if frames else ""
 

@@ -1,10 +1,10 @@
-"""The sandbox's first process: isolates, starts judge and program, and ends both when the time is up.
+"""The sandbox's first process: it isolates, starts judge and program, and ends both when the time is up.
 
-It is given a way of isolation and a JSON object: `limits`, `readable` (what the program may read: Python itself),
-`paths` (where it finds modules) and `scratch` (an empty folder). It prints the judge's report, or `unavailable` with
-the reason why there is no sandbox, and exits with TIMED_OUT when it had to end them.
+Its arguments are a kind of isolation and a JSON object: `limits`, `readable` (folders that the program may read: Python
+itself), `paths` (where it finds modules) and `scratch` (an empty folder). It prints the judge's report, or
+`unavailable` with the reason why there is no sandbox, and exits with TIMED_OUT when it had to end them.
 
-    launcher ── judge ── program        in namespaces the judge is process 1 of its own: with it, all end
+    launcher ── judge ── program        in namespaces the judge is process 1 of its own: when it ends, all end
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from . import candidate, confine, judge, rooms
 
 TIMED_OUT = 124
 PATIENCE = 3
-"""On a busy machine a program gets so many times its wall-clock time at most: the time that it stood in the queue for a
+"""On a busy machine a program may take at most this many times its wall-clock limit: time in which it waited for a
 processor does not count."""
 MAX_REASON_CHARS = 1000
 LINUX = sys.platform == "linux"
 
 
 def main() -> None:
+    """Run one request in isolation and print its report."""
     way, setting = sys.argv[1], json.loads(sys.argv[2])
     sys.path[:] = [*sys.path, *setting["paths"]]
     out = os.dup(1)
     try:
         if LINUX:
+            # If mass is killed, this process gets SIGTERM and ends the others.
             confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGTERM)
+            # Processes that outlive their parent become this one's children, so it can wait for them.
             confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
         room = rooms.enter(way, setting)
         child = _start(room, out)
@@ -43,12 +46,14 @@ def main() -> None:
 
 
 def _start(room: rooms.Room, out: int) -> int:
-    """The judge's process, in a process group of its own. Raises OSError where it could not be made safe."""
+    """Start the judge in its own process group and return its process id. Raises OSError where it could not be made
+    safe."""
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(ready)
         with _exiting():
+            # A group without the launcher: one signal ends the judge and all that the program started.
             os.setpgid(0, 0)
             _judge(room, out, tell)
     os.close(tell)
@@ -61,7 +66,7 @@ def _start(room: rooms.Room, out: int) -> int:
 
 
 def _wait(child: int, wall_s: float) -> int:
-    """Until the judge ends or its time does. Then all are gone, and waited for."""
+    """Wait until the judge ends or its time is up, then end and wait for all processes. Return the exit code."""
     code, granted = 0, 0.0
 
     def end(number: int = 0, _frame: object = None) -> None:
@@ -72,6 +77,7 @@ def _wait(child: int, wall_s: float) -> int:
 
     def time_is_up(number: int, _frame: object) -> None:
         nonlocal granted
+        # Time spent waiting for a processor is added to the limit. Less than a tenth is not worth another round.
         more = min(_queued_s(child), (PATIENCE - 1) * wall_s) - granted
         if more < 0.1 * wall_s:
             end(number)
@@ -82,7 +88,7 @@ def _wait(child: int, wall_s: float) -> int:
     signal.signal(signal.SIGALRM, time_is_up)
     signal.signal(signal.SIGTERM, end)
     signal.setitimer(signal.ITIMER_REAL, wall_s)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its group is still there to be ended
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # not yet reaped, so its number still names this group
     signal.setitimer(signal.ITIMER_REAL, 0)
     end()
     with contextlib.suppress(ChildProcessError):
@@ -92,7 +98,8 @@ def _wait(child: int, wall_s: float) -> int:
 
 
 def _queued_s(judge: int) -> float:
-    """Seconds that judge and program were ready to run and others ran; 0 where the system does not say."""
+    """Return the seconds in which judge and program were ready but other processes ran; 0 where the system does not
+    say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open(f"/proc/{judge}/task/{judge}/children") as file:
             family = [str(judge), *file.read().split()[:1]]
@@ -105,7 +112,10 @@ def _queued_s(judge: int) -> float:
 
 
 def _judge(room: rooms.Room, out: int, tell: int) -> None:
-    """Start the program's process while this one knows nothing yet; then read the request, and judge."""
+    """Start the program's process, then read the request and judge.
+
+    The order is the protection: a fork copies memory, and at that time this process has read neither tests nor nonce.
+    """
     try:
         room.settle()
         pipes, program = _program(room)
@@ -115,6 +125,7 @@ def _judge(room: rooms.Room, out: int, tell: int) -> None:
         return
     os.close(tell)
     with open(os.devnull, "w") as silence:
+        # Tests may print; only the report may reach standard output.
         sys.stdout = sys.stderr = silence
         request = json.loads(sys.stdin.buffer.read())
         report = judge.judge(request, *pipes, program)
@@ -122,7 +133,14 @@ def _judge(room: rooms.Room, out: int, tell: int) -> None:
 
 
 def _program(room: rooms.Room) -> tuple[tuple[int, int], int]:
-    """(Write end of its requests, read end of its replies), process id. Raises OSError where it is not confined."""
+    """Start the program's process.
+
+    Returns:
+        ((write end of its requests, read end of its replies), process id).
+
+    Raises:
+        OSError: It could not be confined.
+    """
     requests, ask = os.pipe()
     answer, replies = os.pipe()
     ready, tell = os.pipe()
@@ -150,7 +168,7 @@ def _confined(room: rooms.Room, tell: int) -> None:
 
 
 def _keep_only(kept: set[int]) -> None:
-    """Close every other descriptor; the standard streams lead nowhere."""
+    """Close every other file descriptor, and connect the standard streams to the null device."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -163,7 +181,7 @@ def _keep_only(kept: set[int]) -> None:
 
 @contextlib.contextmanager
 def _exiting() -> Any:
-    """What follows is a child's: it never returns into the code of its parent."""
+    """Run a child's code and then exit, whatever happens, so that it never returns into its parent's code."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""How the judge holds what stays with the program: each use of a `Remote` is a request, each answer plain data.
+"""Represent in the judge the objects that stay with the program: each use is a request, each answer plain data.
 
-A `Remote` never decides whether a test passes: it is equal to itself alone, has no order and no arithmetic, and what it
-is asked for (an attribute, an item, its length, its truth) comes as data, or as a `Remote` again.
+A `Remote` never decides whether a test passes: it is equal only to itself, has no order and no arithmetic. An
+attribute, an item, its length or its truth comes as data, or as another `Remote`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import wire
 
 
 class Failed(Exception):
-    """An exception of the program of a type that is not among Python's own; says which."""
+    """The program raised an exception of a type that is not one of Python's own; the message says which."""
 
 
 class Program:
@@ -25,7 +25,7 @@ class Program:
         self._replies = replies
 
     def load(self, programs: list[str], names: list[str]) -> list[str]:
-        """Run the program; which of `names` it defines. Raises its exception."""
+        """Run the program and return those of `names` that it defines. Raises the program's exception."""
         reply = self._ask({"programs": programs, "names": names})
         found = reply.get("names")
         if not isinstance(found, list):
@@ -33,7 +33,11 @@ class Program:
         return [name for name in names if name in found]
 
     def do(self, operation: str, *arguments: Any) -> Any:
-        """The result, with changes that the program made to lists, dicts and sets among `arguments` made here too."""
+        """Return the result of an operation on the program's objects.
+
+        Changes that the program made to lists, dicts and sets among `arguments` are made here too: a test may look at
+        an argument that was sorted in place.
+        """
         reply = self._ask({"do": operation, "arguments": [wire.encode(item, _refer) for item in arguments]})
         for place, data in dict(reply.get("changed") or {}).items():
             _overwrite(arguments[int(place)], wire.decode(data, self._resolve))
@@ -57,12 +61,13 @@ class Program:
 
 
 class Remote:
-    """Something of the program's that is no data: a function, a class, an instance, an iterator, a module."""
+    """An object of the program that is not data: a function, a class, an instance, an iterator, a module."""
 
     __slots__ = ("_kind", "_number", "_program")
 
     def __init__(self, program: Program, number: int, kind: str) -> None:
         for name, value in (("_program", program), ("_number", number), ("_kind", kind)):
+            # The class's own __setattr__ would send the attribute to the program.
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -84,10 +89,12 @@ class Remote:
         return int(self._program.do("length", self))
 
     def __bool__(self) -> bool:
+        # The reply can be any data, and an object must not count as true because of that.
         return self._program.do("truth", self) is True
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._program.do("iterator", self)
+        # One item per request: the program's iterator may be endless.
         while found := self._program.do("next", iterator):
             yield from found
 
@@ -109,9 +116,14 @@ def _overwrite(mine: Any, theirs: Any) -> None:
 
 
 def _exception(content: Any) -> Exception:
-    """Python's own exception of that name; none that ends a process or passes for a failed assertion."""
+    """Return Python's own exception of that name, else `Failed`.
+
+    Only subclasses of Exception: the program must not be able to end the judge. AssertionError is left out, since it
+    would look like a failed test.
+    """
     name, text = (str(part) for part in content)
     kind = getattr(builtins, name, None)
+    # Most subclasses of UnicodeError cannot be made from one text.
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, (AssertionError, UnicodeError)):
         return kind(text)
     return Failed(f"{name}: {text}" if text else name)

@@ -1,7 +1,8 @@
-"""Values <-> frames between the judge and the program it tests: plain data, and nothing that runs when it is read.
+"""Encode values as messages between the judge and the program: plain data, and nothing that runs when it is read.
 
-JSON in frames of a length and that many bytes. What is no JSON value is an object with one key that names its type:
-`{"tuple": [1, 2]}`. What is no data at all stays where it is, and a reference to it travels.
+A message is its length in 4 bytes, then so many bytes of JSON. A value that JSON does not have is an object with one
+key that names its type: `{"tuple": [1, 2]}`. An object that is not data stays in its process, and a reference to it is
+sent.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_FRAME_BYTES = 32 << 20
+# Larger integers are sent in hexadecimal: Python refuses to convert very long decimal numbers.
 _SMALL = 1 << 63
 
 
 class Unsendable(TypeError):
-    """A value that is no data, where only data can go."""
+    """A value is not data, where only data can be sent."""
 
 
 class Malformed(Exception):
-    """Bytes that are no frame of ours."""
+    """The bytes received are not one of our messages."""
 
 
 class Ended(Exception):
@@ -33,6 +35,7 @@ class Ended(Exception):
 
 
 def send(fd: int, message: dict[str, Any]) -> None:
+    """Write one message to the pipe `fd`. Raises Unsendable above `MAX_FRAME_BYTES`."""
     data = json.dumps(message).encode()
     if len(data) > MAX_FRAME_BYTES:
         raise Unsendable(f"a value of {len(data)} bytes, more than {MAX_FRAME_BYTES}")
@@ -42,8 +45,9 @@ def send(fd: int, message: dict[str, Any]) -> None:
 
 
 def receive(fd: int) -> dict[str, Any]:
-    """The next frame. Raises Ended at the end, Malformed for anything but a frame."""
+    """Return the next message. Raises Ended at the end, Malformed for anything that is not a message."""
     size = int.from_bytes(_exactly(fd, 4), "big")
+    # Checked before reading: the program chooses this number.
     if size > MAX_FRAME_BYTES:
         raise Malformed(f"a frame of {size} bytes, more than {MAX_FRAME_BYTES}")
     try:
@@ -66,11 +70,12 @@ def _exactly(fd: int, size: int) -> bytes:
 
 
 def encode(value: Any, refer: Callable[[Any], dict[str, Any]]) -> Any:
-    """`value` as JSON; of a subclass, the data of its base. `refer` gives the reference to what is no data, or raises
-    Unsendable."""
+    """Return `value` as JSON; for an instance of a subclass, the data of its base class. `refer` returns the
+    reference to an object that is not data, or raises Unsendable."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
+        # The base class's own methods, here and below: a subclass may have replaced them.
         whole = int.__index__(value)
         return whole if -_SMALL < whole < _SMALL else {"int": hex(whole)}
     if isinstance(value, float):
@@ -91,7 +96,7 @@ def encode(value: Any, refer: Callable[[Any], dict[str, Any]]) -> Any:
 
 
 def decode(data: Any, resolve: Callable[[Any], Any]) -> Any:
-    """Inverse of `encode`. Raises Malformed for what it never writes."""
+    """Return the value that `encode` wrote. Raises Malformed for JSON that it never writes."""
     if isinstance(data, list):
         return [decode(item, resolve) for item in data]
     if not isinstance(data, dict):
@@ -132,6 +137,7 @@ def _counter_of(content: Any, step: Step) -> Any:
     return collections.Counter(_dict_of(content, step))
 
 
+# Subclasses stand before their bases: a Counter is a dict too.
 _KINDS: tuple[tuple[type, str, Callable[[Any, Step], Any]], ...] = (
     (tuple, "tuple", lambda v, step: _items(tuple.__iter__(v), step)),
     (collections.Counter, "Counter", _pairs),
@@ -155,7 +161,7 @@ _KINDS: tuple[tuple[type, str, Callable[[Any, Step], Any]], ...] = (
 _TYPES = {
     kind.__name__: kind for kind in (type(None), bool, int, float, str, list, bytes, *(kind for kind, _, _ in _KINDS))
 }
-"""The types of plain data, which travel by name: a test may hand a program the type that it is to look for."""
+"""The types of plain data, which are sent by name: a test may hand the program a type to look for."""
 
 _BUILDERS: dict[str, Callable[[Any, Step], Any]] = {
     "int": lambda content, _step: int(content, 16),
