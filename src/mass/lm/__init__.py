@@ -1,4 +1,4 @@
-"""The one package that knows transformers: load a model, render prompts, sample, compute log-probabilities."""
+"""Load a language model, render prompts, sample, and compute log-probabilities. Only this package uses transformers."""
 
 from mass.lm.load import default_prompts, load_lm
 from mass.lm.model import LM, Row
