@@ -75,7 +75,7 @@ def init_state(lm: LM, adapt: PracticeConfig, seed: int) -> MetaState:
     theta = lm.init_adapter(derive(seed, "theta"))
     # Sorted, as a loaded scorer is: the optimiser's state is stored by the position of each tensor.
     eta = dict(sorted(init_scorer(lm, adapt.scoring, derive(seed, "eta")).items()))
-    # The least rate stands for 0, whose logarithm is infinite.
+    # A tiny rate represents 0, whose logarithm is infinite.
     rate = torch.tensor(max(adapt.inner.learning_rate, 1e-30), dtype=lm.adapter_dtype, device=lm.device).log()
     return MetaState(theta, eta, {name: rate.clone() for name in theta})
 

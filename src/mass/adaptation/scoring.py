@@ -44,7 +44,7 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
     generator = torch.Generator().manual_seed(seed)
     features = 2 * lm.width
     hidden = torch.randn(config.hidden, features, generator=generator) / features**0.5
-    if config.likelihood:  # two features among thousands of states: their weights start larger, so that they count
+    if config.likelihood:  # two features among many states: their weights start larger, so that they count
         likelihood = torch.randn(config.hidden, LIKELIHOOD, generator=generator) / LIKELIHOOD**0.5
         hidden = torch.cat([hidden, likelihood], 1)
     eta: Params = {

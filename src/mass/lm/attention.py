@@ -108,7 +108,7 @@ def attend(
     length = query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(causal) and length > 1 and attention_mask is None
-    if causal:  # keys beyond the queries are a cache's empty places
+    if causal:  # keys beyond the queries are empty positions of a cache
         key, value = key[:, :, :length], value[:, :, :length]
     grouped = query.shape[1] != key.shape[1]
     mixed = exact_attention(query, key, value, attention_mask, dropout, causal, scaling, grouped)
@@ -123,7 +123,7 @@ def _attend_in_decoding(
     The g query heads that share a head of keys become g query rows of one head. The kernel then reads each key once
     instead of g times, and keys need not be copied for it: 5 to 20 times as fast on a CPU with g = 3 and g = 7.
     """
-    if mask is not None and mask.shape[1] > 1:  # heads with masks of their own
+    if mask is not None and mask.shape[1] > 1:  # each query head has its own mask
         mask = mask.expand(-1, query.shape[1], -1, -1).reshape(len(mask), key.shape[1], -1, mask.shape[-1])
     rows = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
     mixed = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
@@ -192,7 +192,7 @@ def plain_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Compute attention by matrix products and a softmax, which autograd differentiates any number of times."""
-    mask = None if mask is None else additive(mask, q.dtype)  # this kernel takes no boolean mask
+    mask = None if mask is None else additive(mask, q.dtype)  # this kernel does not convert a boolean mask
     return torch.ops.aten._scaled_dot_product_attention_math(
         q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa
     )[0]

@@ -21,7 +21,7 @@ _PROBE_TOKENS, _PROBE_PADDING = 5, 12
 _TRACE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Relative change of the logits above which padding has had an effect. Rounding stays far below."""
 _TRACE_IN_16_BITS = 0.05
-"""The same bound for 16-bit weights, where rounding alone changes the logits by about a percent."""
+"""Bound for 16-bit weights, where rounding alone changes the logits by about a percent."""
 
 
 def new_cache(model: Any) -> DynamicCache:

@@ -19,7 +19,7 @@ from mass.config import SamplingConfig
 BLOCK = 4096
 """Number of tokens whose probabilities are summed in float64 at once."""
 AT_ONCE = 1 << 22
-"""Number of logits processed together in float32, which limits the memory that drawing needs beside the logits."""
+"""Number of logits processed together in float32, which limits the memory that drawing needs besides the logits."""
 NUCLEUS_FIRST, NUCLEUS_GROWTH = 64, 16
 """Number of the largest logits that are sorted at first, and the factor by which it grows where they are too few."""
 

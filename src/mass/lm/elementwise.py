@@ -252,7 +252,7 @@ def _agrees(module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) 
     """Return True where a module computes `function` on x, except for rounding."""
     with torch.no_grad():
         try:
-            output = type(module).forward(module, x)  # without hooks
+            output = type(module).forward(module, x)  # not module(x), which would run the user's hooks
         except (TypeError, ValueError, RuntimeError):  # the module does not take one tensor of this shape
             return False
         expected = function(x)

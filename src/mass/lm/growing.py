@@ -75,7 +75,7 @@ class _GrowingLayer(DynamicLayer):
 
 
 class _GrowingSlidingLayer(_GrowingLayer, DynamicSlidingWindowLayer):
-    """The same for attention within a sliding window."""
+    """A layer of attention within a sliding window that writes in place: its first tokens fall out of the window."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.cumulative_length += key_states.shape[-2]

@@ -43,16 +43,16 @@ class Prompts:
     chat: bool = False
     """True if a prompt goes through the tokenizer's chat template as a user message."""
     system: str = ""
-    """With `chat`: the system message, put before the user's text if the template has no system role."""
+    """System message (with `chat`), put before the user's text if the template has no system role."""
     thinking: bool = False
-    """With `chat`: True if the model may think aloud first, in a template with such a switch (`enable_thinking`)."""
+    """True if the model may think aloud first (with `chat`), in a template with such a switch (`enable_thinking`)."""
     date: str = "2024-07-26"
-    """With `chat`: the day for templates that write a date, so that a prompt is the same every day."""
+    """Day for templates that write a date (with `chat`), so that a prompt is the same every day."""
     opening: str = ""
-    """With `chat` and without thinking: the first words of the assistant's message after the synthesis prompt. They are
-    part of the prompt, so that the model continues in the requested form."""
+    """First words of the assistant's message after the synthesis prompt (with `chat`, without thinking). They are part
+    of the prompt, so that the model continues in the requested form."""
     shown_target: str = ""
-    """With `chat`: a problem that is shown with practice for it, as an earlier turn of the conversation before the
+    """Problem that is shown with practice for it (with `chat`), as an earlier turn of the conversation before the
     synthesis prompt, to demonstrate the form. Empty to show nothing."""
     shown_problem: str = ""
     """The practice problem that is shown for `shown_target`."""

@@ -237,6 +237,7 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
         pace.tell(count, going, t + 1, limit)
         if going == 0:
             break
+        # Rows that leave the batch change results by rounding only: each row has its own numbers, positions and mask.
         rows, keep = _compact(rows, ended)
         logits = _step(lm, rows, chosen[keep][:, None])
     return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), asked.stop)

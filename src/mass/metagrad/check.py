@@ -162,10 +162,12 @@ def relative_error(got: Params, expected: Params) -> float:
 
 
 def dot(a: Params, b: Params) -> Tensor:
+    """Return the scalar product over all tensors."""
     return functools.reduce(torch.add, [(a[name] * b[name]).sum() for name in a])
 
 
 def norm(params: Params) -> Tensor:
+    """Return the norm over all tensors."""
     return dot(params, params).sqrt()
 
 
@@ -180,4 +182,5 @@ def _best(errors: Iterable[float]) -> float:
 
 
 def moved(params: Params, u: Params, by: float) -> Params:
+    """Return the parameters moved by `by` times u."""
     return {name: p + by * u[name] for name, p in params.items()}

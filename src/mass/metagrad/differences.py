@@ -43,7 +43,8 @@ def central_differences(
     if relative is None:
         relative = float(max(torch.finfo(p.dtype).eps for p in at.values()) ** (1 / 3))
     sizes_B = adapter_norms(u, stacked)
-    moves = sizes_B != 0  # an adapter without influence stays where it is; one that is not finite shows it
+    # An adapter with u = 0 is not moved, as its step would be infinite; a norm that is not finite makes its result NaN.
+    moves = sizes_B != 0
     if not moves.any():
         return {name: torch.zeros_like(d) for name, d in u.items()}, torch.zeros_like(weights_m)
     steps_B = relative * adapter_norms(at, stacked).clamp_min(LEAST_NORM) / sizes_B.where(moves, 1.0)

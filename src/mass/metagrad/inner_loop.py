@@ -60,8 +60,9 @@ def adapt(
     finite where the weight is 0 too: the gradient of that weight depends on them.
 
     Args:
-        losses: (params, index) -> losses of the examples `index`, or of all m examples for None. With `memory_gb` it is
-            also called to measure its memory: such a call may be interrupted, and `index` may repeat an example.
+        losses: (params, index) -> losses of the examples `index`, or of all m examples for None. With `memory_gb` or
+            `spare_gb` it is also called to measure its memory: such a call may be interrupted, and `index` may repeat
+            an example.
         params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
         weights: of the examples, [m] for all steps or [K, m] with a row for each step.
         optimizer: SGD or AdamW of `mass.metagrad.optimizers`, or an update rule of your own. A learning rate is one
@@ -74,10 +75,10 @@ def adapt(
             "finite_difference": H u and J u as central differences, for losses without a second derivative.
         stacked: True for B adapters that do not interact. A stack is B·m examples to the rest of the engine, as the
             gradient of the sum separates; clipping and the steps of finite differences use each adapter's own norms.
-        memory_gb: memory that one adaptation may hold beside its inputs, in units of 10^9 bytes. From it the engine
-            chooses `micro_batch` unless that is given, layer checkpointing, and how many graphs the forward keeps for
-            the backward (with all of them, nothing is computed twice). It measures the last example, so put the largest
-            one there.
+        memory_gb: memory that one adaptation may hold in addition to its inputs, in units of 10^9 bytes. From it the
+            engine chooses `micro_batch` unless that is given, layer checkpointing, and how many graphs the forward
+            keeps for the backward (with all of them, nothing is computed twice). It measures the last example, so put
+            the largest one there.
         checkpoint: layer checkpointing in layers that `mass.metagrad.layerwise` wrapped; None for only where
             `memory_gb` needs it. True is an error with losses that run no such layer.
         spare_gb: memory that the device can spare (`mass.lm.free_memory`), used without `memory_gb`. Nothing changes

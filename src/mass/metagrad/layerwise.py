@@ -174,7 +174,7 @@ def _pull(
 
 
 def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
-    """Check that the outputs depend on no tensor that requires grad beside `leaves`. Raises ConfigError.
+    """Check that the outputs depend on no tensor that requires grad except `leaves`. Raises ConfigError.
 
     Such a tensor would silently get no gradient.
     """

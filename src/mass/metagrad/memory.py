@@ -29,14 +29,14 @@ Chunks = tuple[Tensor | None, ...]
 
 GIGABYTE = 1e9
 FORWARD, DURING_PASS, DURING_DIFFERENCES, DURING_UPDATE = 2, 6, 8, 3
-"""Copies of the parameters that are alive beside the tape and the state. Without a backward (FORWARD): θ and g. With
-one: the adapted parameters and, twice, their cotangents; during passes also u and the sums."""
+"""Copies of the parameters that are alive in addition to the tape and the state. Without a backward (FORWARD): θ and g.
+With one: the adapted parameters and, twice, their cotangents; during passes also u and the sums."""
 PASS_OVERHEAD = 0.3
 """Fixed cost of a pass, in examples: a pass of n examples takes a time proportional to n + 0.3. Measured on a CPU
 (benchmarks/metagrad.py, micro-batches)."""
 KEPT_LEAST = 0.1
-"""Share of all graphs below which none is kept: fewer save little time, and they stay alive beside the outer loss's
-graph."""
+"""Share of all graphs below which none is kept: fewer save little time, and they stay alive together with the graph of
+the outer loss."""
 LEAST_GB = 1e-9
 """Budget where nothing can be spared; 0 would mean that there is no limit."""
 ROUNDING = 1e-9
@@ -191,8 +191,8 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Co
 
     def kept(size: int) -> int:
         n, every = min(size, count), steps * -(-count // size)
-        # Differentiating a graph takes `peak - held` beyond the graph itself; an update takes its own memory. Kept
-        # graphs must fit beside both.
+        # Differentiating a graph takes `peak - held` beyond the graph itself; an update takes memory of its own. Kept
+        # graphs must fit together with either.
         left = min(room.passes - (cost.peak(n) - cost.held(n)), room.updates)
         found = min(every, int(left / cost.held(n)))
         return found if found >= KEPT_LEAST * every else 0

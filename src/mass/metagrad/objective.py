@@ -29,13 +29,13 @@ class Objective:
     autocast: dict[str, Any]
     """Arguments of `torch.autocast` that restore the state of the forward."""
     wants_layers: bool = False
-    """True if the caller asked for layer checkpointing: losses that run no such layer are then an error."""
+    """True if the caller requested layer checkpointing: losses that run no such layer are then an error."""
 
     def terms(self, params: Params, weights_m: Tensor, index: Tensor | None, checkpoint: bool) -> tuple[Tensor, Tensor]:
         """Return w_i [n] and ℓ_i(θ) [n] of the examples `index`, the losses with their graph.
 
         Raises ShapeError for losses of another shape than the weights; ConfigError where they do not depend on `params`
-        or run no layer that can be checkpointed although the caller asked for it.
+        or run no layer that can be checkpointed although the caller requested it.
         """
         with torch.enable_grad(), torch.autocast(**self.autocast), layerwise.checkpointing(checkpoint) as checkpointed:
             values = self.losses(params, index)

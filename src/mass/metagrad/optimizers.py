@@ -24,14 +24,16 @@ for each adapter."""
 Rate = Scalar | Mapping[str, Scalar]
 """A learning rate for all tensors, or one for each tensor by name. Tensors may require grad."""
 Rates = Mapping[str, Tensor]
-"""The rates of one step, by name: 0-d, or [B, 1, ...] beside the parameters of a stack."""
+"""The rates of one step, by name: 0-d, or [B, 1, ...] with as many axes as the parameter of a stack."""
 
 
 class Optimizer(Protocol):
     """An update rule U as a pair of pure functions (optax style), elementwise and differentiable by autograd."""
 
     @property
-    def lr(self) -> Rate: ...
+    def lr(self) -> Rate:
+        """The learning rates."""
+        ...
 
     @property
     def clip_norm(self) -> float | None:
@@ -65,9 +67,11 @@ class SGD:
         _check_clip(self.clip_norm)
 
     def init(self, params: Params) -> State:
+        """Return the state before step 0: none without momentum."""
         return {} if self.momentum == 0 else {name: _zeros(p) for name, p in params.items()}
 
     def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        """Return parameters and state after a step; the rule is the same at each step."""
         del step
         state = {name: self.momentum * d + grads[name] for name, d in state.items()}
         return {name: _descend(p, rates[name], state.get(name, grads[name])) for name, p in params.items()}, state
@@ -100,9 +104,11 @@ class AdamW:
             _check_range(name, getattr(self, name), 0.0, float("inf"))
 
     def init(self, params: Params) -> State:
+        """Return the state before step 0: both moments of each parameter are zero."""
         return {f"{moment}.{name}": _zeros(p) for name, p in params.items() for moment in ("mean", "square")}
 
     def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        """Return parameters and state after step `step`, on which the bias correction depends."""
         beta1, beta2 = self.betas
         new_params: Params = {}
         new_state: State = {}
@@ -110,7 +116,7 @@ class AdamW:
             g = grads[name].to(wide(p))
             mean = beta1 * state[f"mean.{name}"] + (1 - beta1) * g
             square = beta2 * state[f"square.{name}"] + (1 - beta2) * g * g
-            # eps_root stands inside the root: at square = 0 the root alone has an infinite derivative.
+            # eps_root is inside the root: at square = 0 the root alone has an infinite derivative.
             root = (square / (1 - beta2 ** (step + 1)) + self.eps_root).sqrt() + self.eps
             direction = mean / (1 - beta1 ** (step + 1)) / root + self.weight_decay * p
             new_params[name] = _descend(p, rates[name], direction)
@@ -163,7 +169,7 @@ def _zeros(p: Tensor) -> Tensor:
 
 
 def _descend(p: Tensor, rate: Tensor, direction: Tensor) -> Tensor:
-    # + 0.0 turns -0.0 into 0.0: subtracting that is the identity for p = -0.0 too.
+    # + 0.0 turns -0.0 into 0.0, and subtracting 0.0 leaves p = -0.0 unchanged too: a rate of 0 is the identity.
     dtype = wide(p)
     return (p.to(dtype) - (rate.to(dtype) * direction.to(dtype) + 0.0)).to(p.dtype)
 

@@ -145,6 +145,7 @@ class _Record:
         self.kept = _crossing(graph, self.grads, outputs[count:])
 
     def products(self, wanted: Wanted) -> list[fx.Node]:
+        """Return the nodes of H u and J u, where wanted."""
         return [*(self._hessian if wanted.params else []), *(self._jacobian if wanted.weights else [])]
 
     def part(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> fx.GraphModule:

@@ -67,7 +67,7 @@ def pull(pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Se
 
 
 def update_bytes(update: Update, params: Params, *, differentiated: bool) -> int:
-    """Measure the most bytes that an update, or `pull_through_update`, holds beside its arguments."""
+    """Measure the most bytes that an update, or `pull_through_update`, holds in addition to its arguments."""
     zeros = {name: torch.zeros_like(p, dtype=wide(p)) for name, p in params.items()}
     at = Step({name: p.detach() for name, p in params.items()}, zeros, update.optimizer.init(zeros))
     rates_P = torch.zeros(len(params), device=next(iter(params.values())).device)

@@ -3,7 +3,7 @@
 `solver-grpo`: group-relative policy gradient on verified solutions (Shao et al., arXiv 2402.03300).
 `solver-sft`: cross-entropy of the gold solutions.
 `self-sft`: cross-entropy of the practice that the base writes for the problems, all weighted equally and not verified.
-It shows what the practice of `tt-ss` brings when it is learned once, instead of anew for each problem.
+It shows what the practice of `tt-ss` brings when it is learned once, instead of separately for each problem.
 """
 
 from __future__ import annotations

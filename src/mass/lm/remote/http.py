@@ -208,8 +208,8 @@ class HttpEngine:
     async def _load(self, client: httpx2.AsyncClient, name: str) -> None:
         """Load an adapter under a name. Raises EngineError.
 
-        A request whose answer was lost is repeated. The name may then be loaded already, which is a success: nobody
-        else uses it.
+        A request whose answer was lost is repeated. The name may then be loaded already, which is a success: the name
+        is used for this adapter only.
         """
         body = {"lora_name": name, "lora_path": self._folder.path_at_server(name)}
         try:

@@ -95,7 +95,7 @@ class Transport:
     async def _once(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any] | None) -> httpx2.Response:
         """Send one request. Raises Passing or Refused."""
         config = self.config
-        # The client's timeout is for each part of an answer; `fail_after` limits the whole answer.
+        # The client's timeout is for each phase of a request; `fail_after` limits the whole of it.
         try:
             with anyio.fail_after(config.timeout_s):
                 response = await client.request("GET" if body is None else "POST", path, json=body)
