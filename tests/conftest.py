@@ -6,15 +6,18 @@ import functools
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from research.__main__ import RESEARCH
 from research.pretrain import build_model, pages, save, step_loss, train_tokenizer
 from research.pretrain_config import PretrainConfig
 
+from mass.cli.main import MASS
 from mass.config import LoraConfig, ModelConfig
 from mass.lm import LM, load_lm
 from mass.lm.prompts import PLAIN
@@ -116,3 +119,59 @@ def schedules(monkeypatch: pytest.MonkeyPatch) -> list[Schedule]:
 
     monkeypatch.setattr(memory, "choose", choose)
     return seen
+
+
+# --- the command line
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+SHORT = (
+    "--adapt.synthesis.examples=2",
+    "--adapt.synthesis.sampling.max_tokens=8",
+    "--adapt.answer.max_tokens=8",
+)
+"""A random model has nothing to say; let it say little."""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in process, `mass` or `python -m research` as the verb says, as the user types and sees it."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str | Path) -> Ran:
+        capsys.readouterr()
+        program = RESEARCH if str(arguments[0]) in RESEARCH.verbs else MASS
+        code = program.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def fails(run: Run) -> Callable[..., str]:
+    """Run a command that must fail with one line on standard error and code 2; returns that line."""
+
+    def fails(*arguments: str | Path) -> str:
+        ran = run(*arguments)
+        assert ran.code == 2, ran
+        assert ran.out == ""
+        assert ran.err.count("\n") == 1, ran.err
+        assert ran.err.startswith("error: ")
+        return ran.err.strip()
+
+    return fails
+
+
+@pytest.fixture
+def solve(run: Run, tiny_base: Path) -> Run:
+    """`mass solve` with the random model, untrained."""
+    return lambda *arguments: run("solve", *arguments, "--model", tiny_base, *SHORT)

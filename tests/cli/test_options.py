@@ -133,7 +133,7 @@ def test_a_configuration_names_levels_and_subjects(run: Callable, fails: Callabl
     assert "tasks.levels is '5'; expected list[int] or null" in fails("train", "--tasks.levels=5", "--out", tmp_path)
 
 
-SHORTER = (("analyse",), ("collect", "runs/table"), ("demo",), ("report", "runs/table"))
+SHORTER = (("analyse",), ("collect", "runs/table"), ("document", "results/minimath"), ("demo",))
 
 
 @pytest.mark.parametrize("verb", SHORTER, ids=lambda verb: verb[0])

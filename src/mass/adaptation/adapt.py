@@ -1,8 +1,10 @@
-"""Test time: problems -> practice -> weights -> adapted adapters -> answers, with a record of each.
+"""Adapt to problems at test time and answer them, with a record of each.
 
-No gold and no verifier takes part. Problems are adapted side by side as a stack, each with its own adapter; the base
-and the checkpoint are never changed. An update that cannot be trusted (not finite, exploding, or without a valid
-example) is discarded: that problem is answered by the unadapted weights, and its record says so.
+For each problem the model writes practice examples, weights them, takes gradient steps on them in an adapter, and
+answers with the adapted weights. No gold solution and no verifier is used. Problems are adapted side by side as a
+stack, each with its own adapter; the base and the checkpoint are never changed. An update that cannot be trusted (not
+finite, exploding, or without a valid example) is discarded: that problem falls back on the unadapted weights, and its
+record says so.
 
 Legend: B problems, m examples of each.
 """
@@ -32,23 +34,23 @@ from mass.verify import final_answer
 
 @dataclass(frozen=True)
 class Adapted:
-    """A stack of B adapted adapters and how they came about."""
+    """A stack of B adapted adapters, with the examples they learned from."""
 
     stack: Params
-    """[B, ...]; that of a problem that fell back is the start itself."""
+    """[B, ...]; for a problem that fell back, the start itself."""
     groups: Groups
-    """The examples of each problem with scores, weights and losses before and after."""
+    """The examples of each problem with scores, weights, and losses before and after the update."""
     fallbacks: tuple[str, ...]
-    """Per problem: why it fell back, or empty."""
+    """For each problem the reason why it fell back; empty where it did not."""
     update_norms: tuple[float, ...]
-    """Norm of the change over the norm of the start, both over all tensors of the adapter."""
+    """For each problem the norm of the change over the norm of the start, both over all tensors of the adapter."""
 
 
 @torch.no_grad()
 def adapt_stack(
     lm: LM, state: MetaState, problems: Sequence[str], groups: Groups, config: AdaptConfig, clock: Clock
 ) -> Adapted:
-    """Score the examples, weigh them, and take K steps on them from theta, for B problems side by side."""
+    """Score the examples, weight them, and take K steps on them from theta, for B problems side by side."""
     start = repeat(state.theta, len(problems))
     practice = practice_of(lm, groups)
     if practice is None or config.inner.steps == 0:
@@ -62,6 +64,7 @@ def adapt_stack(
             scores = practice.spread(scoring.score(lm, state.eta, *rows, config.inner.micro_batch), *valid.shape)
         weights = scoring.normalise(scores, valid, config.scoring.normalise)
     with clock.stage("inner loop"):
+        # A learned rate may overflow in exp; an infinite one would be an error of `adapt` instead of a bad update.
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
         size = practice.rows_per_pass(config.inner.micro_batch)
         stack = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size))(
@@ -71,6 +74,7 @@ def adapt_stack(
         fallbacks = [
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)
         ]
+        # `where` and not a product: 0 times an update that is not finite would be NaN.
         keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
         stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
     with clock.stage("practice losses"):
@@ -80,6 +84,8 @@ def adapt_stack(
 
 
 def _update_norms(stack: Params, start: Params) -> list[float]:
+    """Return ‖θ_K - θ_0‖ / ‖θ_0‖ of each adapter, in float64."""
+
     def squares(tensors: list[Tensor]) -> Tensor:
         return torch.stack([t.double().square().flatten(1).sum(1) for t in tensors]).sum(0)
 
@@ -88,6 +94,7 @@ def _update_norms(stack: Params, start: Params) -> list[float]:
 
 
 def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
+    """Return the reason to discard an update; empty for one that can be trusted."""
     if not any_valid:
         return "no valid example"
     if norm != norm or norm == float("inf"):
@@ -96,7 +103,7 @@ def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
 
 
 def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
-    """Examples with score, weight, loss before and loss after filled in."""
+    """Return the examples with score, weight, loss before and loss after filled in from `columns`, in this order."""
     rows = zip(practice.owners.tolist(), practice.places.tolist(), *[c.tolist() for c in columns], strict=True)
     found = {(b, j): (s, w, before, after) for b, j, s, w, before, after in rows}
     return [
@@ -121,7 +128,10 @@ def practise(
 ) -> tuple[list[Adaptation], Adapted]:
     """Write practice for each problem and adapt to it, without answering: the records have no texts and no verdicts.
 
-    `replay` are practice examples to use instead of sampling new ones.
+    Args:
+        seeds: one for each problem.
+        clock: measures the stages; a new one by default.
+        replay: practice examples to use instead of sampling new ones.
     """
     clock = clock or Clock()
     with clock.stage("synthesis"):
@@ -163,7 +173,8 @@ def answer_all(
     """Adapt to each problem and answer it; the records carry no verdicts.
 
     Args:
-        unadapted: also answer with theta as it is, for comparison.
+        seeds: one for each problem.
+        unadapted: whether to answer with theta without the update too, for comparison.
         replay: practice examples to use instead of sampling new ones.
     """
     clock = Clock()
@@ -182,13 +193,16 @@ def answer_all(
 def sample_answers(
     lm: LM, problems: Sequence[str], config: SamplingConfig, seeds: Sequence[int], adapter: Params
 ) -> list[Sample]:
-    """One answer to each problem under a stack of adapters or one for all. The same seed gives the same random numbers
-    with and without adaptation: what differs is the weights."""
+    """Sample one answer to each problem, under a stack of adapters or one adapter for all.
+
+    A seed gives the same random numbers with and without adaptation, so that two answers differ by the weights alone.
+    """
     prompts = [lm.solve_prompt(problem) for problem in problems]
     return lm.sample(prompts, config, [derive(seed, "answer") for seed in seeds], adapter)
 
 
 def _answered(record: Adaptation, sample: Sample, *, unadapted: bool = False) -> Adaptation:
+    """Return the record with an answer filled in, as the adapted or as the unadapted one."""
     text = sample.text.strip()
     if unadapted:
         tokens = {**record.tokens, "unadapted answer": len(sample.tokens)}

@@ -1,7 +1,8 @@
-"""What meta-training learns (theta, eta, inner rates) <-> a folder of files.
+"""Save and load what meta-training learns: theta, eta and the inner rates.
 
-`adapter/` is theta as an ordinary PEFT folder; `scorer.safetensors` holds eta and the logarithms of the inner rates;
-`mass.json` the configuration and a fingerprint of the base, so that a checkpoint is never used on another base.
+In a checkpoint folder `adapter/` is theta as an ordinary PEFT folder; `scorer.safetensors` holds eta and the logarithms
+of the inner rates; `mass.json` holds the configuration and a fingerprint of the base, so that a checkpoint is never
+used on another base.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ DESCRIPTION, SCORER, ADAPTER = "mass.json", "scorer.safetensors", "adapter"
 
 @dataclass(frozen=True)
 class MetaState:
-    """The meta-learned parameters. A loaded state has its tensors in the order of an initial one."""
+    """The meta-learned parameters. A loaded state has its tensors in the same order as an initial one."""
 
     theta: Params
-    """Adapter: where every adaptation starts; generator and solver share it."""
+    """Parameters of the adapter from which every adaptation starts; generator and solver share it."""
     eta: Params
-    """Scorer."""
+    """Parameters of the scorer."""
     log_rates: Params
     """Logarithm of the inner learning rate of each adapter tensor, scalars."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """`mass.json`."""
+    """The content of `mass.json`."""
 
     method: str
     step: int
@@ -62,26 +63,28 @@ class Description:
     adapt: AdaptConfig
     version: str = "1"
     prompts: PromptSet | None = None
-    """Those it was trained with; None in checkpoints that do not say: the model's default."""
+    """Prompts it was trained with; None in checkpoints without them, which use the model's default."""
     kind: str = MATH
-    """Of the problems it was trained on; see `mass.lm.prompts`."""
+    """Kind of the problems it was trained on; see `mass.lm.prompts`."""
     dtype: str = ""
-    """Precision of the base it was trained on, as it was chosen; empty in checkpoints that do not say."""
+    """Precision that was chosen for the base it was trained on; empty in checkpoints that do not record it."""
 
 
 def init_state(lm: LM, adapt: PracticeConfig, seed: int) -> MetaState:
-    """An untrained state: an adapter that changes nothing, a scorer that weighs all alike, the configured rate."""
+    """Make an untrained state: an adapter that changes nothing, a scorer and inner rates as configured."""
     theta = lm.init_adapter(derive(seed, "theta"))
+    # Sorted, as a loaded scorer is: the optimiser's state is stored by the position of each tensor.
     eta = dict(sorted(init_scorer(lm, adapt.scoring, derive(seed, "eta")).items()))
+    # A tiny rate represents 0, whose logarithm is infinite.
     rate = torch.tensor(max(adapt.inner.learning_rate, 1e-30), dtype=lm.adapter_dtype, device=lm.device).log()
     return MetaState(theta, eta, {name: rate.clone() for name in theta})
 
 
 def fingerprint(lm: LM) -> str:
-    """16 hex digits that tell one base from another: names, shapes and first values of all its tensors.
+    """Return 16 hex digits that identify a base, from names, shapes and first values of all its tensors.
 
-    The values count as bfloat16 has them, so that a base is the same one when it is loaded as float32, bfloat16 or
-    float64; float16, which rounds otherwise, is one of its own.
+    The values are rounded to bfloat16 first, so that a base has the same fingerprint when it is loaded in float32,
+    bfloat16 or float64. In float16, which rounds differently, it has another one.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(lm.model.state_dict().items()):
@@ -91,13 +94,13 @@ def fingerprint(lm: LM) -> str:
 
 
 def state_hash(state: MetaState) -> str:
-    """SHA-256 of names, shapes and bytes: equal only for bit-identical states."""
+    """Return the SHA-256 of names, shapes and bytes, which is equal only for bit-identical states."""
     groups = enumerate((state.theta, state.eta, state.log_rates))
     return adapter_hash({f"{i}.{name}": t.view(-1) for i, params in groups for name, t in params.items()})
 
 
 def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str, step: int) -> None:
-    """Write a checkpoint folder. The caller writes it beside and renames it."""
+    """Write a checkpoint folder. To make this atomic, the caller passes a temporary folder and renames it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_peft(state.theta, lm.adapters, folder / ADAPTER, lm.name)
     tensors = {f"eta.{n}": t for n, t in state.eta.items()} | {f"log_rate.{n}": t for n, t in state.log_rates.items()}
@@ -110,7 +113,7 @@ def save(folder: Path, lm: LM, state: MetaState, adapt: AdaptConfig, method: str
 def describe(folder: Path) -> Description:
     """Read `mass.json` of a checkpoint, or of the best or latest checkpoint of a run folder.
 
-    Raises ModelError when there is none or it cannot be read.
+    Raises ModelError when there is no such file or it cannot be read.
     """
     path = locate(folder) / DESCRIPTION
     try:
@@ -127,17 +130,17 @@ def describe(folder: Path) -> Description:
 
 
 def lora_config(data: dict[str, Any]) -> LoraConfig:
-    """A `LoraConfig` from its JSON form. Raises TypeError on unknown keys."""
+    """Read a `LoraConfig` from its JSON form. Raises TypeError on unknown keys."""
     values = dict[str, Any]({**data, "targets": tuple(data["targets"])})
     return LoraConfig(**values)
 
 
 def adapt_config(data: dict[str, Any]) -> AdaptConfig:
-    """An `AdaptConfig` from its JSON form. Raises TypeError on unknown keys."""
+    """Read an `AdaptConfig` from its JSON form. Raises TypeError on unknown keys."""
     synthesis, inner = dict(data["synthesis"]), dict(data["inner"])
     synthesis["sampling"] = SamplingConfig(**synthesis["sampling"])
     inner["betas"] = tuple(inner["betas"])
-    scoring = dict[str, Any]({"likelihood": False, **data["scoring"]})  # False: written before there was the option
+    scoring = dict[str, Any]({"likelihood": False, **data["scoring"]})  # False: written before the option existed
     return AdaptConfig(
         SynthesisConfig(**synthesis),
         ScoringConfig(**scoring),
@@ -147,12 +150,15 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
 
 
 def recorded_prompts(data: dict[str, Any]) -> PromptSet:
-    """The prompts of a record, for every kind of problem. Raises TypeError on unknown keys."""
+    """Read the prompts of a record, and use them for every kind of problem. Raises TypeError on unknown keys."""
     return dict.fromkeys(KINDS, one_from_json(data))
 
 
 def locate(folder: Path) -> Path:
-    """The checkpoint inside a run folder: `best`, else the latest; the folder itself when it is one."""
+    """Find the checkpoint in a folder: the folder itself, or of a run folder its `best`, else its latest checkpoint.
+
+    Raises ModelError where there is none.
+    """
     if (folder / DESCRIPTION).is_file():
         return folder
     checkpoints = folder / "checkpoints"
@@ -173,7 +179,7 @@ def locate(folder: Path) -> Path:
 
 
 def load(folder: Path, lm: LM) -> tuple[MetaState, Description]:
-    """The state of a checkpoint. Raises ModelError when it was made on another base or is damaged."""
+    """Load the state of a checkpoint. Raises ModelError when it was made on another base or is damaged."""
     folder = locate(folder)
     description = describe(folder)
     if (found := fingerprint(lm)) != description.fingerprint:
@@ -195,5 +201,5 @@ def load(folder: Path, lm: LM) -> tuple[MetaState, Description]:
 
 
 def _under(prefix: str, tensors: Params) -> list[tuple[str, Tensor]]:
-    """Those whose names start so, without the prefix, in the order of their names."""
+    """Return the tensors whose names start with `prefix`, without it, in the order of their names."""
     return sorted((name.removeprefix(prefix), t) for name, t in tensors.items() if name.startswith(prefix))

@@ -1,12 +1,13 @@
-"""(T, examples) -> scores `s_i = s_eta(T, p_i, a_i)` -> weights `w = normalise(s)` over the valid examples.
+"""Score practice examples, `s_i = s_eta(T, p_i, a_i)`, and turn the scores into weights, `w = normalise(s)`.
 
-The scorer is a head on the frozen base's last hidden states of "synthesis prompt of T, then y_i": their value at the
-last token and their mean over y_i. With `lora_rank` > 0 the base reads through a LoRA of the scorer's own. With
-`likelihood` the head also sees how likely the frozen base finds the tokens of a_i there: their mean log-probability
-and the least of them. The head's last layer starts at zero, so an untrained scorer weighs all examples alike; with
-`sharpness` the head starts at s_i = sharpness x that mean log-probability, and training goes on from there.
+The scorer is a head on the frozen base's last hidden states of "synthesis prompt of T, then y_i": the state at the
+last token and the mean state over y_i. With `lora_rank` > 0 the base runs with a LoRA of the scorer's own. With
+`likelihood` the head also sees the likelihood that the frozen base gives to the tokens of a_i there: their mean and
+their least log-probability. The head's last layer starts at zero, so an untrained scorer weights all examples equally;
+with `sharpness` the head starts at s_i = sharpness x that mean log-probability, and training starts from there.
 
-Legend: N examples in a row, B tasks, m examples of a task, d hidden width, F features.
+Legend: T the target problem, y_i an example of problem p_i and solution a_i, N examples, n of them in a pass, B tasks,
+m examples of a task, F features.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ if TYPE_CHECKING:
 Normalise = Literal["softmax", "sigmoid", "uniform"]
 _LORA = "lora."
 LIKELIHOOD = 2
-"""Features of likelihood: mean and least log-probability (nats) of the solution's tokens."""
+"""Number of features of likelihood: mean and least log-probability (nats) of the solution's tokens."""
 MOST_LOGITS = 1 << 26
-"""Of one pass for likelihoods."""
+"""Most logits of one pass that computes likelihoods."""
 
 
 def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
-    """eta: the head's four tensors, and with `lora_rank` > 0 the scorer's LoRA under names that start with `lora.`.
+    """Make eta: the head's four tensors and, with `lora_rank` > 0, the scorer's LoRA, whose names start with `lora.`.
 
-    It scores all examples alike or, with `sharpness` > 0, by their likelihood.
+    It scores all examples equally or, with `sharpness` > 0, by their likelihood.
     """
     generator = torch.Generator().manual_seed(seed)
     features = 2 * lm.width
     hidden = torch.randn(config.hidden, features, generator=generator) / features**0.5
-    if config.likelihood:  # few beside the states, so their weights start as large as all of theirs together
+    if config.likelihood:  # two features among many states: their weights start larger, so that they count
         likelihood = torch.randn(config.hidden, LIKELIHOOD, generator=generator) / LIKELIHOOD**0.5
         hidden = torch.cat([hidden, likelihood], 1)
     eta: Params = {
@@ -60,9 +61,12 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
 
 
 def _start_at_likelihood(eta: Params, sharpness: float) -> None:
-    """Two units of the head, of weights of opposite sign, make the score `sharpness` times the mean log-probability:
-    gelu(x) - gelu(-x) = x. The sharpness is in the first layer, so that a step of either layer changes a score as much
-    as one of any other unit."""
+    """Set two units of the head so that the score is `sharpness` times the mean log-probability.
+
+    The two have weights of opposite sign, and gelu(x) - gelu(-x) = x. The sharpness is in the first layer: an optimiser
+    step moves every weight by about the same amount, and with a large last layer one step of the first layer would
+    change the score far more than through any other unit (docs/adr/0018).
+    """
     w1, w2 = eta["head.w1"], eta["head.w2"]
     w1[:2] = 0.0
     w1[:2, -LIKELIHOOD] = torch.tensor([sharpness, -sharpness])
@@ -72,11 +76,11 @@ def _start_at_likelihood(eta: Params, sharpness: float) -> None:
 def score(
     lm: LM, eta: Params, problems: Sequence[str], examples: Sequence[Example], micro_batch: int | None = None
 ) -> Float[Tensor, " N"]:
-    """`s_i` of example i for target `problems[i]`. Differentiable in eta. The cost is one forward pass of the base, two
-    with features of likelihood.
+    """Return the score `s_i` of example i for its target `problems[i]`. Differentiable in eta.
 
-    `micro_batch` rows pass at a time, of like length; None: all that fit what is free. The scores are the same but for
-    rounding.
+    The cost is one forward pass of the base, or two with features of likelihood. `micro_batch` is the number of rows in
+    a pass, of similar length; None for as many as fit the free memory. It changes the scores by rounding only. Raises
+    ShapeError for numbers of problems and examples that differ.
     """
     if len(problems) != len(examples):
         raise ShapeError(f"{len(problems)} targets for {len(examples)} examples; expected one each")
@@ -85,6 +89,7 @@ def score(
     order = [i for some in places for i in some]
     parts = [(lm.batch([rows[i] for i in some]), [examples[i].solution for i in some]) for some in places]
     features = torch.cat([_features(lm, eta, batch, solutions) for batch, solutions in parts])
+    # The passes are in order of length; argsort undoes this order.
     return head(eta, features[torch.tensor(order, device=features.device).argsort()])
 
 
@@ -96,7 +101,10 @@ def gradient(
     cotangents: Float[Tensor, " N"],
     micro_batch: int | None = None,
 ) -> Params:
-    """Of Σ_i cotangent_i s_i with respect to eta, one pass's graph at a time: a scorer with a LoRA is a whole model."""
+    """Return the gradient of Σ_i cotangent_i s_i with respect to eta, with one pass's graph alive at a time.
+
+    The scores of a scorer with a LoRA depend on all layers of the model, so their graphs would be large together.
+    """
     rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
     leaves, total = {name: t.detach().requires_grad_() for name, t in eta.items()}, dict[str, Tensor]()
     for some in _passes(lm, eta, rows, micro_batch):
@@ -108,11 +116,12 @@ def gradient(
 
 
 def has_lora(eta: Params) -> bool:
+    """Return True for a scorer with a LoRA of its own."""
     return any(name.startswith(_LORA) for name in eta)
 
 
 def _passes(lm: LM, eta: Params, rows: Sequence[Row], micro_batch: int | None) -> list[list[int]]:
-    """Numbers of the rows of each pass, from the shortest to the longest."""
+    """Return the indices of the rows of each pass, from the shortest to the longest."""
     order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
     longest = max((sum(map(len, row)) for row in rows), default=1)
     kind = "gradient" if has_lora(eta) else "forward"
@@ -121,16 +130,19 @@ def _passes(lm: LM, eta: Params, rows: Sequence[Row], micro_batch: int | None) -
 
 
 def _row(lm: LM, problem: str, example: Example) -> Row:
-    """The example's tokens after the synthesis prompt of its target."""
+    """Return the example's tokens after the synthesis prompt of its target."""
     if example.attempt:
         return lm.attempt_row(problem, example.solution)
     return lm.synthesis_prompt(problem), list(example.tokens)
 
 
 def _features(lm: LM, eta: Params, batch: Batch, solutions: Sequence[str]) -> Float[Tensor, "N F"]:
-    """The last state of each row and the mean state of its example, on one scale; then, where the head has a place for
-    them, the features of likelihood."""
+    """Return the last state of each row and the mean state of its example, normalised together.
+
+    The features of likelihood follow if the head has inputs for them; older scorers do not.
+    """
     lora = {n.removeprefix(_LORA): t for n, t in eta.items() if n.startswith(_LORA)}
+    # The base is frozen: without a LoRA the states need no graph, and the gradient in eta stops at the head.
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(lora)):
         states = lm.hidden_states(batch, lora or None).to(eta["head.w1"].dtype)
     last = batch.attention_mask.sum(1) - 1
@@ -145,10 +157,10 @@ def _features(lm: LM, eta: Params, batch: Batch, solutions: Sequence[str]) -> Fl
 
 @torch.no_grad()
 def _likelihood(lm: LM, batch: Batch, solutions: Sequence[str]) -> Float[Tensor, "N 2"]:
-    """Mean and least log-probability (nats) of each row's last tokens, as many as its solution has.
+    """Return mean and least log-probability (nats) of each row's last tokens, as many as its solution has.
 
-    What a writer finds unlikely of its own solution is more often wrong, so this tells more of an example than states
-    from which a small head would have to learn the same.
+    A solution that its own writer finds unlikely is more often wrong. A small head would have to learn this from the
+    states; the two numbers give it directly (docs/adr/0015).
     """
     rows = likelihood_rows(batch.input_ids.shape[1], lm.model.config.get_text_config().vocab_size)
     parts = [_part_likelihood(lm, batch, solutions, slice(at, at + rows)) for at in range(0, len(batch), rows)]
@@ -156,8 +168,10 @@ def _likelihood(lm: LM, batch: Batch, solutions: Sequence[str]) -> Float[Tensor,
 
 
 def likelihood_rows(length: int, vocabulary: int) -> int:
-    """Rows of a length that pass at a time for their likelihood, whose logits are far larger than states: as many as
-    have at most 2^26 logits, a quarter of a GiB."""
+    """Return the number of rows of `length` tokens in one pass for likelihoods: those with at most 2^26 logits.
+
+    That is a quarter of a GiB in float32. Logits are far larger than states, so these passes are smaller than others.
+    """
     return max(1, MOST_LOGITS // (length * vocabulary))
 
 
@@ -167,6 +181,7 @@ def _part_likelihood(lm: LM, batch: Batch, solutions: Sequence[str], rows: slice
         return torch.zeros(len(part), LIKELIHOOD, device=part.input_ids.device)
     logprobs, counted = lm.token_logprobs(part)
     lengths = torch.tensor([len(lm.target_ids(solution)) for solution in solutions[rows]], device=counted.device)
+    # The solution's tokens are taken to be the last that count in the row, as many as the solution has by itself.
     from_end = counted.flip(1).cumsum(1).flip(1)
     solution = counted & (from_end <= lengths[:, None])
     mean = (logprobs * solution).sum(1) / solution.sum(1).clamp_min(1)
@@ -174,22 +189,24 @@ def _part_likelihood(lm: LM, batch: Batch, solutions: Sequence[str], rows: slice
 
 
 def head(eta: Params, features: Float[Tensor, "N F"]) -> Float[Tensor, " N"]:
-    """A two-layer perceptron on the features."""
+    """Return the scores that a two-layer perceptron computes from the features."""
     return gelu(features @ eta["head.w1"].mT + eta["head.b1"]) @ eta["head.w2"] + eta["head.b2"]
 
 
 def verdict_losses(
     scores: Float[Tensor, "B m"], right: Bool[Tensor, "B m"], judged: Bool[Tensor, "B m"]
 ) -> Float[Tensor, " B"]:
-    """-log of the share of the weight (softmax over what is judged) that lies on what is right. Differentiable.
+    """Return -log of the share of the weight that lies on right examples, by softmax over the judged ones.
 
-    0 for a task where all that is judged is right, or nothing is: there is nothing to choose. Raises ShapeError.
+    Differentiable. It is 0 for a task whose judged examples are all right or all wrong, or which has none: there is
+    nothing to choose. Raises ShapeError.
     """
     if scores.dim() != 2 or not scores.shape == right.shape == judged.shape:
         shapes = ", ".join(str(list(t.shape)) for t in (scores, right, judged))
         raise ShapeError(f"scores, right and judged are {shapes}; expected all [tasks, examples]")
     right = right & judged
     choice = right.any(1) & (judged & ~right).any(1)
+    # Tasks without a choice get all examples, so that no logsumexp runs over an empty set: -inf - -inf is NaN.
     right, judged = right | ~choice[:, None], judged | ~choice[:, None]
     every, some = (scores.masked_fill(~mask, float("-inf")).logsumexp(1) for mask in (judged, right))
     return (every - some) * choice
@@ -198,9 +215,10 @@ def verdict_losses(
 def normalise(
     scores: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"], kind: Normalise = "softmax"
 ) -> Float[Tensor, "B m"]:
-    """Weights; 0 where not valid, and all 0 for a task without a valid example.
+    """Turn scores into weights: 0 for invalid examples, and all 0 for a task without a valid one. Differentiable.
 
-    softmax: sum to 1 over the valid ones. sigmoid: sigmoid(s) / m each. uniform: 1 / number of valid ones.
+    softmax: the weights of the valid examples sum to 1. sigmoid: each weight is sigmoid(s) / m, so the scorer can give
+    a low weight to all. uniform: each weight is 1 / number of valid examples. Raises ShapeError.
     """
     if scores.shape != valid.shape or scores.dim() != 2:
         raise ShapeError(f"scores {list(scores.shape)}, valid {list(valid.shape)}; expected both [tasks, examples]")
@@ -208,5 +226,6 @@ def normalise(
         return torch.sigmoid(scores) * valid / scores.shape[1]
     logits = scores if kind == "softmax" else torch.zeros_like(scores)
     some = valid.any(1, keepdim=True)
+    # A task without a valid example is left unmasked, as softmax over -inf alone is NaN; the product below zeroes it.
     masked = logits.masked_fill(~(valid | ~some), float("-inf"))
     return torch.softmax(masked, 1) * valid

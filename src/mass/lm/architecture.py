@@ -1,7 +1,7 @@
-"""A model's name -> its architecture: configuration and modules on the meta device, which have sizes and no weights.
+"""Build a model's architecture without its weights: its configuration, and modules on the meta device.
 
-Where neither the files nor the hub are at hand, the configurations of the models that our recipes name are here, as
-their authors published them.
+Tensors on the meta device have sizes and no data. For use without the model's files and without a connection, the
+published configurations of the models that the recipes name are kept here.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from mass.lm.source import find_source
 
 @dataclass(frozen=True)
 class Published:
-    """What `config.json` of a model says of its shape."""
+    """The shape of a model, from its published `config.json`."""
 
     model_type: str
-    """As `transformers.AutoConfig` knows it."""
+    """Name of the architecture in `transformers.AutoConfig`."""
     source: str
+    """Where the values were published."""
     values: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -110,32 +111,33 @@ class Architecture:
 
     name: str
     config: Any
-    """transformers' configuration."""
+    """The configuration object of transformers."""
     source: str
     """Where the configuration comes from."""
     tokenizer: Any
-    """The model's own, or `byte_tokenizer()` where its files are not at hand."""
+    """The model's own tokenizer, or `byte_tokenizer()` where its files are not available."""
     own_tokenizer: bool
+    """True if `tokenizer` is the model's own."""
 
     def _asked(self, made: Any, lora: LoraConfig, model: ModelConfig | None = None) -> LM:
-        """With the prompts that the loaded model would be asked with. Without its tokenizer: a chat model's."""
+        """Make an `LM` of the modules, with the loaded model's prompts, or a chat model's without its tokenizer."""
         sections = read(model.prompts) if model and model.prompts else {}
         prompts = with_thinking(prompts_of(self.tokenizer, sections), model.thinking if model else None)
         rows = {"decode_rows": model.decode_rows} if model else {}
         return LM(made, self.tokenizer, self.name, prompts[MATH], LoraSites(made, lora), **rows).with_prompts(prompts)
 
     def dtype(self, model: ModelConfig, *, elsewhere: bool = False) -> torch.dtype:
-        """Precision of the base weights. `elsewhere`: on a device that is not here, and fast at the files' own."""
+        """Return the precision of the base weights. `elsewhere`: for a GPU that is not in this machine."""
         own = own_dtype(self.config, self.source)
         if elsewhere or (model.device.startswith("cuda") and not torch.cuda.is_available()):
             return choose(model.dtype, own, torch.device("cuda"))[0]
         return choose(model.dtype, own, device_asked(model.device))[0]
 
     def build(self, model: ModelConfig, lora: LoraConfig, *, elsewhere: bool = False) -> LM:
-        """The model on the meta device; `elsewhere` as for `dtype`."""
+        """Build the model on the meta device; `elsewhere` as for `dtype`."""
         with torch.device("meta"):
             made: Any = AutoModelForCausalLM.from_config(
-                copy.deepcopy(self.config),  # which `from_config` would note the precision in
+                copy.deepcopy(self.config),  # `from_config` writes the precision into it
                 dtype=self.dtype(model, elsewhere=elsewhere),
                 attn_implementation="sdpa",
             )
@@ -143,8 +145,11 @@ class Architecture:
         return self._asked(made, lora, model)
 
     def shrunk(self, layers: int, lora: LoraConfig, dtype: torch.dtype, device: torch.device) -> LM | None:
-        """A model of the same kind with random weights, too small for its arithmetic to take time: what it takes is
-        Python's. None for a kind that does not come so small."""
+        """Make a model of the same kind with random weights, so small that its passes take only the time of Python.
+
+        Timing it gives the overhead of a layer that does not depend on its size. None for a kind that cannot be made so
+        small.
+        """
         config = copy.deepcopy(self.config.get_text_config())
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, 0)
@@ -166,6 +171,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+"""A minimal chat template for a model whose own is not available."""
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -177,7 +183,10 @@ SMALL = {
 
 
 def find_architecture(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Architecture:
-    """From a folder, the hub or its cache, else from `PUBLISHED`. Raises ModelError where none has it."""
+    """Find a model's architecture in a folder, on the hub or in its cache, else in `PUBLISHED`.
+
+    Raises ModelError where none of them has it.
+    """
     try:
         source = find_source(name, revision, trust_remote_code=trust_remote_code)
     except ModelError as error:
@@ -197,7 +206,7 @@ def find_architecture(name: str, revision: str | None = None, *, trust_remote_co
 
 
 def byte_tokenizer() -> Any:
-    """Stands in for a chat model's tokenizer: a token for each byte, and a plain chat template."""
+    """Make a tokenizer with a token for each byte and a minimal chat template, in place of a model's own."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({END: 0, **{byte: i + 1 for i, byte in enumerate(alphabet)}}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,7 +1,7 @@
-"""Queries, keys, values -> attention by a fused kernel, twice differentiable, without T x T matrices in the graph.
+"""Attention by a fused kernel that can be differentiated twice, without T x T matrices in the graph.
 
-Fused kernels have a first derivative only. Here output and first derivative come from the fused kernel; the derivative
-of the derivative is a closed form in plain matrix products, a block of heads and query rows at a time.
+Fused kernels have a first derivative only. Here output and first derivative come from the fused kernel; the second
+derivative is a closed form in plain matrix products, for one block of heads and query rows at a time.
 
 With P = softmax(S), S = s Q Kᵀ + mask, O = P V, and the cotangent G of O, the first derivative is
 
@@ -37,15 +37,15 @@ from mass.errors import ConfigError, ModelError, ShapeError
 from mass.metagrad.layerwise import autocast_kind, refuse_derivative, third_derivative
 
 NAME = "mass_exact_sdpa"
-"""How transformers knows `attend`; it stands in a model's configuration in memory, never in a saved one."""
+"""Name of `attend` in transformers. It is set in a model's configuration in memory, never in a saved one."""
 
 BLOCK = 1 << 22
 """Largest number of entries of one of the about six T x T blocks that the second derivative holds at a time."""
 
 FUSED_FROM = {"cpu": 128}
-"""Keys from which the fused kernel is used, by kind of device; below, plain mathematics, whose matrices are small.
-Measured in a meta-gradient on one core: 8% slower with 64 keys; 3% slower with 128, but the graph is a sixth smaller;
-8% faster with 256."""
+"""Least number of keys for the fused kernel, by kind of device. With fewer, plain operations are used, whose matrices
+are small. Measured in a meta-gradient on one core, the fused kernel is 8% slower with 64 keys; 3% slower with 128, with
+a graph one sixth smaller; and 8% faster with 256."""
 
 
 _always_fused: ContextVar[bool] = ContextVar("attention_always_fused", default=False)
@@ -53,7 +53,7 @@ _always_fused: ContextVar[bool] = ContextVar("attention_always_fused", default=F
 
 @contextmanager
 def always_fused() -> Generator[None, None, None]:
-    """Within the block, short sequences take the fused kernel too: what is checked there is what long ones use."""
+    """Within the block, short sequences use the fused kernel too, so that checks on them test what long ones use."""
     token = _always_fused.set(True)
     try:
         yield
@@ -62,7 +62,7 @@ def always_fused() -> Generator[None, None, None]:
 
 
 def use_exact_attention(model: Any) -> None:
-    """Make a transformers model with 'sdpa' attention twice differentiable; 'eager' is so already.
+    """Make a transformers model with 'sdpa' attention twice differentiable; 'eager' attention already is.
 
     Raises ModelError for any other attention: its second derivative is missing, or silently zero.
     """
@@ -88,7 +88,10 @@ def attend(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`exact_attention` as transformers calls it; its own `sdpa`, unchanged, where no gradient is asked for."""
+    """Run `exact_attention` with the arguments of transformers, or without a gradient transformers' own `sdpa`.
+
+    Returns [N, T, gH, d] and None. Raises ModelError for options that 'sdpa' does not differentiate.
+    """
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))):
         if query.is_meta:
             return _fused_on_meta(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
@@ -105,7 +108,7 @@ def attend(
     length = query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(causal) and length > 1 and attention_mask is None
-    if causal:  # keys beyond the queries are a cache's empty places
+    if causal:  # keys beyond the queries are empty positions of a cache
         key, value = key[:, :, :length], value[:, :, :length]
     grouped = query.shape[1] != key.shape[1]
     mixed = exact_attention(query, key, value, attention_mask, dropout, causal, scaling, grouped)
@@ -115,12 +118,12 @@ def attend(
 def _attend_in_decoding(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
 ) -> Tensor:
-    """One new token a row: [N, gH, 1, d] queries, [N, H, T, d] keys and values -> [N, 1, gH, d].
+    """Attend with one new token in each row: [N, gH, 1, d] queries, [N, H, T, d] keys and values -> [N, 1, gH, d].
 
     The g query heads that share a head of keys become g query rows of one head. The kernel then reads each key once
-    instead of g times, and nobody copies keys for it: 5 to 20 times as fast on a CPU with 3 and 7 heads to each.
+    instead of g times, and keys need not be copied for it: 5 to 20 times as fast on a CPU with g = 3 and g = 7.
     """
-    if mask is not None and mask.shape[1] > 1:  # heads with masks of their own
+    if mask is not None and mask.shape[1] > 1:  # each query head has its own mask
         mask = mask.expand(-1, query.shape[1], -1, -1).reshape(len(mask), key.shape[1], -1, mask.shape[-1])
     rows = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
     mixed = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
@@ -133,6 +136,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @dataclass(frozen=True)
 class _Settings:
+    """The arguments of an attention that are not tensors."""
+
     causal: bool
     scale: float
 
@@ -147,11 +152,11 @@ def exact_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` [N, gH, T, d] that can be differentiated twice.
+    """Compute `torch.nn.functional.scaled_dot_product_attention` [N, gH, T, d] so that it can be differentiated twice.
 
-    The graph holds q, k, v, the output and a number per query. A mask that requires grad, and short sequences
-    (`FUSED_FROM`), are left to plain mathematics with its T x T matrices.
-    Query rows whose keys are all masked give 0 and no gradient.
+    The graph holds q, k, v, the output and one number for each query. With a mask that requires grad, and for short
+    sequences (`FUSED_FROM`), plain operations with T x T matrices are used. Query rows whose keys are all masked give 0
+    and no gradient.
 
     Raises:
         ConfigError: dropout with a gradient (it would differ between passes); or a third derivative.
@@ -186,21 +191,22 @@ def plain_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The same by matrix products and a softmax, which autograd differentiates any number of times."""
-    mask = None if mask is None else additive(mask, q.dtype)  # which this kernel does not do itself
+    """Compute attention by matrix products and a softmax, which autograd differentiates any number of times."""
+    mask = None if mask is None else additive(mask, q.dtype)  # this kernel does not convert a boolean mask
     return torch.ops.aten._scaled_dot_product_attention_math(
         q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa
     )[0]
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as the number that is added to scores: 0 or -inf. Made once for all layers that share the mask.
+    """Turn a boolean mask into the number that is added to scores: 0 or -inf.
 
-    The kernels would otherwise make their own in each layer, and keep it for the backward. Rows are laid out in
-    multiples of 16, as they want them on a GPU.
+    It is made once for all layers that share the mask: each kernel would otherwise make its own and keep it for the
+    backward. Rows are laid out in multiples of 16, as the kernels expect on a GPU.
     """
     if mask.dtype != torch.bool:
         return mask.to(dtype)
+    # The version counts changes in place, so that a mask that was changed gets a new additive mask.
     state = (dtype, None if mask.is_inference() else mask._version)
     known: tuple[Any, Tensor] | None = getattr(mask, "_additive", None)
     if known is None or known[0] != state:
@@ -212,7 +218,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """(q, k, v) -> output, by the fused kernel, whose own graph serves the first backward."""
+    """(q, k, v) -> output, by the fused kernel, whose own small graph is kept for the first backward."""
 
     @staticmethod
     def forward(ctx: Any, settings: _Settings, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:  # pyright: ignore
@@ -224,7 +230,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         q, k, v, mask = ctx.saved_tensors
-        graph, ctx.graph = ctx.graph, None  # freed with the first backward, as autograd's own are; made anew for others
+        # The kernel's graph is used up by one backward, as autograd's graphs are; a further backward makes a new one.
+        graph, ctx.graph = ctx.graph, None
         graph = graph or _fused(ctx.settings, (q, k, v), mask, ctx.needs)
         if torch.is_grad_enabled():  # create_graph=True
             return (None, *_apply(_Vjp, ctx.settings, graph, q, k, v, mask, cotangent), None)
@@ -258,11 +265,13 @@ _Graph = tuple[Tensor, tuple[Tensor, ...]]
 
 
 def _fused(settings: _Settings, qkv: Sequence[Tensor], mask: Tensor | None, needs: Sequence[bool]) -> _Graph:
+    """Run the fused kernel on leaves of its own, so that its backward can be taken alone."""
+    # Autocast is off, as `exact_attention` has cast the arguments already.
     with torch.enable_grad(), torch.autocast(autocast_kind(qkv[0]), enabled=False):
         leaves = tuple(t.detach().requires_grad_(need) for t, need in zip(qkv, needs, strict=True))
         q, k, v = leaves
         groups = q.shape[1] // k.shape[1]
-        if groups > 1 and mask is not None and q.device.type != "cpu":  # the fused kernels take one or the other
+        if groups > 1 and mask is not None and q.device.type != "cpu":  # GPU kernels take no mask with grouped heads
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if q.is_meta:
             return _fused_on_meta(q, k, v, mask, settings.scale), leaves
@@ -273,7 +282,7 @@ def _fused(settings: _Settings, qkv: Sequence[Tensor], mask: Tensor | None, need
 
 
 def _fused_on_meta(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """A fused kernel's shapes. Left to itself, torch would take plain mathematics there, with T x T matrices."""
+    """Run a fused kernel on the meta device, for its shapes: torch itself would choose the one with T x T matrices."""
     wide = None if mask is None else additive(mask, q.dtype).expand(*q.shape[:3], k.shape[2])
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, wide, True, 0.0, mask is None, scale=scale)[
@@ -282,7 +291,7 @@ def _fused_on_meta(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
 
 
 def _pull(graph: _Graph, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    """The first derivative; what the graph holds is freed."""
+    """Take the first derivative by the kernel's own backward, which frees its graph."""
     output, leaves = graph
     asked = [leaf for leaf in leaves if leaf.requires_grad]
     grads = iter(torch.autograd.grad(output, asked, cotangent))
@@ -292,7 +301,7 @@ def _pull(graph: _Graph, cotangent: Tensor) -> tuple[Tensor | None, ...]:
 def _second_derivative(
     settings: _Settings, tensors: Sequence[Tensor], mask: Tensor | None, bars: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Cotangents `bars` of (dQ, dK, dV) -> those of (q, k, v, g), in float32 or wider inside."""
+    """Pull the cotangents `bars` of (dQ, dK, dV) back to (q, k, v, g), computing in float32 or wider."""
     if all(bar is None for bar in bars):
         return None, None, None, None
     q, k, v, g = tensors
@@ -301,7 +310,9 @@ def _second_derivative(
     batch, heads, length = q.shape[0], k.shape[1], q.shape[2]
     by_queries = [_grouped(t, heads) for t in (q, g, bars[0], results[0], results[3])]
     full = None if mask is None else _grouped(mask.expand(batch, q.shape[1], length, k.shape[2]), heads)
+    # Sums over query rows (k̄, v̄) are added up over the blocks; rows are independent of each other otherwise.
     for at, rows in _blocks(batch, heads, q.shape[1] // heads, length, k.shape[2]):
+        # Under a causal mask no row of the block attends to keys beyond its last row: they are skipped.
         end = min(rows.stop, k.shape[2]) if settings.causal else k.shape[2]
         q_, g_, a_, q_bar, g_bar = (None if t is None else t[:, at, :, rows] for t in by_queries)
         k_, v_, b_, c_, k_bar, v_bar = (
@@ -317,14 +328,16 @@ def _second_derivative(
 
 
 def _block(scale: float, tensors: Sequence[Any], added: Tensor | None, results: Sequence[Any]) -> None:
-    """The formulas above for some heads and query rows; adds to `results`, the cotangents of q, k, v and g.
+    """Evaluate the formulas above for some heads and query rows; adds to the cotangents `results` of q, k, v, g.
 
-    Queries are [N, h, g, R, d], keys [N, h, T, d]; the groups of queries to a key are rows of one matrix.
+    Queries are [N, h, g, R, d], keys [N, h, T, d]; the g query heads that share keys become rows of one matrix. The
+    names are those of the formulas in lower case, with `ds` for P ∘ D; a cotangent of None counts as zero.
     """
     shape = tensors[0].shape
     q, g = tensors[0].flatten(2, 3), tensors[3].flatten(2, 3)
     a = None if tensors[4] is None else tensors[4].flatten(2, 3)
     k, v, b, c = (tensors[i] for i in (1, 2, 5, 6))
+    # Every matrix of T columns is as large as the block allows, so each is overwritten once it is not needed any more.
     p = _softmax(q @ (scale * k).mT, added, shape)
     d = g @ v.mT
     d -= (p * d).sum(-1, keepdim=True)
@@ -350,17 +363,18 @@ def _block(scale: float, tensors: Sequence[Any], added: Tensor | None, results: 
 
 
 def _softmax(scores: Tensor, added: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """Of scores [N, h, gR, T], in place; a row of -inf alone gives zeros."""
+    """Take the softmax of scores [N, h, gR, T] in place; a row of -inf alone gives zeros."""
     if added is not None:
         scores.view(*shape[:-1], -1).add_(added)
+    # Without the clamp, a row of -inf alone would give -inf - -inf = NaN.
     scores -= scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
     scores.exp_()
-    scores /= scores.sum(-1, keepdim=True).clamp_min_(1)  # the largest term of a sum is 1
+    scores /= scores.sum(-1, keepdim=True).clamp_min_(1)  # a sum holds a term of 1, except in a row of -inf alone
     return scores
 
 
 def _blocks(batch: int, heads: int, groups: int, length: int, keys: int) -> Iterator[tuple[slice, slice]]:
-    """(heads, query rows) whose scores have at most BLOCK entries; at least one row of one head."""
+    """Yield (heads, query rows) whose scores have at most BLOCK entries; at least one row of one head."""
     row = batch * groups * keys
     some_rows = max(1, min(length, BLOCK // row))
     some_heads = max(1, BLOCK // (row * length))
@@ -370,7 +384,7 @@ def _blocks(batch: int, heads: int, groups: int, length: int, keys: int) -> Iter
 
 
 def _grouped(tensor: Tensor | None, heads: int) -> Any:
-    """[N, gH, ..] -> [N, H, g, ..], a view."""
+    """Reshape [N, gH, ..] to [N, H, g, ..] as a view."""
     return None if tensor is None else tensor.unflatten(1, (heads, -1))
 
 
@@ -379,13 +393,13 @@ def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _triangle(rows: slice, end: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Scores of causal attention for a block of rows: -inf where the key comes after the query."""
+    """Make the causal mask of a block of rows: -inf where the key comes after the query, else 0."""
     later = torch.arange(end, device=device) > torch.arange(rows.start, rows.stop, device=device).unsqueeze(-1)
     return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill_(later, float("-inf"))
 
 
 def _as_autocast(*tensors: Tensor) -> Iterator[Tensor]:
-    """What autocast does to the arguments of the fused kernel, which here runs out of its sight."""
+    """Cast the arguments as autocast would: it does not see the kernel inside an autograd function."""
     device = autocast_kind(tensors[0])
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (t if dtype is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

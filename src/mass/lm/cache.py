@@ -1,9 +1,9 @@
-"""A model -> the cache that its decoding fills, or the reason why it cannot be decoded in batches here.
+"""Make the cache that decoding fills, and check that a model can be decoded in batches.
 
 Decoding needs three things of a cache: it goes into the model's forward pass as `past_key_values`, rows can be taken
-out of it, and places that pad a shorter prompt on its left leave no trace in it. Keys and values of attention have all
-three, because padding is masked. A recurrent state (Mamba layers, gated delta rules, short convolutions) takes in
-every token it is given, so whether a model keeps padding out of it is measured, once, when the model is loaded.
+out of it, and padding on the left of a shorter prompt has no effect on it. Keys and values of attention have all three,
+because padding is masked. A recurrent state (Mamba layers, gated delta rules, short convolutions) depends on every
+token of its input, so whether a model keeps padding out of it is measured once, when the model is loaded.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from mass.errors import ModelError
 
 _PROBE_TOKENS, _PROBE_PADDING = 5, 12
 _TRACE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Relative change of the logits by padding, beyond which it has left a trace. Rounding stays far below; in 16 bits it
-alone makes a percent or so."""
+"""Relative change of the logits above which padding has had an effect. Rounding stays far below."""
 _TRACE_IN_16_BITS = 0.05
+"""Bound for 16-bit weights, where rounding alone changes the logits by about a percent."""
 
 
 def new_cache(model: Any) -> DynamicCache:
-    """An empty cache for the decoding of `model`, whatever the number of rows, with a layer for each of the model's, of
-    the kind which that layer fills."""
+    """Make an empty cache for any number of rows, with a cache layer of the right kind for each layer of the model."""
     return DynamicCache(config=_decoder_config(model))
 
 
 def require_decodable(model: Any, name: str, device: torch.device) -> None:
-    """Raises ModelError for a model whose decoding would not give what transformers' own `generate` gives."""
+    """Check that the decoding loop gives what transformers' own `generate` would give. Raises ModelError."""
     kind = type(model).__name__
     if getattr(_decoder_config(model), "is_decoder", True) is False and _sees_later_tokens(model, device):
         raise ModelError(
@@ -46,7 +45,7 @@ def require_decodable(model: Any, name: str, device: torch.device) -> None:
         )
     try:
         trace = padding_trace(model, device) if _has_recurrent_layers(model) else 0.0
-    except Exception as error:  # whatever a model's own code raises when it is run as none of its kind should be
+    except Exception as error:  # a model's own code may raise anything when it is used in a way it does not support
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelError(
             f"{name!r} is a {kind}, which cannot decode with transformers' own cache ({reason}); expected a model that "
@@ -65,8 +64,11 @@ def _decoder_config(model: Any) -> Any:
 
 @torch.no_grad()
 def _sees_later_tokens(model: Any, device: torch.device) -> bool:
-    """Whether the last token of a text changes the logits at its first: some decoders (GPT-NeoX) do not call
-    themselves so, and an encoder's files load as a causal model."""
+    """Return True where the last token of a text changes the logits at its first, as in an encoder.
+
+    The configuration does not tell: some decoders (GPT-NeoX) are not marked as such, and an encoder's files load as a
+    causal model.
+    """
     ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]], device=device)
     first = model(input_ids=ids, use_cache=False).logits[:, 0].float()
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5)
@@ -82,7 +84,7 @@ def _bound(model: Any) -> float:
 
 @torch.no_grad()
 def padding_trace(model: Any, device: torch.device) -> float:
-    """How far padding on the left changes a short text's logits, after it and one token later; relative, 0 for none."""
+    """Return the relative change of a short text's logits by padding on its left, at its end and one token later."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     ids = torch.randint(vocabulary, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
     plain, padded = (_two_steps(model, ids, padding) for padding in (0, _PROBE_PADDING))
@@ -90,7 +92,7 @@ def padding_trace(model: Any, device: torch.device) -> float:
 
 
 def _two_steps(model: Any, ids: Tensor, padding: int) -> Tensor:
-    """Logits [2, vocabulary] after the text, and after one more token."""
+    """Return the logits [2, vocabulary] after the text, and after one more token."""
     cache, fill = new_cache(model), ids.repeat(1, _PROBE_PADDING)[:, :padding]
     mask = torch.cat([torch.zeros_like(fill), torch.ones_like(ids)], 1)
     found: list[Tensor] = []

@@ -1,11 +1,11 @@
-"""A tokenizer, prompts -> the tokens that ask a model, and how its answer begins and ends.
+"""Encode prompts and answers as a model expects them, and find the token that ends an answer.
 
-What ends an answer is not looked up but read off the chat template: an assistant's turn is rendered, and the first
-special token after its text ends it. For Llama 3 that is `<|eot_id|>`, for Gemma `<end_of_turn>`, for Phi `<|end|>`,
-whatever the tokenizer calls its end token. A text without a template is ended by the tokenizer's own.
+The end token is not looked up but found from the chat template: an assistant's turn is rendered, and the first special
+token after its text ends it. For Llama 3 that is `<|eot_id|>`, for Gemma `<end_of_turn>`, for Phi `<|end|>`, whatever
+the tokenizer calls its end token. Without a template the tokenizer's own end token is used (docs/adr/0009).
 
-Tokens depend on what stands before them (a sentencepiece tokenizer writes "▁4" at the start of a text and "4" after a
-line end), so an answer is cut out of the end of its prompt and the answer, encoded together.
+Tokens depend on the text before them (a sentencepiece tokenizer writes "▁4" at the start of a text and "4" after a line
+end). So the end of the prompt and the answer are encoded together, and the answer's tokens are cut out of the result.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from mass.errors import ModelError
 from mass.lm.prompts import Prompts
 
 Turn = tuple[str, str]
-"""(role, text)."""
+"""(role, text) of one message in a conversation."""
 
 _MARK = "Mark7"
+"""A text that is searched for in what a template renders; no template contains it."""
 _NOW = re.compile(r"strftime_now\(\s*(?P<quote>[\"'])(?P<form>.*?)(?P=quote)\s*\)")
 _THINK = re.compile(r"<think>\s*\Z")
 _ANCHOR_CHARS = 16
-"""Of a prompt's end, for the tokens of what follows it."""
+"""Characters of a prompt's end that are encoded together with the text after it."""
 
 
 class Asking:
-    """How one tokenizer asks with one set of prompts."""
+    """The encoding of one set of prompts by one tokenizer."""
 
     def __init__(self, tokenizer: Any, name: str, prompts: Prompts, end_ids: Sequence[int]) -> None:
-        """`end_ids` are those that the model's generation configuration names.
+        """Find out what the chat template does. `end_ids` are the end tokens of the model's generation configuration.
 
         Raises ModelError for a tokenizer without an end token, or with a chat template that cannot be used.
         """
@@ -41,49 +42,51 @@ class Asking:
         self._takes_system = bool(self._template and prompts.system) and self._knows_system()
         self.answer_prefix = prompts.answer_prefix
         self._closing = list[int]()
-        """Of the thinking that some templates open whatever they are told."""
+        """Tokens that close the thinking block which some templates always open."""
         end, tail = None, prompts.solve.rpartition("{problem}")[2][-_ANCHOR_CHARS:]
         if prompts.chat:
             end, tail, gap = self._answer_form()
             self.answer_prefix = prompts.answer_prefix or gap
         self.end_id = self._end_id(end, end_ids)
-        """Ends an answer, and a practice example."""
+        """Token that ends an answer or a practice example."""
         self._tails = (tail, tail + prompts.opens if prompts.chat else prompts.synthesis.rpartition("{problem}")[2])
 
     # --- prompts
 
     def plain(self, text: str) -> list[int]:
-        """A text as it stands, with the tokenizer's start token where it has one; special tokens in it are text."""
+        """Encode a plain text, with the tokenizer's start token if it has one. Special tokens in it count as text."""
         ids = list(self._tokenizer(text, split_special_tokens=True)["input_ids"])
         ends = self._tokenizer.eos_token_id  # some tokenizers are configured to end every text
         return ids[:-1] if len(ids) > 1 and ids[-1] == ends != ids[0] else ids
 
     def chat(self, turns: Sequence[Turn]) -> list[int]:
-        """A conversation up to where the model speaks next. The template writes its own start token, or none.
+        """Encode a conversation up to the point where the model's turn begins. The template writes the start token.
 
-        Special tokens in the texts are text, where this version of transformers can tell them apart.
+        Special tokens in the texts count as text, if this version of transformers can distinguish them.
         """
         options: dict[str, Any] = {"sanitize_control_tokens": True} if _can_sanitise(self._tokenizer) else {}
         encoded = self._apply(self._messages(turns), add_generation_prompt=True, tokenize=True, **options)
         return [*encoded["input_ids"], *self._closing]
 
     def opening(self) -> list[int]:
-        """The tokens of `Prompts.opens`, which follow a synthesis prompt."""
+        """Return the tokens of `Prompts.opens`, which follow a synthesis prompt."""
         return self._following(self._tails[0], self._prompts.opens) if self._prompts.opens else []
 
     # --- answers
 
     def answer(self, solution: str) -> list[int]:
-        """The tokens of a solution as it follows a solver prompt, without the end token."""
+        """Return the tokens of a solution after a solver prompt, without the end token."""
         return self._following(self._tails[0], f"{self.answer_prefix}{solution.strip()}")
 
     def written(self, example: str) -> list[int]:
-        """The tokens of a practice example as it follows a synthesis prompt, without the end token."""
+        """Return the tokens of a practice example after a synthesis prompt, without the end token."""
         return self._following(self._tails[1], example)
 
     def _following(self, tail: str, text: str) -> list[int]:
+        """Return the tokens of `text` as they are when it follows `tail`."""
         before = self._encode(tail)
         both = self._encode(tail + text)
+        # Where the tokenizer merges across the boundary, the prompt's own tokens would change: then text alone.
         return both[len(before) :] if before and both[: len(before)] == before else self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
@@ -92,8 +95,11 @@ class Asking:
     # --- what the template does
 
     def _answer_form(self) -> tuple[int | None, str, str]:
-        """The token that ends an answer, the end of a prompt after its last special token, and what the template
-        writes between the two."""
+        """Return the token that ends an answer, the end of a prompt, and the text that the template puts between.
+
+        The end of a prompt is its text after the last special token. Raises ModelError for a template that leaves out
+        the assistant's text.
+        """
         turns = [("user", "Hello")]
         prompt = self._rendered(turns)
         whole = self._rendered([*turns, ("assistant", _MARK)], generation=False)
@@ -104,6 +110,7 @@ class Asking:
                 "conversation; mend chat_template in the model's folder, or set 'chat' to no in a prompts file"
             )
         gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        # A template that opens a thinking block although it should not: the prompt closes the block at once.
         if _THINK.search(prompt) and not self._prompts.thinking:
             closing = "</think>\n\n" if prompt.endswith("\n") else "\n</think>\n\n"
             self._closing, prompt = self._encode(closing), prompt + closing
@@ -132,7 +139,7 @@ class Asking:
         return int(of_model[0] if found is None else found)
 
     def _dated_template(self) -> str:
-        """The chat template, whose calendar is that of the prompts."""
+        """Return the chat template with the prompts' date in place of today's. Raises ModelError without a template."""
         try:
             template = str(self._tokenizer.get_chat_template())
         except ValueError as error:
@@ -144,7 +151,7 @@ class Asking:
         return _NOW.sub(lambda call: repr(day.strftime(call["form"])), template)
 
     def _knows_system(self) -> bool:
-        """Whether the template has a place for a system message: some refuse it, some leave it out."""
+        """Return True where the template renders a system message; some raise an error, some leave it out."""
         messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "Hello"}]
         try:
             return _MARK in self._apply(messages, add_generation_prompt=True, tokenize=False)
@@ -174,7 +181,7 @@ class Asking:
                 date_string=day.strftime("%d %b %Y"),
                 **options,
             )
-        except Exception as error:  # a template is a program of others'
+        except Exception as error:  # a template is a program of its author's, and may raise anything
             raise ModelError(
                 f"the chat template of {self._name!r} cannot be used ({' '.join(str(error).split())[:160]}); mend "
                 "chat_template in the model's folder, or set 'chat' to no in a prompts file"

@@ -1,8 +1,8 @@
-"""What was asked of `model.dtype`, a model's own precision, a device -> the precision of the base weights.
+"""Choose the precision of the base weights from `model.dtype`, the precision of the model's files, and the device.
 
-`auto` keeps the precision that the files have where the device is fast at it, and takes float32 elsewhere. A CUDA
-device is fast at bfloat16 from compute capability 8 on, at float16 from 7 on. Of a CPU it is measured: its flags tell
-which instructions it has, and not whether this build of PyTorch uses them well.
+`auto` keeps the precision of the files where the device is fast at it, and takes float32 elsewhere. A CUDA device is
+fast at bfloat16 from compute capability 8 on, at float16 from 7 on. On a CPU the speed is measured: the CPU's flags
+list its instructions, and do not say whether this build of PyTorch uses them well.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from safetensors import SafetensorError, safe_open
 
 AUTO = "auto"
 FASTER = 1.2
-"""bfloat16 counts as fast on a CPU when a product takes this much less time than in float32."""
+"""Least ratio of the time of a product in float32 to that in bfloat16 at which bfloat16 counts as fast on a CPU."""
 _ROUNDS, _SHAPE = 7, (64, 1024, 1024)
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""As safetensors writes them."""
+"""Types by their names in safetensors files."""
 
 
 def choose(asked: str, own: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, str]:
-    """The precision of the base, and one sentence that says why where `auto` had a choice; else an empty one.
+    """Return the precision of the base, and a sentence with the reason where `auto` had a choice, else an empty text.
 
-    `own` is None where the files do not say: float32.
+    `own` is the precision of the files; None, where they do not say, counts as float32.
     """
     if asked != AUTO:
         return getattr(torch, asked), ""
@@ -40,7 +40,7 @@ def choose(asked: str, own: torch.dtype | None, device: torch.device) -> tuple[t
 
 
 def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether 16 bits save time on a device. A CUDA device that is not here is taken for a present-day one."""
+    """Return True where 16 bits save time on a device. A CUDA device of another machine counts as a modern one."""
     if device.type == "cuda":
         least = (8, 0) if dtype == torch.bfloat16 else (7, 0)
         return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= least
@@ -49,8 +49,10 @@ def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def bfloat16_speed_of_cpu() -> float:
-    """Time of a product [64, 1024] x [1024, 1024] in float32 over that in bfloat16; fastest of several rounds each,
-    in turn, so that what else the machine does hits both."""
+    """Return the time of a product [64, 1024] x [1024, 1024] in float32 divided by that in bfloat16.
+
+    The fastest of several rounds counts. The two take turns, so that other work on the machine slows both.
+    """
     rows, width, out = _SHAPE
     generator = torch.Generator().manual_seed(0)
     x, w = torch.randn(rows, width, generator=generator), torch.randn(out, width, generator=generator)
@@ -61,12 +63,13 @@ def bfloat16_speed_of_cpu() -> float:
             start = time.perf_counter()
             torch.nn.functional.linear(a, b)
             times[dtype].append(time.perf_counter() - start)
+    # The first round warms up caches and is left out.
     fastest = {dtype: min(some[1:]) for dtype, some in times.items()}
     return fastest[torch.float32] / fastest[torch.bfloat16]
 
 
 def own_dtype(described: Any, place: str) -> torch.dtype | None:
-    """What a configuration says of its weights, else what the first file of weights in the folder `place` has."""
+    """Return the precision in a model's configuration, else that of the first file of weights in the folder `place`."""
     for config in (described, described.get_text_config(decoder=True)):
         said = getattr(config, "dtype", None)
         if said is not None:
@@ -75,19 +78,20 @@ def own_dtype(described: Any, place: str) -> torch.dtype | None:
 
 
 def _of_files(folder: Path) -> torch.dtype | None:
+    """Return the narrowest type in the first file of weights, which the large matrices have; None without files."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         return None
     try:
         with safe_open(files[0], framework="pt") as weights:
             kinds = {_STORED.get(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):  # who loads the weights says what is wrong with them
+    except (OSError, SafetensorError):  # loading the weights will report what is wrong with them
         return None
     return next((kind for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64) if kind in kinds), None)
 
 
 def device_asked(name: str) -> torch.device:
-    """`auto` as the device that it means here."""
+    """Return the device of a name; `auto` is the GPU if there is one, else the CPU."""
     if name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -1,8 +1,8 @@
-"""A model with SiLU and RMSNorm -> the same model, where the second derivatives of these are closed forms.
+"""Give a model's SiLU and RMSNorm second derivatives in closed form.
 
-PyTorch differentiates both as chains of elementary operations, and a gradient's graph keeps what each of them saves.
-Here it keeps the input and the cotangent. With the logistic function σ, the cotangent g of the output and the cotangent
-c of the gradient g s'(x), SiLU s(x) = x σ(x) has
+PyTorch differentiates both as chains of elementary operations, and a gradient's graph keeps the inputs of each. Here
+the graph keeps the input and the cotangent. With the logistic function σ, the cotangent g of the output and the
+cotangent c of the gradient g s'(x), SiLU s(x) = x σ(x) has
 
     ḡ = c s'(x),   x̄ = c g s''(x),   s' = σ + x σ (1 - σ),   s'' = s' + σ - 2 σ s' = σ (1 - σ) (2 + x (1 - 2 σ)).
 
@@ -32,24 +32,25 @@ from mass.metagrad.optimizers import wide
 
 _WAY_OUT = "call mass.lm.elementwise.drop_closed_forms on the model"
 _PLAIN = "_mass_plain"
-"""Attribute of the classes made here: the class that a module had before."""
+"""Name of the attribute of the classes made here that holds the class a module had before."""
 
 
 def use_closed_forms(model: nn.Module) -> list[str]:
-    """Give a model's SiLU and RMSNorm modules the closed forms; returns the names of those that have them now.
+    """Give a model's SiLU and RMSNorm modules the closed forms; returns the names of the modules that have them.
 
-    A module is taken when, on random input, it computes one of these functions: by `x σ(x)`, or by `w n` or
-    `(1 + w) n`; any other is left alone. Its output stays the module's own to the last bit, whatever the precision and
-    under autocast; derivatives are computed in float32 or wider, so a float64 model's are float64 even where its
-    module goes through float32. Without a gradient, and for a norm whose weight requires grad, nothing changes. Each
-    module's class becomes a subclass of itself with the same name, so `deepcopy` and `save_pretrained` work as
-    before (pickling the module itself does not).
+    A module is changed if, on random input, it computes one of these functions: `x σ(x)`, or `w n` or `(1 + w) n`; any
+    other is left alone. Its output stays the module's own to the last bit, in every precision and under autocast.
+    Derivatives are computed in float32 or wider, and in float64 for a float64 model even where its module computes in
+    float32 inside. Without a gradient, and for a norm whose weight requires grad, nothing changes. Each module's class
+    becomes a subclass of itself with the same name, so `deepcopy` and `save_pretrained` work as before (pickling the
+    module itself does not).
 
     A third derivative raises ConfigError.
     """
     names: list[str] = []
     for name, module in model.named_modules():
-        kind = None if "forward" in vars(module) else _closed_form(module)  # replaced on the object: ours would not run
+        # A `forward` that was set on the object would hide that of the new class.
+        kind = None if "forward" in vars(module) else _closed_form(module)
         if kind is not None:
             module.__class__ = kind  # pyright: ignore[reportAttributeAccessIssue]
             names.append(name)
@@ -63,15 +64,15 @@ def drop_closed_forms(model: nn.Module) -> None:
 
 
 def silu(x: Tensor) -> Tensor:
-    """`torch.nn.functional.silu`. A third derivative raises ConfigError."""
+    """Compute `torch.nn.functional.silu`. A third derivative raises ConfigError."""
     return _apply(_Silu, x) if x.requires_grad and torch.is_grad_enabled() else F.silu(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """[.., D] -> w x (mean(x²) + eps)^(-1/2), normalised in float32 or wider and then given the precision of x.
+    """Compute w x (mean(x²) + eps)^(-1/2) for x [.., D], normalised in float32 or wider and then rounded to x's type.
 
-    A third derivative raises ConfigError, except for a weight that requires grad, where autograd takes every
-    derivative.
+    A third derivative raises ConfigError, except for a weight that requires grad, where autograd computes all
+    derivatives.
     """
     plain = functools.partial(_plain_rms_norm, weight=weight, eps=eps)
     return _rms_norm(plain, x, weight, eps) if _wanted(x, weight) else plain(x)
@@ -111,9 +112,10 @@ class _SiluVjp(torch.autograd.Function):
 
 
 def _silu_bars(x: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """x̄ and ḡ, with no other tensor of this size where x is float32 or wider."""
+    """Return x̄ and ḡ, with no other tensor of this size where x is float32 or wider."""
     x_wide = x.to(wide(x))
     sigma = x_wide.sigmoid()
+    # s' = x σ (1 - σ) + σ, where sigmoid_backward(x, σ) = x σ (1 - σ); s'' = σ - 2 σ s' + s', in the memory of σ.
     first = torch.ops.aten.sigmoid_backward(x_wide, sigma).add_(sigma)
     second = sigma.addcmul_(sigma, first, value=-2).add_(first)
     return second.mul_(g).mul_(c).to(x.dtype), first.mul_(c).to(g.dtype)
@@ -128,16 +130,17 @@ def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _rms_norm(plain: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """`plain(x)`, known to be (offset + weight) x (mean(x²) + eps)^(-1/2), with the derivatives of that."""
+    """Compute `plain(x)` with the derivatives of (offset + weight) x (mean(x²) + eps)^(-1/2), which it must equal."""
     return _apply(_RmsNorm, plain, x, weight, eps, offset)
 
 
 def _wanted(x: Tensor, weight: Tensor) -> bool:
+    """Return True where a gradient is taken in x and none in the weight."""
     return torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
 
 
 class _RmsNorm(torch.autograd.Function):
-    """x -> y, whatever way `plain` rounds it."""
+    """x -> y, computed and rounded by the module's own `plain`."""
 
     @staticmethod
     def forward(  # pyright: ignore
@@ -150,7 +153,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, weight = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad():  # r = (mean(x²) + eps)^(-1/2), which `plain` does not return
             r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x))
             r = r.square_().div_(x.shape[-1]).add_(ctx.eps).rsqrt_()
         if torch.is_grad_enabled():  # create_graph=True
@@ -177,7 +180,7 @@ class _RmsNormVjp(torch.autograd.Function):
 
 
 def _rms_norm_vjp(x: Tensor, g: Tensor, r: Tensor, weight: Tensor, offset: float) -> tuple[Tensor, Tensor]:
-    """The gradient P h, and <x, h>."""
+    """Return the gradient P h, and <x, h>."""
     x_wide = x.to(r.dtype)
     h = g * _scale(weight, offset, r.dtype)
     xh = _dot(x_wide, h)
@@ -185,10 +188,10 @@ def _rms_norm_vjp(x: Tensor, g: Tensor, r: Tensor, weight: Tensor, offset: float
 
 
 def _rms_norm_bars(x: Tensor, g: Tensor, r: Tensor, xh: Tensor, scale: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """x̄ and ḡ."""
+    """Return x̄ and ḡ; `xh` is <x, h> from the first derivative."""
     width, x_wide, c_wide, h = x.shape[-1], x.to(r.dtype), c.to(r.dtype), g * scale
     xc = _dot(x_wide, c_wide)
-    nc, nh = xc * r, xh * r
+    nc, nh = xc * r, xh * r  # <n, c> and <n, h>, as n = x r
     along_x = (_dot(c_wide, h) - 3 / width * nh * nc) * r
     x_bar = h.mul_(nc).addcmul_(c_wide, nh).addcmul_(x_wide, along_x).mul_(r.square() / -width)
     g_bar = _project(c_wide, x_wide, r, xc).mul_(scale)
@@ -196,12 +199,12 @@ def _rms_norm_bars(x: Tensor, g: Tensor, r: Tensor, xh: Tensor, scale: Tensor, c
 
 
 def _project(h: Tensor, x: Tensor, r: Tensor, xh: Tensor) -> Tensor:
-    """P h, given <x, h>."""
+    """Return P h = r (h - n <n, h> / D), given <x, h>."""
     return torch.addcmul(h, x, xh * r.square(), value=-1 / x.shape[-1]).mul_(r)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[.., D] -> [.., 1]; not by `vecdot`, a matrix product, which autocast and TF32 round."""
+    """Return the products <a, b> [.., 1]. `vecdot` is a matrix product, which autocast and TF32 would round."""
     return (a * b).sum(-1, keepdim=True)
 
 
@@ -213,7 +216,7 @@ def _scale(weight: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
 
 
 def _closed_form(module: nn.Module) -> type[nn.Module] | None:
-    """The class that a module gets; None for one that is neither function."""
+    """Return the class that a module gets; None for a module that computes neither function."""
     kind = type(module)
     if hasattr(kind, _PLAIN):
         return kind
@@ -228,11 +231,14 @@ def _closed_form(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _is_rms_norm(module: nn.Module, offset: float) -> bool:
-    """Whether it is the function for any weight: tried with a random one, and rows as small as eps, on the CPU."""
+    """Return True where a module computes RMSNorm for any weight.
+
+    It is tried on the CPU with a random weight, and with rows so small that `eps` matters.
+    """
     eps, weight = _eps(module), getattr(module, "weight", None)
     if not isinstance(eps, float) or weight is None or weight.dim() != 1:
         return False
-    if [name for name, _ in module.named_parameters()] != ["weight"]:  # a bias, which may be zero now
+    if [name for name, _ in module.named_parameters()] != ["weight"]:  # a bias could be zero now and change later
         return False
     generator = torch.Generator("cpu").manual_seed(0)
     draw = torch.randn(6, weight.shape[0], generator=generator, dtype=torch.float32, device="cpu")
@@ -243,10 +249,11 @@ def _is_rms_norm(module: nn.Module, offset: float) -> bool:
 
 
 def _agrees(module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) -> bool:
+    """Return True where a module computes `function` on x, except for rounding."""
     with torch.no_grad():
         try:
-            output = type(module).forward(module, x)  # without hooks
-        except (TypeError, ValueError, RuntimeError):  # no function of one such tensor
+            output = type(module).forward(module, x)  # not module(x), which would run the user's hooks
+        except (TypeError, ValueError, RuntimeError):  # the module does not take one tensor of this shape
             return False
         expected = function(x)
     return isinstance(output, Tensor) and output.shape == x.shape and torch.allclose(output, expected, 1e-5, 1e-6)
@@ -279,6 +286,7 @@ def _closed_rms_norm(kind: type[nn.Module], offset: float) -> type[nn.Module]:
 
 
 def _only_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the argument of a call with one tensor and nothing else; None for any other call."""
     values = (*args, *kwargs.values())
     return values[0] if len(values) == 1 and isinstance(values[0], Tensor) else None
 
@@ -289,6 +297,7 @@ def _subclass(kind: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Mod
 
 
 def _twice_at_most(bars: tuple[Tensor, Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Return the cotangents that are needed, whose own derivative raises ConfigError."""
     wanted = tuple(bar if need else None for bar, need in zip(bars, needs, strict=False))
     return refuse_derivative(wanted, third_derivative(_WAY_OUT)) if torch.is_grad_enabled() else wanted
 

@@ -1,8 +1,8 @@
-"""A device -> bytes that this process may still use there, and bytes that it has in all.
+"""Find the bytes that this process may still use on a device, and the bytes that the device has in total.
 
-On Linux that is the least of what the kernel calls available, what each control group around the process (a container's
-limit) leaves, and what `ulimit -v` leaves; where none of them can be read, no bound is known. Memory that the allocator
-holds for reuse counts as free: glibc's free lists on a CPU, PyTorch's cache on CUDA.
+On Linux the free memory is the least of three: what the kernel calls available, what each control group around the
+process (a container's limit) leaves, and what `ulimit -v` leaves; where none of them can be read, there is no bound.
+Memory that the allocator holds for reuse counts as free: glibc's free lists on a CPU, PyTorch's cache on CUDA.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 import torch
 
 SHARE = 0.7
-"""Of what is free, what one stage of the work may plan with: its measure leaves out temporaries within an operation,
-gaps between tensors, and what other processes take meanwhile."""
+"""Share of the free memory that one stage of the work may plan with. Measurements leave out temporaries within an
+operation, gaps between tensors, and the memory that other processes take meanwhile."""
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 NO_LIMIT = 1 << 60
-"""Version 1 of control groups writes a number of about 2^63 where there is no limit."""
+"""Number from which a limit counts as none: version 1 of control groups writes about 2^63 where there is no limit."""
 
 
 def spare_bytes(device: torch.device) -> float:
-    """The share of `free_bytes` to plan with."""
+    """Return the bytes to plan with: a share of `free_bytes`."""
     return SHARE * free_bytes(device)
 
 
 def free_bytes(device: torch.device) -> float:
-    """Bytes that can still be had; infinite where nobody says."""
+    """Return the bytes that can still be allocated; infinite where no limit is known."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -42,13 +42,14 @@ def free_bytes(device: torch.device) -> float:
 
 
 def total_bytes(device: torch.device) -> float:
-    """Bytes of a card; of the machine, or of the container that this process is in."""
+    """Return all bytes of a GPU, or of the machine or the container that this process runs in."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
     return min([_meminfo("MemTotal"), *(limit for limit, _ in _groups())])
 
 
 def _meminfo(name: str) -> float:
+    """Return an entry of /proc/meminfo in bytes; infinite where there is none."""
     for line in _read(PROC / "meminfo").splitlines():
         if line.startswith(f"{name}:"):
             return float(line.split()[1]) * 1024
@@ -56,13 +57,16 @@ def _meminfo(name: str) -> float:
 
 
 def _groups() -> Iterator[tuple[float, float]]:
-    """(limit, use) in bytes of each control group around this process that has a limit; files in its cache, which the
-    kernel drops for it, do not count as use."""
+    """Yield (limit, use) in bytes of each control group around this process that has a limit.
+
+    Cached files do not count as use, as the kernel drops them when memory is needed.
+    """
     for line in _read(PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         root = CGROUPS / "memory" if controllers else CGROUPS
+        # A line of version 1 names its controllers; that of version 2 names none.
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         inner = root / path.lstrip("/")
         folders = [inner, *inner.parents]
@@ -73,13 +77,14 @@ def _groups() -> Iterator[tuple[float, float]]:
 
 
 def _dropped_at_need(folder: Path) -> float:
+    """Return the bytes of cached files that the kernel would drop first."""
     names = ("inactive_file ", "total_inactive_file ")
     found = [float(line.split()[1]) for line in _read(folder / "memory.stat").splitlines() if line.startswith(names)]
     return max(found, default=0.0)
 
 
 def _address_space() -> float:
-    """Bytes of address space that `ulimit -v` still leaves to this process."""
+    """Return the bytes of address space that `ulimit -v` still leaves to this process."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -92,7 +97,7 @@ def _address_space() -> float:
 
 
 class _Mallinfo(ctypes.Structure):
-    """glibc's `struct mallinfo2`."""
+    """The `struct mallinfo2` of glibc."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in (
         "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
@@ -110,6 +115,7 @@ def _mallinfo() -> ctypes._FuncPointer | None:  # pyright: ignore[reportPrivateU
 
 
 def _held_for_reuse() -> float:
+    """Return the bytes that glibc has freed and kept for later allocations."""
     function = _mallinfo()
     return 0.0 if function is None else float(function().fordblks)
 

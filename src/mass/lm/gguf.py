@@ -1,8 +1,8 @@
-"""A GGUF file -> an ordinary folder of transformers with its weights, tokenizer and chat template, made once.
+"""Unpack a GGUF file once into an ordinary model folder of transformers: weights, tokenizer and chat template.
 
 The blocks of 4 to 8 bits are unpacked by transformers (`gguf_file`) and written as bfloat16, which rounds by 0.4% at
-most where a 4-bit block rounds by several percent; plain floats keep their type. The folder lies in a cache under the
-SHA-256 of the file, so a file that is replaced is another model, and one that is moved or renamed is the same.
+most, while a 4-bit block rounds by several percent; plain floats keep their type. The folder is in a cache under the
+SHA-256 of the file, so a file with other content is another model, and one that is moved or renamed is the same.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from mass.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 _MAGIC, _FORMAT = b"GGUF", 1
-"""First bytes of such a file; counts up when what we write from one changes."""
+"""First bytes of a GGUF file; and a version of the folders made here, to be raised when their content changes."""
 _BLOCK = 1 << 22
 
 
 def cache_folder() -> Path:
-    """`$MASS_CACHE`, else `mass` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    """Return `$MASS_CACHE`, else the folder `mass` in `$XDG_CACHE_HOME` or in `~/.cache`."""
     if given := os.environ.get("MASS_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mass"
 
 
 def unpacked(file: Path, name: str) -> Path:
-    """The folder for a GGUF file; made when it is not there yet, by one process at a time.
+    """Return the folder of an unpacked GGUF file; if there is none yet, one process at a time makes it.
 
     Raises:
-        ModelError: the file is not whole, is no language model, or of a kind that transformers does not read.
-        ConfigError: a package that this needs is missing, or the cache cannot be written.
+        ModelError: the file is incomplete, is not a language model, or is of a kind that transformers does not read.
+        ConfigError: a required package is missing, or the cache cannot be written.
     """
     _require_gguf(file, name)
     root, key = cache_folder() / "gguf", _key(file)
-    if (found := next(root.glob(f"*-{key}"), None)) is not None:  # whatever the file was called then
+    if (found := next(root.glob(f"*-{key}"), None)) is not None:  # the file may have had another name then
         return found
     folder = root / f"{_plain(file.stem)}-{key}"
     _require_packages(name)
@@ -64,8 +64,10 @@ def unpacked(file: Path, name: str) -> Path:
 
 
 def _make(file: Path, name: str, folder: Path) -> None:
-    """Written beside, then renamed: a folder of this name is a whole one. A killed process leaves its part behind,
-    which the next one removes."""
+    """Make the folder under another name, then rename it, so that a folder of this name is always complete.
+
+    A killed process leaves its incomplete folder behind, which the next process removes.
+    """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     log.info("%s: unpacking its weights once into %s", name, folder)
@@ -79,6 +81,7 @@ def _make(file: Path, name: str, folder: Path) -> None:
 
 
 def _convert(file: Path, name: str, part: Path) -> None:
+    """Write weights, configuration and tokenizer of a GGUF file into `part`. Raises ModelError."""
     where: dict[str, Any] = {"gguf_file": file.name}
     try:
         dtype = _kept_dtype(file, name)
@@ -90,7 +93,7 @@ def _convert(file: Path, name: str, part: Path) -> None:
         model, found = loaded
     except ModelError:
         raise
-    except Exception as error:  # of whatever kind a reader raises at a file that is damaged, or that it does not know
+    except Exception as error:  # the readers raise many kinds of errors for damaged or unknown files
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
             f"GGUF file {name!r} cannot be read ({reason}); expected a whole file of a language model whose "
@@ -104,19 +107,19 @@ def _convert(file: Path, name: str, part: Path) -> None:
     model = model.to(dtype)
     model.config.quantization_config = None
     del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False  # it is plain now, and may be saved
+    model.hf_quantizer, model.is_quantized = None, False  # it is no longer quantised, and may be saved
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
 
 
 def _unpacking() -> dict[str, Any]:
-    """Newer versions of transformers keep blocks packed, of which no derivative can be taken, unless told not to."""
+    """Return the option that makes newer versions of transformers unpack: packed blocks have no derivative."""
     kind = getattr(transformers, "GgufConfig", None)
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 def _kept_dtype(file: Path, name: str) -> torch.dtype:
-    """The type of a file's plain floats, or bfloat16. Raises ModelError for what is no whole language model."""
+    """Return the type of a file's plain floats, or bfloat16. Raises ModelError for an incomplete or other model."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
@@ -155,7 +158,7 @@ def _require_packages(name: str) -> None:
 
 
 def _key(file: Path) -> str:
-    """Of the file's content, and of what unpacks it."""
+    """Return a hash of the file's content and of the version of what unpacks it."""
     digest = hashlib.sha256(f"{_FORMAT} {transformers.__version__}".encode())
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):
@@ -164,4 +167,5 @@ def _key(file: Path) -> str:
 
 
 def _plain(stem: str) -> str:
+    """Return a file name's stem without characters that are unsafe in a folder's name."""
     return re.sub(r"[^\w.+-]+", "-", stem)[:80] or "model"

@@ -1,9 +1,9 @@
-"""A cache of transformers -> the same cache, to which a token is written instead of all being copied for each.
+"""A cache of keys and values whose layers write a new token in place.
 
-transformers' dynamic layers concatenate: every step of decoding copies the keys and values of all tokens before it.
-Here they stand in buffers with room for more tokens, and a copy is made once in `ROOM` of them. What a layer gives to
-attention is the same to the last bit (docs/adr/0019-our-own-decoding-loop.md has the figures). Recurrent states and
-other kinds of layers stay transformers' own.
+The dynamic cache layers of transformers concatenate: every decoding step copies the keys and values of all earlier
+tokens. Here they are in buffers with free space for more tokens, and a copy is made only once for `ROOM` tokens. The
+keys and values that attention gets are the same to the last bit (docs/adr/0019-our-own-decoding-loop.md has the
+measurements). Recurrent states and other kinds of layers stay transformers' own.
 """
 
 from __future__ import annotations
@@ -16,19 +16,25 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 ROOM = 64
-"""Tokens that a new buffer has room for beyond those it is made for."""
+"""Number of further tokens that a new buffer has space for."""
 
 
 @dataclass
 class _Buffer:
-    """A tensor [N, h, T, d] in a larger one. What was last handed out can be made longer in place."""
+    """A tensor [N, h, T, d] inside a larger one, so that it can be made longer in place."""
 
     whole: Tensor | None = None
+    """The larger tensor."""
     last: Tensor | None = None
+    """The tensor that was last given out to be continued."""
     end: int = 0
+    """Number of places of `whole` that are filled."""
 
     def appended(self, kept: Tensor, new: Tensor) -> Tensor:
-        """`kept` with `new` behind it along T. Whoever exchanged `kept` for another tensor gets another buffer."""
+        """Return `kept` with `new` after it along T, in place if `kept` is the tensor that was last given out.
+
+        Selecting rows of the cache replaces `kept` by another tensor; then a new buffer is made.
+        """
         before, count = (kept.shape[-2] if kept.numel() else 0), new.shape[-2]
         if self.whole is None or kept is not self.last or self.end + count > self.whole.shape[-2]:
             self.whole = new.new_empty(*new.shape[:-2], before + count + ROOM, new.shape[-1])
@@ -40,18 +46,20 @@ class _Buffer:
         return self.whole[..., self.end - before - count : self.end, :]
 
     def keep(self, kept: Tensor) -> Tensor:
-        """The part of what was handed out that is to grow."""
+        """Remember `kept` as the tensor that the next call of `appended` continues, and return it."""
         self.last = kept
         return kept
 
 
 class _GrowingLayer(DynamicLayer):
+    """A dynamic layer that writes new keys and values in place."""
+
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self._buffers = _Buffer(), _Buffer()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """The keys and values for attention, with the new ones."""
+        """Append new keys and values [N, h, t, d], and return all that attention may use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
@@ -62,11 +70,13 @@ class _GrowingLayer(DynamicLayer):
         return all_keys, all_values
 
     def _kept(self, tokens: Tensor) -> Tensor:
-        """What the next tokens may still attend to."""
+        """Return the part that later tokens may still attend to."""
         return tokens
 
 
 class _GrowingSlidingLayer(_GrowingLayer, DynamicSlidingWindowLayer):
+    """A layer of attention within a sliding window that writes in place: its first tokens fall out of the window."""
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.cumulative_length += key_states.shape[-2]
         return super().update(key_states, value_states, *args, **kwargs)
@@ -76,13 +86,13 @@ class _GrowingSlidingLayer(_GrowingLayer, DynamicSlidingWindowLayer):
 
 
 def with_room(cache: DynamicCache) -> DynamicCache:
-    """The cache, empty, with each layer that keeps keys and values alone exchanged for one that grows in place."""
+    """Replace each layer of an empty cache that keeps only keys and values by one that grows in place."""
     cache.layers = [_growing(layer) for layer in cache.layers]
     return cache
 
 
 def _growing(layer: Any) -> Any:
-    if type(layer) is DynamicLayer:
+    if type(layer) is DynamicLayer:  # not `isinstance`: a subclass may keep more than keys and values
         return _GrowingLayer()
     if type(layer) is DynamicSlidingWindowLayer:
         return _GrowingSlidingLayer(layer.sliding_window)

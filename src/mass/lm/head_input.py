@@ -1,8 +1,8 @@
-"""A model -> the same model, whose output head is given contiguous rows.
+"""Give a model's output head contiguous rows.
 
-Asked for the logits of the last places alone, transformers hands its head a slice [N, k, d] of the states, whose rows
-are far apart. For such PyTorch's product in bfloat16 on a CPU copies the whole weight once for each of the N rows: 128
-rows of a vocabulary of 152,000 ask for 35 GB, and take a thousand times as long.
+When only the logits of the last positions are requested, transformers passes a slice [N, k, d] of the states to the
+head, whose rows are far apart in memory. For such a slice PyTorch's bfloat16 product on a CPU copies the whole weight
+once for each of the N rows: 128 rows with a vocabulary of 152,000 need 35 GB and take a thousand times as long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def use_contiguous_head(model: Any) -> None:
-    """Once for each model. Nothing else in it changes, and no number."""
+    """Register a hook that makes the head's input contiguous, once for each model. The logits do not change."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Module):
         return

@@ -1,9 +1,9 @@
-"""A transformers model -> the same model, whose decoder layers can be checkpointed
-(`mass.metagrad.layerwise.checkpointing`).
+"""Make the decoder layers of a transformers model checkpointable (`mass.metagrad.layerwise.checkpointing`).
 
-The gradient of a checkpointed layer reaches what is handed to it by hand: tensors among its arguments, its own
-parameters (under `torch.func.functional_call` those that stand in for them at the call), and the LoRA parameters in
-use, which are entered again when the layer is recomputed, long after the `use` block has ended.
+A checkpointed layer gives gradients only to the tensors that are passed to `checkpoint` as arguments. Here these are
+the tensors among the layer's arguments, its own parameters (under `torch.func.functional_call` those that replace them
+at the call), and the LoRA parameters in use. These are put in use again when the layer is recomputed, long after the
+`use` block has ended.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from mass.lm.lora import InUse, LoraSites
 from mass.metagrad import layerwise
 
 _ADAPTERS = "_mass_adapters"
-"""Attribute of a wrapped layer: the functions that tell which adapter it has in use."""
+"""Name of the attribute of a wrapped layer with functions that return the adapter parameters it has in use."""
 
 _Lora = tuple[InUse | None, Callable[[InUse | None], AbstractContextManager[None]]]
+"""The adapter in use, and a function that puts an adapter in use for the length of a block."""
 
 
 def checkpoint_layers(model: nn.Module, *adapters: LoraSites) -> list[str]:
-    """Make the decoder layers of a transformers model honour `mass.metagrad.layerwise.checkpointing`; returns their
-    names.
+    """Wrap the decoder layers of a model, so that blocks of `checkpointing` apply to them; returns their names.
 
-    Outside such a block, and without a gradient, a layer computes what it did before. `adapters` are those through
-    which LoRA parameters come in; a model with parameters of its own (peft, `functional_call`) needs none. Each layer's
-    class becomes a subclass of itself with the same name, so `deepcopy` and `save_pretrained` work as before
-    (pickling the module itself does not).
+    Outside such a block (`mass.metagrad.layerwise.checkpointing`), and without a gradient, a layer computes what it did
+    before. `adapters` are the objects that put LoRA parameters in use; a model with adapters among its own parameters
+    (peft, `functional_call`) needs none. Each layer's class becomes a subclass of itself with the same name, so
+    `deepcopy` and `save_pretrained` work as before (pickling the module itself does not).
 
-    Raises ModelError when the model has no such layers, or their `forward` was replaced on the object.
+    Raises ModelError when the model has no decoder layers, or their `forward` was replaced on the object.
     """
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
@@ -60,13 +60,14 @@ def checkpoint_layers(model: nn.Module, *adapters: LoraSites) -> list[str]:
 
 
 def _lora_of(sites: LoraSites, name: str) -> Callable[[], _Lora]:
+    """Return a function that returns the adapter parameters in use under the layer `name`."""
     in_use = sites.under(name)
     return lambda: (in_use(), sites.resume)
 
 
 @functools.cache
 def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose `forward` is checkpointed while that is switched on; hooks stay outside and run once."""
+    """Make a subclass whose `forward` is checkpointed while that is switched on; hooks stay outside and run once."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not (layerwise.enabled() and torch.is_grad_enabled()):
@@ -82,7 +83,7 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _call(layer: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One layer, with every tensor that it depends on and that requires grad as an argument of `checkpoint`."""
+    """Run one layer through `checkpoint`, with every tensor that requires grad among the arguments."""
     tensors: list[Tensor] = []
     held = _lift((args, kwargs), tensors)
     own = {name: _lift(t, tensors) for name, t in _own_tensors(layer).items()}
@@ -101,11 +102,11 @@ def _call(layer: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], 
 
 
 class _Place(int):
-    """Stands for a tensor that requires grad: its place among the arguments of `checkpoint`."""
+    """The index of a tensor among the arguments of `checkpoint`, in place of the tensor itself."""
 
 
 def _lift(value: Any, tensors: list[Tensor]) -> Any:
-    """The same nested tuples, lists and dicts, with each tensor that requires grad moved to `tensors`."""
+    """Copy nested tuples, lists and dicts, with each tensor that requires grad moved to `tensors`."""
     if isinstance(value, Tensor) and value.requires_grad:
         tensors.append(value)
         return _Place(len(tensors) - 1)
@@ -113,11 +114,12 @@ def _lift(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _lower(value: Any, tensors: Sequence[Tensor]) -> Any:
-    """Inverse of `_lift`."""
+    """Put the tensors back into what `_lift` returned."""
     return tensors[value] if isinstance(value, _Place) else _nested(value, lambda inner: _lower(inner, tensors))
 
 
 def _nested(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply `change` to the items of a tuple, list or dict; any other value is returned as it is."""
     if type(value) in (tuple, list):
         return type(value)(change(inner) for inner in value)
     if type(value) is dict:
@@ -126,15 +128,16 @@ def _nested(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _own_tensors(layer: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, one that has two names under both."""
+    """Return parameters and buffers by name; a tensor with two names is there under both."""
     parameters = layer.named_parameters(remove_duplicate=False)
     return dict(parameters) | dict(layer.named_buffers(remove_duplicate=False))
 
 
 class _Substituted:
-    """Within the block, a layer's parameters and buffers are these; only those that differ are exchanged.
+    """Within the block, replace a layer's parameters and buffers by the given tensors, where they differ.
 
-    A frozen base has none that differ, so threads that share it do not disturb each other.
+    Those of a frozen base never differ, so nothing is replaced, and threads that share the base do not disturb each
+    other.
     """
 
     def __init__(self, layer: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""A name or folder -> `LM`: any causal language model of transformers with its tokenizer."""
+"""Load any causal language model of transformers, with its tokenizer, as an `LM`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = None) -> LM:
     """Load base weights and tokenizer, frozen and in evaluation mode.
 
-    `prompts` come before those of the file that `config.prompts` names, and these before the package's own.
+    Prompts are `prompts` if given, else those of the file `config.prompts`, else the package's own.
 
     Raises:
-        ModelError: the folder is missing, holds no whole causal language model, or a tokenizer that is not the model's.
+        ModelError: the folder is missing, or holds an incomplete or other model, or another model's tokenizer.
         ConfigError: the device does not exist, a package that an option needs is missing, or the prompts are wrong.
-        EngineError: the server that is to sample cannot be reached, or holds another model.
+        EngineError: the sampling server cannot be reached, or serves another model.
     """
     device = _device(config.device)
     options = weights_options(config)
@@ -59,23 +59,26 @@ def load_lm(config: ModelConfig, lora: LoraConfig, prompts: PromptSet | None = N
 
 
 def default_prompts(lm: LM) -> PromptSet:
-    """What a model is asked with when nobody says otherwise."""
+    """Return the package's own prompts for a model."""
     return prompts_of(lm.tokenizer, {})
 
 
 def prompts_of(tokenizer: Any, sections: Sections) -> PromptSet:
-    """What a file's sections say, else the package's own for a tokenizer with or without a chat template."""
+    """Return the prompts of a file's sections, completed by the package's own.
+
+    Those depend on whether the tokenizer has a chat template.
+    """
     return complete(sections, chat=bool(getattr(tokenizer, "chat_template", None)))
 
 
 def _model(source: Source, config: ModelConfig, device: torch.device, options: dict[str, Any]) -> Any:
-    """Raises ModelError for files that lack weights: transformers would go on with random ones."""
+    """Load the weights. Raises ModelError for files that lack some: transformers would fill in random ones."""
     described = source.configuration()
     dtype, why = choose(config.dtype, own_dtype(described, source.place), device)
     if why:
         log.info("%s: %s", config.name, why)
     if getattr(described.get_text_config(), "attn_logit_softcapping", None):
-        options = {**options, "attn_implementation": "eager"}  # the fused kernels cannot cap; see mass.lm.attention
+        options = {**options, "attn_implementation": "eager"}  # fused kernels cannot cap scores; see mass.lm.attention
     model, found = source.make(
         "model",
         AutoModelForCausalLM,
@@ -93,7 +96,10 @@ def _model(source: Source, config: ModelConfig, device: torch.device, options: d
 
 
 def _require_tokens(tokenizer: Any, model: Any, name: str) -> None:
-    """Without its files, transformers makes up a tokenizer that knows next to nothing."""
+    """Check that the tokenizer is the model's. Raises ModelError.
+
+    Where files are missing, transformers makes a tokenizer with almost no tokens instead of failing.
+    """
     text, rows = "Problem: 2 + 3 = 5", int(model.get_input_embeddings().weight.shape[0])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or set(ids) <= set(tokenizer.all_special_ids):
@@ -109,7 +115,7 @@ def _require_tokens(tokenizer: Any, model: Any, name: str) -> None:
 
 
 def require_finite(model: Any, name: str) -> None:
-    """Raises ModelError for weights that are not numbers, which a damaged file or a training that diverged leaves."""
+    """Check that all weights are finite. Raises ModelError; the cause is a damaged file or a training that diverged."""
     for part, weight in model.named_parameters():
         if weight.is_floating_point() and weight.numel() and weight.itemsize > 1:
             low, high = weight.detach().aminmax()
@@ -121,8 +127,11 @@ def require_finite(model: Any, name: str) -> None:
 
 
 def _require_embedded(lm: LM) -> None:
-    """What the template writes has a row in the embedding, which special tokens that were added later may lack."""
-    with suppress(DataError):  # a context too short for this; each problem is held against it anyway
+    """Check that the embedding has a row for each token of the chat template. Raises ModelError.
+
+    Special tokens that were added to a tokenizer later may have none.
+    """
+    with suppress(DataError):  # raised by a very short context, against which each problem is checked later anyway
         written = [*lm.solve_prompt("2 + 3"), *lm.target_ids("5")]
         rows = int(lm.model.get_input_embeddings().weight.shape[0])
         if (highest := max(written)) >= rows:
@@ -135,6 +144,7 @@ def _require_embedded(lm: LM) -> None:
 
 
 def _device(name: str) -> torch.device:
+    """Return the device of a name. Raises ConfigError where it does not exist."""
     try:
         device = device_asked(name)
     except RuntimeError as error:

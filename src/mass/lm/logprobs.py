@@ -1,12 +1,12 @@
-"""Hidden states, an output head, tokens -> the tokens' log-probabilities, a few rows of logits at a time.
+"""Compute log-probabilities of tokens from hidden states and the output head, a few rows of logits at a time.
 
 With s = f(W h + b) (`mass.lm.head`) and p = softmax(s), the log-probability of token t is s_t - log Σ exp s. Its
 gradient in h, and that gradient's derivative along v, with u = W v and q = f'(z) u, are
 
     G = Wᵀ (f'(z) (e_t - p)),   ∂(G v)/∂h = Wᵀ (f'(z) p (p·q - q) + f''(z) u (e_t - p)),
 
-where products without a dot are entry by entry. G is computed beside the value, from the same logits. The graph keeps
-h, G and t, of n times d entries: never n times V. A derivative along v computes its logits anew.
+where products without a dot are entry by entry. G is computed together with the value, from the same logits. The graph
+keeps h, G and t, of n times d entries, and never n times V. A derivative along v recomputes its logits.
 
 Legend: n tokens, d width of the states, V vocabulary, c tokens of a chunk.
 """
@@ -30,18 +30,19 @@ from mass.metagrad.layerwise import autocast_kind, refuse_derivative, third_deri
 from mass.metagrad.optimizers import wide
 
 CHUNK = {"cpu": 1 << 23}
-"""Logits of one chunk, by kind of device: 32 MiB in float32, of which two to four are alive. Enough rows, 55 of
-152,000 tokens, that a product costs arithmetic, not the reading of W."""
+"""Number of logits in one chunk, by kind of device: 32 MiB in float32, of which two to four are alive. The rows, 55 for
+a vocabulary of 152,000, are enough that the time of a product is arithmetic, and not the reading of W."""
 CHUNK_ELSEWHERE = 1 << 26
+"""Number of logits in one chunk on other devices."""
 WHOLE = 1 << 22
-"""Logits up to which autograd may keep all: 16 MiB in float32. Plain mathematics, where chunks would save nothing."""
+"""Number of logits, 16 MiB in float32, up to which autograd may keep all: chunks would save nothing there."""
 
 _always_chunked: ContextVar[bool] = ContextVar("always_chunked", default=False)
 
 
 @contextmanager
 def always_chunked() -> Generator[None, None, None]:
-    """Within the block, few tokens take the way of many: what is checked there is what those use."""
+    """Within the block, chunks are used for few tokens too, so that checks on few tokens test what many use."""
     token = _always_chunked.set(True)
     try:
         yield
@@ -50,30 +51,33 @@ def always_chunked() -> Generator[None, None, None]:
 
 
 def is_recorded() -> bool:
-    """Whether operations are being recorded (`mass.metagrad.recording`) and tensors have shapes alone."""
+    """Return True while operations are recorded (`mass.metagrad.recording`) and tensors have shapes but no values."""
     return get_proxy_mode() is not None
 
 
 def keeps_whole(tokens: int, vocabulary: int) -> bool:
-    """Whether logits of so many tokens are few enough to be kept by autograd."""
+    """Return True where the logits of so many tokens are few enough to be kept by autograd."""
     return tokens * vocabulary <= WHOLE and not _always_chunked.get()
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
-    """Tokens of one chunk."""
+    """Return the number of tokens in one chunk."""
     return max(1, CHUNK.get(device, CHUNK_ELSEWHERE) // vocabulary)
 
 
 def of_logits(logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Log-probabilities in float32 or wider, by autograd's own operations."""
+    """Return log-probabilities in float32 or wider, by autograd's own operations."""
     wider = logits.to(wide(logits))
-    wider = wider - wider.detach().amax(-1, keepdim=True)  # so that the logarithm below loses no digits
+    # With a largest logit of 0 the logsumexp is at most log V, so that the difference below loses no digits.
+    wider = wider - wider.detach().amax(-1, keepdim=True)
     return wider.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - wider.logsumexp(-1)
 
 
 def of_states(head: Head, states: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Log-probabilities in float32 or wider, a chunk at a time. Differentiable twice in the states; a third derivative
-    raises ConfigError."""
+    """Return log-probabilities in float32 or wider, computed one chunk at a time.
+
+    Differentiable twice in the states; a third derivative raises ConfigError.
+    """
     head, states = head.in_autocast(states)
     with torch.autocast(autocast_kind(states), enabled=False):
         if torch.is_grad_enabled() and states.requires_grad:
@@ -82,7 +86,7 @@ def of_states(head: Head, states: Float[Tensor, "n d"], targets: Int[Tensor, " n
 
 
 class _LogProbs(torch.autograd.Function):
-    """(states, targets) -> log-probabilities."""
+    """(states, targets) -> log-probabilities, with their gradient G computed at the same time."""
 
     @staticmethod
     def forward(ctx: Any, head: Head, states: Tensor, targets: Tensor) -> Tensor:  # pyright: ignore
@@ -100,8 +104,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 class _Vjp(torch.autograd.Function):
-    """(states, cotangent g of the log-probabilities) -> g G. That G depends on the states is known to its derivative
-    alone."""
+    """(states, cotangent g of the log-probabilities) -> g G, whose derivative knows that G depends on the states."""
 
     @staticmethod
     def forward(ctx: Any, head: Head, states: Tensor, targets: Tensor, slope: Tensor, g: Tensor) -> Tensor:  # pyright: ignore
@@ -130,33 +133,34 @@ def _times(g: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Distributions over the vocabulary at n places."""
+    """Distributions over the vocabulary at n positions."""
 
     values: Tensor
-    """States [n, d] before the head, or logits [n, V] where there is none."""
+    """States [n, d] before the head, or logits [n, V] without a head."""
     head: Head | None
+    """The head that turns states into logits; None where `values` are logits."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     def logprobs(self, targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Log-probabilities (nats, float32 or wider) of one token at each place."""
+        """Return the log-probability (nats, float32 or wider) of one token at each position."""
         targets = targets.to(self.values.device)
         return of_logits(self.values, targets) if self.head is None else of_states(self.head, self.values, targets)
 
     def split(self) -> Iterator[Predictions]:
-        """A few places at a time: as many as whose distributions may be held."""
+        """Yield a few positions at a time, as many as may have their distributions in memory together."""
         width = self.values.shape[-1] if self.head is None else self.head.weight.shape[0]
         size = len(self) if keeps_whole(len(self), width) else chunk_rows(width, self.values.device.type)
         return (Predictions(part, self.head) for part in self.values.split(max(1, size)))
 
     def by_length(self, lengths: Sequence[int]) -> Iterator[Predictions]:
-        """The places of one row after the other."""
+        """Yield the positions of each row, given the number of positions of each."""
         return (Predictions(part, self.head) for part in self.values.split(list(lengths)))
 
     @torch.no_grad()
     def of(self, tokens: Int[Tensor, "A n"]) -> tuple[Float[Tensor, "A n"], Bool[Tensor, "A n"]]:
-        """Of A alternatives: the log-probability of each token, and whether it is the likeliest at its place."""
+        """Return the log-probability of each token of A alternatives, and True where it is the most likely token."""
         found: list[tuple[Tensor, Tensor]] = []
         start = 0
         for part in self.split():
@@ -167,7 +171,7 @@ class Predictions:
         return torch.cat([one for one, _ in found], 1), torch.cat([one for _, one in found], 1)
 
     def log_softmax(self) -> Float[Tensor, "n V"]:
-        """Log-probabilities of all tokens, in float32 or wider."""
+        """Return the log-probabilities of all tokens, in float32 or wider."""
         if self.head is None:
             return self.values.to(wide(self.values)).log_softmax(-1)
         return self.head.logits(self.values).log_softmax(-1)
@@ -177,13 +181,13 @@ class Predictions:
 
 
 def _value(head: Head, states: Tensor, targets: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [n], and G [n, d] in float32 or wider (empty unless asked for)."""
+    """Return log-probabilities [n], and G [n, d] in float32 or wider (empty unless `slope`)."""
     run = _recorded_value if is_recorded() else _value_by_chunks
     return run(states, targets, head.weight, head.bias, head.scale, head.cap, slope)
 
 
 def _curvature(head: Head, states: Tensor, targets: Tensor, v: Tensor) -> Tensor:
-    """∂(G v)/∂h [n, d] in float32 or wider."""
+    """Return ∂(G v)/∂h [n, d] in float32 or wider."""
     run = _recorded_curvature if is_recorded() else _curvature_by_chunks
     return run(states, targets, v, head.weight, head.bias, head.scale, head.cap)
 
@@ -197,6 +201,7 @@ def _value_by_chunks(
     cap: float | None,
     slope: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Compute `_value` chunk by chunk."""
     head = Head(weight, bias, scale, cap)
     value = torch.empty(len(states), dtype=wide(states), device=states.device)
     slopes = torch.empty(*(states.shape if slope else (0, 0)), dtype=wide(states), device=states.device)
@@ -204,13 +209,14 @@ def _value_by_chunks(
         s, first, _ = _shaped(head, linear(states[rows], weight, bias), 1 if slope else 0)
         t = targets[rows].unsqueeze(-1)
         p = s.log_softmax(-1)
-        del s
+        del s  # a chunk of logits is the unit of memory here: each is freed or overwritten as soon as possible
         value[rows] = p.gather(-1, t).squeeze(-1)
         if slope:
             p = p.exp_()
             at_target = weight[targets[rows]].to(wide(states))
             if first is not None:
                 p, at_target = p.mul_(first), at_target * first.gather(-1, t)
+            # Wᵀ e_t is row t of W, so only p needs a product with W.
             slopes[rows] = at_target - (p.to(weight.dtype) @ weight)
     return value, slopes
 
@@ -224,6 +230,7 @@ def _curvature_by_chunks(
     scale: float,
     cap: float | None,
 ) -> Tensor:
+    """Compute `_curvature` chunk by chunk, with the logits computed again."""
     head = Head(weight, bias, scale, cap)
     found = torch.empty(states.shape, dtype=wide(states), device=states.device)
     for rows in _chunks(len(states), weight):
@@ -237,8 +244,8 @@ def _curvature_by_chunks(
 
 
 def _bent(p: Tensor, u: Tensor, first: Tensor | None, second: Tensor | None, t: Tensor) -> Tensor:
-    """f' p (p·q - q) + f'' u (e_t - p) with q = f' u; p and u are used up."""
-    if first is None:
+    """Return f' p (p·q - q) + f'' u (e_t - p) with q = f' u; p and u are overwritten."""
+    if first is None:  # f' = 1 and f'' = 0: p (p·u - u)
         u -= (p * u).sum(-1, keepdim=True)
         return p.mul_(u).neg_()
     q = first * u
@@ -250,7 +257,7 @@ def _bent(p: Tensor, u: Tensor, first: Tensor | None, second: Tensor | None, t: 
 
 
 def _shaped(head: Head, z: Tensor, derivatives: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """f, f' and f'' of z in float32 or wider. The derivatives are None where they are 1 and 0, or not asked for."""
+    """Return f, f' and f'' of z in float32 or wider; the latter are None where they are 1 and 0, or not requested."""
     z = z.to(wide(z))
     if head.plain:
         return z, None, None
@@ -281,8 +288,10 @@ def _recorded_value(
     cap: float | None,
     slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One operation in the record of a pass (`mass.metagrad.recording`): a compiler that saw the chunks would find the
-    logits of two derivatives alike, and keep them all."""
+    """Compute `_value` as one operation in the record of a pass (`mass.metagrad.recording`).
+
+    A compiler that saw the chunks would find that both derivatives compute the same logits, and keep all of them.
+    """
     return _value_by_chunks(states, targets, weight, bias, scale, cap, slope)
 
 
@@ -310,7 +319,7 @@ def _recorded_curvature(
     scale: float,
     cap: float | None,
 ) -> Tensor:
-    """As `_recorded_value`."""
+    """Compute `_curvature` as one operation, for the reason given at `_recorded_value`."""
     return _curvature_by_chunks(states, targets, v, weight, bias, scale, cap)
 
 

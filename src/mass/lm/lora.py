@@ -1,9 +1,9 @@
-"""LoRA parameters, a dict of tensors or a stack of such -> their effect inside a model; PEFT folders in and out.
+"""Apply LoRA parameters to a model without changing it, and read and write them as PEFT folders.
 
 For a linear layer with weight W [out, in], an adapter adds `(alpha / r) B A x` to its output, A [r, in], B [out, r]
-(Hu et al., arXiv 2106.09685). The parameters live outside the model and are handed in for the length of a `with`
-block, so the model itself is never changed. A stack of G adapters has tensors [G, r, in] and [G, out, r]: row block g
-of the batch uses adapter g.
+(Hu et al., arXiv 2106.09685). The parameters are kept outside the model, as a dict of tensors, and given to it for the
+length of a `with` block (docs/adr/0002). A stack of G adapters has tensors [G, r, in] and [G, out, r]: block g of the
+batch's rows uses adapter g.
 
 Legend: G adapters in a stack, N rows of a batch, T tokens, r rank.
 """
@@ -32,9 +32,9 @@ from mass.types import Params
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _FUSED_LEAVES = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
-"""Names of linear layers that PEFT takes for those of routed experts in a model that has experts fused."""
+"""Names of linear layers that PEFT mistakes for those of routed experts in a model with fused experts."""
 _OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-"""Settings of a PEFT configuration that make it compute something else."""
+"""Settings of a PEFT configuration with which an adapter is not plain LoRA."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +42,44 @@ class Site:
     """A linear layer that gets an adapter."""
 
     name: str
-    """Its path in the model, as in `named_modules`."""
+    """Path of the layer in the model, as in `named_modules`."""
     in_features: int
     out_features: int
     transposed: bool = False
-    """Whether its weight is [in, out], as GPT-2's are; the adapter's shapes are the same."""
+    """True if the layer's weight is [in, out], as in GPT-2; the adapter has the same shapes then."""
 
 
 @dataclass(frozen=True)
 class InUse:
-    """An adapter while it is in use."""
+    """An adapter, or a stack, while it is in use."""
 
     params: Params
     scaling: float
+    """The factor alpha / r."""
     rows: Tensor | None
+    """[N] the index of each row's adapter; None for one adapter, or equal consecutive blocks of rows."""
 
     def map(self, change: Callable[[Any], Any]) -> InUse:
-        """The same with each parameter exchanged."""
+        """Return a copy with `change` applied to each parameter."""
         return InUse({name: change(tensor) for name, tensor in self.params.items()}, self.scaling, self.rows)
 
 
 class LoraSites:
     """The adapted layers of one model. Outside `use`, the model computes exactly what it did without this object.
 
-    What is in use is a context variable: threads that serve different problems with one model do not see each other's
-    adapters.
+    The adapter in use is a context variable: threads that serve different problems with one model do not see each
+    other's adapters.
     """
 
     def __init__(self, model: nn.Module, config: LoraConfig, *, closed_form: bool = True) -> None:
-        """`closed_form`: derivatives as `mass.lm.lora_linear` has them where it can; there are at most two then."""
+        """Register hooks on the adapted layers. Raises ConfigError where no layer matches `config.targets`.
+
+        With `closed_form`, derivatives are those of `mass.lm.lora_linear` where it applies; there are only two then.
+        """
         self.config, self._closed_form = config, closed_form
         self.sites = find_sites(model, config.targets)
         self.beside_fused_experts = any("expert" in name and p.dim() == 3 for name, p in model.named_parameters())
-        """True where the model has routed experts in fused tensors: beside these, PEFT misreads some layers' names."""
+        """True if the model has routed experts in fused tensors: PEFT then misreads the names of some other layers."""
         self._active: ContextVar[InUse | None] = ContextVar("adapter_in_use", default=None)
         for site in self.sites:
             model.get_submodule(site.name).register_forward_hook(self._hook(site.name))
@@ -86,7 +91,7 @@ class LoraSites:
         device: torch.device | str = "cpu",
         rank: int | None = None,
     ) -> Params:
-        """A fresh adapter that changes nothing: A uniform as in PEFT (Kaiming, a = sqrt 5), B zero."""
+        """Make a new adapter that changes nothing: A uniform as in PEFT (Kaiming, a = sqrt 5), B zero."""
         generator = torch.Generator().manual_seed(seed)
         params: Params = {}
         for site in self.sites:
@@ -102,10 +107,10 @@ class LoraSites:
 
     @contextmanager
     def use(self, params: Params | None, rows: Tensor | None = None) -> Generator[None, None, None]:
-        """Within the block, the model's forward passes add this adapter. None: the plain base.
+        """Within the block, add this adapter in the model's forward passes; None for the plain base.
 
-        A stack without `rows` needs a batch of G equal consecutive blocks of rows; `rows` [N] int64 names the adapter
-        of each row instead. Gradients flow to `params`.
+        A stack without `rows` needs a batch of G equal consecutive blocks of rows; otherwise `rows` [N] int64 is the
+        index of each row's adapter. Gradients flow to `params`. Raises ShapeError for parameters that do not fit.
         """
         if params is not None:
             self.check(params)
@@ -113,9 +118,9 @@ class LoraSites:
             yield
 
     def under(self, path: str) -> Callable[[], InUse | None]:
-        """A function that tells what is in use at the sites under the module `path`; None: the plain base.
+        """Return a function that returns what is in use at the sites under the module `path`; None for the plain base.
 
-        Who recomputes that module later, perhaps in another thread, enters it again with `resume`.
+        Code that recomputes the module later, perhaps in another thread, puts it in use again with `resume`.
         """
         sites = (site.name for site in self.sites if f"{site.name}.".startswith(f"{path}."))
         names = [f"{name}.{half}" for name in sites for half in ("lora_A", "lora_B")]
@@ -128,7 +133,7 @@ class LoraSites:
 
     @contextmanager
     def resume(self, active: InUse | None) -> Generator[None, None, None]:
-        """Within the block, what a function of `under` once gave is in use, whatever was before."""
+        """Within the block, put in use what a function of `under` returned before, in place of anything else."""
         token = self._active.set(active)
         try:
             yield
@@ -136,7 +141,7 @@ class LoraSites:
             self._active.reset(token)
 
     def check(self, params: Params) -> None:
-        """Raises ShapeError unless `params` are one adapter, or a stack, for these sites."""
+        """Check that `params` are one adapter, or a stack, for these sites. Raises ShapeError."""
         for site in self.sites:
             a, b = params.get(f"{site.name}.lora_A"), params.get(f"{site.name}.lora_B")
             if a is None or b is None or a.dim() not in (2, 3) or a.shape[:-2] != b.shape[:-2]:
@@ -156,6 +161,7 @@ class LoraSites:
             if active is None:
                 return None
             a, b = active.params[a_name], active.params[b_name]
+            # The closed form overwrites `output`, so it needs to know that nothing else uses or changes it.
             if self._closed_form and has_closed_form(module, args[0], output, a, b):
                 a, b = _for_rows(a, b, args[0], active.rows)
                 return add_delta_in_closed_form(output, args[0], module.weight, a, b, active.scaling)  # pyright: ignore
@@ -167,14 +173,15 @@ class LoraSites:
 def add_delta(
     output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0, rows: Tensor | None = None
 ) -> Tensor:
-    """`output + scaling B A x` for x [N, T, in] (or [N T, in]), in the precision of the output.
+    """Return `output + scaling B A x` for x [N, T, in] (or [N T, in]), in the precision of the output.
 
-    a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] whose adapters go to G equal consecutive blocks of
-    rows, or to the rows that `rows` [N] assigns them. Scaling and sum are part of the second product: nothing else is
-    computed, or kept for a derivative, that is as large as the output. B is laid out anew, [r, out], so that its two
-    derivatives are products over contiguous rows: on a CPU those are two to four times faster for a rank of 8.
-    Of a model spread over several devices, a layer
-    gets its part of the adapter where it is; the adapter itself stays in one place, as norms and updates want it.
+    The adapter is a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] whose adapters apply to G equal
+    consecutive blocks of rows, or to the rows with their index in `rows` [N]. Raises ShapeError for other batches.
+
+    Scaling and sum are part of the second product, so nothing else as large as the output is computed, or kept for a
+    derivative. B is copied to the layout [r, out], so that its two derivatives are products over contiguous rows: on a
+    CPU those are two to four times faster for a rank of 8. In a model spread over several devices, each layer gets a
+    copy of its part of the adapter; the adapter itself stays on one device, for its norms and updates.
     """
     a, b = _for_rows(a.to(x.device, x.dtype), b.to(output.device, output.dtype), x, rows)
     if a.dim() == 2:
@@ -187,7 +194,7 @@ def add_delta(
 
 
 def _for_rows(a: Tensor, b: Tensor, x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One adapter, or a stack for equal consecutive blocks of the rows of x."""
+    """Return one adapter, or a stack for equal consecutive blocks of the rows of x. Raises ShapeError."""
     if a.dim() == 3 and a.shape[0] == 1:
         return a[0], b[0]
     if a.dim() == 3 and rows is not None:
@@ -198,9 +205,10 @@ def _for_rows(a: Tensor, b: Tensor, x: Tensor, rows: Tensor | None) -> tuple[Ten
 
 
 def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
-    """The linear layers (also GPT-2's Conv1D) whose names end in one of `targets`, or all but the output head.
+    """Find the linear layers (also GPT-2's Conv1D) whose names end in one of `targets`; all-linear for all.
 
-    Of a model that also sees (Gemma 3), only those of its language model: images never come in.
+    The output head is never among them. In a model with a vision part (Gemma 3), only layers of its language model are
+    used, as there are no images.
 
     Raises:
         ConfigError: no layer matches.
@@ -225,7 +233,7 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
 
 
 def _decoder_path(model: nn.Module) -> str:
-    """`model.language_model.`, or empty where the model does not tell its decoder."""
+    """Return the prefix of the decoder's names, as `model.language_model.`; empty where the model does not tell."""
     decoder = getattr(model, "get_decoder", lambda: None)()
     return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
 
@@ -235,6 +243,7 @@ def _matches(name: str, target: str) -> bool:
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:
+    """Return (in, out) of a linear layer; None for any other module."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: weight is [in, out]
@@ -243,28 +252,32 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
 
 
 def repeat(params: Params, count: int) -> Params:
-    """A stack of `count` copies as views; the gradient of the stack sums into `params`."""
+    """Return a stack of `count` copies as views; gradients of the stack sum into `params`."""
     return {name: tensor.expand(count, *tensor.shape) for name, tensor in params.items()}
 
 
 def pick(params: Params, index: int) -> Params:
-    """Adapter `index` of a stack."""
+    """Return adapter `index` of a stack."""
     return {name: tensor[index] for name, tensor in params.items()}
 
 
 def laid_out(params: Params, dtype: torch.dtype) -> Params:
-    """The same adapter, or stack, as many passes without a gradient use it best: in the precision of the model, and B
-    with the rows of [r, out] one after the other, so that `add_delta` need not make either anew at each of them."""
+    """Return an adapter, or stack, laid out for many passes without a gradient.
+
+    It is in the precision of the model, and B has the memory layout [r, out], so that `add_delta` does not convert them
+    again in each pass.
+    """
     cast = {name: tensor.detach().to(dtype) for name, tensor in params.items()}
     return {name: t.mT.contiguous().mT if name.endswith("lora_B") else t for name, t in cast.items()}
 
 
 def detach(params: Params) -> Params:
+    """Return the parameters without their graph."""
     return {name: tensor.detach() for name, tensor in params.items()}
 
 
 def adapter_hash(params: Params) -> str:
-    """SHA-256 of names, shapes and bytes: equal only for bit-identical adapters."""
+    """Return the SHA-256 of names, shapes and bytes, which is equal only for bit-identical adapters."""
     digest = hashlib.sha256()
     for name in sorted(params):
         tensor = params[name].detach().cpu().contiguous()
@@ -274,10 +287,11 @@ def adapter_hash(params: Params) -> str:
 
 
 def save_peft(params: Params, sites: LoraSites, folder: Path, base_name: str) -> None:
-    """Write one adapter as a PEFT LoRA folder, which PEFT and vLLM load. Files are written beside, then renamed.
+    """Write one adapter as a PEFT LoRA folder, which PEFT and vLLM load.
 
-    In a model with fused experts PEFT turns the names of dense layers and shared experts (`mlp.gate_proj`) into those
-    of the fused tensors and drops the adapter; named as parameters, `mlp.gate_proj.weight`, they are left alone.
+    Files are written under another name and renamed, so that a file is never incomplete. In a model with fused experts
+    PEFT turns the names of dense layers and shared experts (`mlp.gate_proj`) into those of the fused tensors and drops
+    the adapter; listed as parameters, `mlp.gate_proj.weight`, they are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     modules = sorted({name.rsplit(".", 1)[0] for name in params})
@@ -306,7 +320,7 @@ def load_peft(folder: Path, sites: LoraSites) -> Params:
     """Read a PEFT LoRA folder written for these sites.
 
     Raises:
-        ModelError: the folder is no LoRA adapter, or one of another base, rank or set of layers.
+        ModelError: the folder is not a LoRA adapter, or its base, rank or layers are other ones.
     """
     if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
         raise ModelError(f"{folder} is no PEFT adapter; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")

@@ -2,8 +2,8 @@
 
     y = W x + s B A x
 
-Autograd takes this apart into products, views and sums of what they give, each a node of its own. Here, with a token a
-row of X [N, in] and of G [N, out], the cotangent of Y, and U = X Aᵀ, V = G B [N, r], the gradient is
+Autograd would divide this into products, views and sums, each a node of its own. Here, with one row for each token in X
+[N, in] and in G [N, out], the cotangent of Y, and with U = X Aᵀ and V = G B [N, r], the gradient is
 
     X̄ = G W + s V A,   Ā = s Vᵀ X,   B̄ = s Gᵀ U
 
@@ -11,9 +11,9 @@ and, for cotangents C, P, Q of these three, with L = s (C Aᵀ + X Pᵀ) and M =
 
     Ḡ = C Wᵀ + L Bᵀ + s U Qᵀ,   X̄ = M A + s V P,   Ā = s Vᵀ C + Mᵀ X,   B̄ = Gᵀ L,
 
-where sums of products are one product, of [L, s U] and [M, s V], or are added by the product itself.
+where a sum of products is computed as one product, of [L, s U] or [M, s V], or added by the product itself.
 
-Legend: N tokens, r rank, s scaling. Of a stack of G adapters each matrix of a product has one more leading axis.
+Legend: N tokens, r rank, s scaling. For a stack of G adapters each matrix has one more leading axis.
 
 Reference: Hu et al., arXiv 2106.09685 (LoRA).
 """
@@ -32,7 +32,11 @@ _WAY_OUT = "make the adapted layers with LoraSites(.., closed_form=False)"
 
 
 def has_closed_form(module: nn.Module, x: Tensor, output: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether a gradient is asked for and `output` is W x and nothing else, of a dense frozen W in one precision."""
+    """Return True where the closed form applies.
+
+    That is: gradients are on, `output` is W x (+ bias) and nothing else, and the dense frozen W, x, A and B have one
+    precision.
+    """
     if not torch.is_grad_enabled() or type(module) is not nn.Linear:
         return False
     weight, bias = module.weight, module.bias
@@ -48,10 +52,11 @@ def has_closed_form(module: nn.Module, x: Tensor, output: Tensor, a: Tensor, b: 
 
 
 def add_delta_in_closed_form(output: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """`output + scaling B A x`, where `output` is W x (+ bias): its own graph is dropped, and it is overwritten.
+    """Return `output + scaling B A x`, where `output` is W x (+ bias).
 
-    x [.., in], output [.., out]; a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] for G equal consecutive
-    blocks of rows. Gradients flow to x, a and b. A third derivative raises ConfigError.
+    Shapes: x [.., in], output [.., out]; a [r, in] and b [out, r], or stacks [G, r, in] and [G, out, r] for G equal
+    consecutive blocks of rows. The graph of `output` is dropped, as the derivative of W x is part of the closed form,
+    and its memory is overwritten. Gradients flow to x, a and b. A third derivative raises ConfigError.
     """
     return _apply(_Adapted, output.detach(), x, weight, a, b, scaling)
 
@@ -81,7 +86,7 @@ class _Adapted(torch.autograd.Function):
 
 
 class _Vjp(torch.autograd.Function):
-    """(cotangent g of the output, x, A, B) -> those of x, A, B; None for one that is not needed."""
+    """(cotangent g of the output, x, A, B) -> cotangents of x, A, B; None for one that is not needed."""
 
     @staticmethod
     def forward(  # pyright: ignore
@@ -96,7 +101,7 @@ class _Vjp(torch.autograd.Function):
         scaling: float,
         needs: Sequence[bool],
     ) -> tuple[Tensor | None, ...]:
-        del b  # b_t has its numbers
+        del b  # an argument so that autograd knows the dependence on B; its numbers are in b_t
         low_bar, *bars = _vjp(g, x, a, weight, b_t, low, scaling, needs)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x, a, weight, b_t, low, low_bar)
@@ -115,7 +120,7 @@ class _Vjp(torch.autograd.Function):
 def _vjp(
     g: Tensor, x: Tensor, a: Tensor, weight: Tensor, b_t: Tensor, low: Tensor, s: float, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """V, and X̄, Ā, B̄ where needed."""
+    """Return V, and X̄, Ā, B̄ where needed."""
     g_rows = _rows(g, a)
     low_bar = g_rows @ b_t.mT
     x_bar = a_bar = b_bar = None
@@ -132,12 +137,13 @@ def _vjp(
 def _bars(
     saved: Sequence[Tensor], s: float, cotangents: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Cotangents C, P, Q of the gradient -> those of G, X, A, B, where needed."""
+    """Pull the cotangents C, P, Q of the gradient back to G, X, A, B, where needed."""
     g, x, a, weight, b_t, low, low_bar = saved
     c, p, q = cotangents
     p = torch.zeros_like(a) if p is None else p
     q_t = torch.zeros_like(b_t) if q is None else q.mT.contiguous()
     g_rows, x_rows = _rows(g, a), _rows(x, a)
+    # along_b becomes L, and along_a is M, in the names of the formulas above.
     along_b, along_a = x_rows @ p.mT, s * (g_rows @ q_t.mT)
     if c is not None:
         _add_product(along_b, _rows(c, a), a.mT)
@@ -158,12 +164,12 @@ def _bars(
 
 
 def _rows(x: Tensor, a: Tensor) -> Tensor:
-    """[.., D] -> [N, D], or [G, N, D] where `a` is a stack of G."""
+    """Reshape [.., D] to [N, D], or to [G, N, D] where `a` is a stack of G."""
     return x.reshape(*a.shape[:-2], -1, x.shape[-1])
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> None:
-    """into += scaling left @ right."""
+    """Add scaling left @ right to `into`, in place."""
     (into.addmm_ if into.dim() == 2 else into.baddbmm_)(left, right, alpha=scaling)
 
 

@@ -1,4 +1,4 @@
-"""`LM`: a frozen base model with its tokenizer and prompts, run with an adapter that is handed in.
+"""A frozen base model with its tokenizer and prompts (`LM`), run with an adapter that is passed in.
 
 Legend: N rows, L tokens of a row, V vocabulary, d width of the hidden states.
 """
@@ -33,7 +33,7 @@ from mass.lm.sampling import StopStrings, sample_rows
 from mass.types import Batch, Params, Sample
 
 WRITING = "writing"
-"""The view of a model that writes practice, beside those of the kinds of problems."""
+"""Key of the view of a model that writes practice, among the views for kinds of problems."""
 Row = tuple[list[int], list[int]]
 """A sequence in two parts: context tokens, and the tokens whose log-probability counts."""
 
@@ -42,8 +42,8 @@ class LM:
     """A frozen causal language model. Nothing here changes its weights.
 
     Its attention becomes twice differentiable (`mass.lm.attention`), its SiLU and RMSNorm get second derivatives in
-    closed form (`mass.lm.elementwise`), and its layers honour `mass.metagrad.layerwise.checkpointing`. Raises
-    ModelError for an attention that has no exact second derivative.
+    closed form (`mass.lm.elementwise`), and its layers can be checkpointed (`mass.metagrad.layerwise.checkpointing`).
+    Raises ModelError for an attention that has no exact second derivative.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LM:
         use_contiguous_head(model)
         with suppress(
             ModelError
-        ):  # of a kind that cannot be checkpointed: who asks for it gets an error of mass.metagrad
+        ):  # layers that cannot be checkpointed: mass.metagrad raises an error where a user requests it
             checkpoint_layers(model, adapters)
         self.model = model
         self.reader = HeadReader(model)
@@ -66,19 +66,19 @@ class LM:
         self.adapter_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         self.decode_rows = decode_rows
         self.thinking: bool | None = None
-        """What was asked of a thinking switch when it was loaded, whatever the prompts say."""
+        """The setting of the thinking switch when the model was loaded; None to leave it to the prompts."""
         self.quantization = "none"
-        """Of the base weights: none, 4bit or 8bit."""
+        """Quantisation of the base weights: none, 4bit or 8bit."""
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.engine: Engine | None = None
-        """Who samples instead of this process (`mass.lm.remote.connect`)."""
+        """The sampling server in use (`mass.lm.remote.connect`); None where this process samples."""
         self.engine_of: Callable[[LM], Engine] | None = None
-        """Makes the engine of a copy that is asked otherwise, or has adapters of another shape."""
+        """A function that connects a copy, with other prompts or adapters of another shape, to the same server."""
         self.engine_config = EngineConfig()
         self.sampled_by = ""
-        """The server, as records name it."""
+        """Description of the server for records; empty where this process samples."""
         self.kind = MATH
-        """Of the problems that `prompts` ask for."""
+        """Kind of the problems that `prompts` are for."""
         self._ask_with(dict.fromkeys(KINDS, prompts), MATH)
 
     def _ask_with(self, prompts: PromptSet, kind: str) -> None:
@@ -89,18 +89,18 @@ class LM:
         self._stop = StopStrings(self.tokenizer, self.prompts.stop)
 
     def with_prompts(self, prompts: PromptSet, kind: str | None = None) -> LM:
-        """The same model (nothing is copied), asked otherwise."""
+        """Return a view of the model with other prompts; nothing of the model is copied."""
         other = copy.copy(self)
         other._ask_with(prompts, kind or self.kind)
         other._take_engine()
         return other
 
     def _take_engine(self) -> None:
-        """What a copy was made from has an engine for other prompts, or for other adapters."""
+        """Connect this copy to the sampling server: the original's connection has its prompts and adapters."""
         self.engine = None if self.engine_of is None else self.engine_of(self)
 
     def asking(self, kind: str) -> LM:
-        """The same model, asked with its prompts for a kind of problem (`mass.lm.prompts.KINDS`)."""
+        """Return a view of the model with its prompts for a kind of problem (`mass.lm.prompts.KINDS`)."""
         if kind == self.kind:
             return self
         if kind not in self._views:
@@ -108,7 +108,7 @@ class LM:
         return self._views[kind]
 
     def writing(self) -> LM:
-        """The same model, whose samples also end where `Prompts.synthesis_stop` says that a practice example does."""
+        """Return a view of the model whose samples also end at a text of `Prompts.synthesis_stop`."""
         if not self.prompts.synthesis_stop:
             return self
         if WRITING not in self._views:
@@ -117,7 +117,7 @@ class LM:
         return self._views[WRITING]
 
     def with_lora(self, config: LoraConfig) -> LM:
-        """The same base, nothing of it copied, for adapters of another shape."""
+        """Return a view of the model for adapters of another shape; nothing of the base is copied."""
         if config == self.adapters.config:
             return self
         other = copy.copy(self)
@@ -135,21 +135,22 @@ class LM:
 
     @property
     def dtype(self) -> str:
-        """Precision of the weights, as `ModelConfig` names it."""
+        """Precision of the weights by its name in `ModelConfig`."""
         return str(_first_weight(self.model).dtype).removeprefix("torch.")
 
     @property
     def width(self) -> int:
+        """Width of the hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def vocabulary(self) -> int:
-        """Logits of a token."""
+        """Number of logits for a token."""
         return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """What ends a sampled text: the end of an answer, and whatever tokenizer and generation configuration name."""
+        """Tokens that end a sampled text: the end of an answer, and those of tokenizer and generation configuration."""
         ends = {*self._model_end_ids(), self._asking.end_id, self.tokenizer.eos_token_id}
         return frozenset(i for i in ends if i is not None)
 
@@ -159,27 +160,29 @@ class LM:
 
     @property
     def pad_id(self) -> int:
-        """Fills the places beside a row; the end token where the tokenizer has none for it.
+        """Token that pads rows to one length; the end token if the tokenizer has no padding token.
 
-        Any token would do: attention never sees these places, and what counts is marked by place, not by token, so the
-        end token that a row really has still counts.
+        Any token would do: attention never sees the padding, and tokens that count are marked by position, so a row's
+        own end token still counts.
         """
         pad = self.tokenizer.pad_token_id
         return int(self._asking.end_id if pad is None else pad)
 
     def init_adapter(self, seed: int) -> Params:
-        """A fresh adapter that changes nothing."""
+        """Make a new adapter that changes nothing."""
         return self.adapters.init(seed, self.adapter_dtype, self.device)
 
     # --- text to tokens
 
     def solve_prompt(self, problem: str) -> list[int]:
+        """Return the tokens that ask to solve a problem. Raises DataError where they fill the context."""
         return self._prompt(self.prompts.render_solve(problem), problem)
 
     def synthesis_prompt(self, problem: str) -> list[int]:
-        """The tokens that ask for practice for `problem`, up to where the model goes on.
+        """Return the tokens that ask for practice for `problem`, up to the point where the model continues.
 
-        What `Prompts.shown_target` shows is left out where it would leave less than half of the context.
+        The example of `Prompts.shown_target` is left out where it would leave less than half of the context. Raises
+        DataError where the prompt fills the context.
         """
         text = self.prompts.render_synthesis(problem)
         if not self.prompts.chat:
@@ -191,7 +194,7 @@ class LM:
         return [*self._prompt(text, problem), *opening]
 
     def shots_prompt(self, shots: Sequence[tuple[str, str]], problem: str) -> list[int]:
-        """The solver prompt of a problem with solved ones, (problem, solution), before it; of any length."""
+        """Return the solver prompt of a problem after solved ones, (problem, solution). Its length is not checked."""
         prefix, ask = self._asking.answer_prefix, self.prompts.render_solve
         solved = [(ask(one), solution.strip()) for one, solution in shots]
         if self.prompts.chat:
@@ -214,32 +217,35 @@ class LM:
         return ids
 
     def target_ids(self, solution: str) -> list[int]:
-        """The tokens of a solution as it follows a solver prompt, with the token that ends an answer."""
+        """Return the tokens of a solution after a solver prompt, with the token that ends an answer."""
         return [*self._asking.answer(solution), self._asking.end_id]
 
     def written_ids(self, problem: str, solution: str) -> list[int]:
-        """The tokens of a practice example as the model would write it after a synthesis prompt, with the end token."""
+        """Return the tokens of a practice example as the model writes it for a synthesis prompt, with the end token."""
         return [*self._asking.written(self.prompts.render_written(problem, solution)), self._asking.end_id]
 
     def solution_label(self) -> tuple[str, list[int]]:
-        """The label between the problem and the solution of a practice example, as text and as tokens."""
+        """Return the label between problem and solution of a practice example, as text and as tokens."""
         label = self.prompts.example.partition("{problem}")[2].partition("{solution}")[0].rstrip()
         return label, list(self.tokenizer(label, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def attempt_row(self, problem: str, solution: str) -> Row:
-        """A solution as the scorer reads it: a copy of the problem, written after its synthesis prompt."""
+        """Return an attempt at the problem itself as the scorer reads it.
+
+        The scorer reads every example after a synthesis prompt, so here the problem follows its own prompt as a copy.
+        """
         return self.synthesis_prompt(problem), self.written_ids(problem, solution)
 
     def example_row(self, problem: str, solution: str) -> Row:
-        """A practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
+        """Return a practice example as the inner loop learns it: solver prompt, then the solution, which counts."""
         return self.solve_prompt(problem), self.target_ids(solution)
 
     def example_tokens(self, problem: str, solution: str) -> int:
-        """The length of `example_row`, also where it is beyond the context."""
+        """Return the length of `example_row` in tokens, also where it is beyond the context."""
         return len(self._encode(self.prompts.render_solve(problem))) + len(self.target_ids(solution))
 
     def batch(self, rows: Sequence[Row]) -> Batch:
-        """Right-pad rows into a batch on the model's device. Raises DataError for a row beyond the context."""
+        """Pad rows on the right into a batch on the model's device. Raises DataError for a row beyond the context."""
         length = max(len(context) + len(target) for context, target in rows)
         if length > self.context:
             raise DataError(f"a sequence of {length} tokens; {self.name!r} reads at most {self.context}; shorten it")
@@ -257,11 +263,15 @@ class LM:
     def token_logprobs(
         self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None
     ) -> tuple[Float[Tensor, "N K"], Tensor]:
-        """Log-probabilities (nats, float32 or wider) of the tokens that count, and their mask [N, K] bool.
+        """Return the log-probabilities (nats, float32 or wider) of the tokens that count, and their mask [N, K] bool.
 
         K covers the positions from the first token that counts in any row; where the mask is False the value is 0.
-        Differentiable twice with respect to the adapter. Logits are made of tokens that count alone, and of a model
-        whose output head is known (`mass.lm.head`) only of few at a time: none are kept.
+        Differentiable twice with respect to the adapter. Logits are computed only for tokens that count and, if the
+        model's output head is known (`mass.lm.head`), only for few at a time, and not kept.
+
+        Args:
+            adapter: one adapter, or a stack; None for the plain base.
+            rows: [N] the index of each row's adapter in a stack; None for equal consecutive blocks of rows.
         """
         if logprobs.is_recorded():
             return self._all_logprobs(batch, adapter, rows)
@@ -274,7 +284,10 @@ class LM:
     def _all_logprobs(
         self, batch: Batch, adapter: Params | None, rows: Tensor | None
     ) -> tuple[Float[Tensor, "N K"], Tensor]:
-        """Of every token but the first, those that do not count masked: what depends on shapes alone."""
+        """Compute `token_logprobs` over all tokens but the first, and mask those that do not count.
+
+        While a pass is recorded, shapes must not depend on values, so the tokens that count cannot be selected.
+        """
         targets, mask = batch.input_ids[:, 1:], batch.target_mask[:, 1:]
         last, count = targets.shape[1], targets.numel()
         values, head = self.last_values(batch.input_ids, batch.attention_mask, last, count, adapter, rows)
@@ -282,8 +295,10 @@ class LM:
         return torch.where(mask, found.view(mask.shape), 0.0), mask
 
     def predictions(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Predictions:
-        """What is predicted at each of the n places of the batch that count, row by row. Differentiable twice with
-        respect to the adapter."""
+        """Return the predictions at each of the n positions of the batch that count, row by row.
+
+        Differentiable twice with respect to the adapter.
+        """
         mask = batch.target_mask[:, _first_counted(batch) :]
         count = int(mask.sum())
         values, head = self.last_values(batch.input_ids, batch.attention_mask, mask.shape[1], count, adapter, rows)
@@ -298,9 +313,11 @@ class LM:
         adapter: Params | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Float[Tensor, "N last+1 _"], Head | None]:
-        """What predicts the `last` tokens of each row, and one place more: states [.., d] and the head that makes
-        logits of them, or logits [.., V] and None where they are few (for the `count` tokens that count) or the head
-        is not known."""
+        """Return the values that predict the `last` tokens of each row, and one position more, with the head or None.
+
+        The values are states [.., d], with the head that makes logits of them. They are logits [.., V], without a head,
+        where the logits of the `count` tokens that count are few, or where the head is not known.
+        """
         kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.keeps_logits:
             kwargs["logits_to_keep"] = last + 1
@@ -310,12 +327,12 @@ class LM:
         return values[:, -(last + 1) :], head
 
     def losses(self, batch: Batch, adapter: Params | None = None, rows: Tensor | None = None) -> Float[Tensor, " N"]:
-        """`l_i`: mean negative log-likelihood (nats per token) of the tokens that count, per row."""
+        """Return `l_i`: each row's mean negative log-likelihood (nats per token) of the tokens that count."""
         logprobs, mask = self.token_logprobs(batch, adapter, rows)
         return -logprobs.sum(1) / mask.sum(1).clamp_min(1)
 
     def hidden_states(self, batch: Batch, adapter: Params | None = None) -> Float[Tensor, "N L d"]:
-        """Last hidden states."""
+        """Return the last hidden states."""
         with self.adapters.use(adapter):
             decoder = self.model.base_model
             states = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
@@ -324,7 +341,7 @@ class LM:
     # --- sampling
 
     def cut(self, text: str) -> str | None:
-        """The text before the first stop of the prompts; None where there is none."""
+        """Return the text before the first stop string of the prompts; None where there is none."""
         return self._stop.cut(text)
 
     def sample(
@@ -336,10 +353,16 @@ class LM:
         *,
         with_logprobs: bool = False,
     ) -> list[Sample]:
-        """Continue each prompt, here or, with an `engine`, there. Row i is a function of its prompt, seed and adapter.
+        """Sample a continuation of each prompt, in this process or at the sampling server.
 
-        A stacked adapter needs as many equal consecutive blocks of prompts as it has adapters. `with_logprobs` also
-        keeps the log-probability of each token, at the cost of a softmax over the vocabulary for each.
+        Row i is a function of its prompt, seed and adapter. A stack needs as many equal consecutive blocks of prompts
+        as it has adapters. `with_logprobs` also keeps the log-probability of each token, at the cost of a softmax over
+        the vocabulary for each.
+
+        Raises:
+            ShapeError: seeds or a stack that do not fit the prompts.
+            DataError: a prompt that fills the model's context.
+            EngineError: the server did not give all samples.
         """
         if self.engine is not None:
             return self.engine.sample(prompts, config, seeds, adapter, with_logprobs=with_logprobs)
@@ -347,10 +370,10 @@ class LM:
 
 
 def _first_weight(model: Any) -> Tensor:
-    """Where tokens come in; never packed, as quantised layers are, and never that of a part that sees."""
+    """Return the embedding of tokens: it is never quantised, and never belongs to a model's vision part."""
     return model.get_input_embeddings().weight
 
 
 def _first_counted(batch: Batch) -> int:
-    """The first position that counts in any row."""
+    """Return the first position that counts in any row."""
     return int(batch.target_mask.any(0).nonzero()[0])

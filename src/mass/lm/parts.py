@@ -1,7 +1,7 @@
-"""Prompts, bytes that can be spared -> which rows are decoded side by side.
+"""Choose which rows are decoded side by side, so that they fit the free memory.
 
-A row holds the keys and values of its prompt and of all that it may write, padded to the longest row beside it, and its
-logits. Where not all rows fit, they are put in order of their length, so that long ones are beside long ones.
+A row holds the keys and values of its prompt and of all tokens it may generate, padded to the longest row beside it,
+and its logits. Where not all rows fit, they are sorted by length, so that rows of similar length are decoded together.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ class RowBytes:
     token: float
     """Bytes of the keys and values of one token, in all layers."""
     row: float
-    """Bytes beside those: logits as the model gives them, and a copy."""
+    """Further bytes: the logits that the model returns, and a copy."""
 
     def of(self, tokens: int) -> float:
-        """Of a row with so many tokens, prompt and answer."""
+        """Return the bytes of a row with so many tokens, prompt and answer together."""
         return self.row + self.token * (tokens + ROOM)
 
 
 def row_bytes(config: Any, itemsize: int) -> RowBytes:
-    """From a model's configuration, with `itemsize` bytes of a number. What a sliding window leaves out is counted;
-    layers without keys and values are too."""
+    """Compute the bytes of a row from a model's configuration, with `itemsize` bytes for each number.
+
+    It is an upper bound: tokens outside a sliding window count, and so do layers without keys and values.
+    """
     config = config.get_text_config()
     heads, layers = int(getattr(config, "num_attention_heads", None) or 1), int(config.num_hidden_layers)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -41,13 +43,16 @@ def row_bytes(config: Any, itemsize: int) -> RowBytes:
 
 
 def rows_side_by_side(spare: float, tokens: int, each: RowBytes, most: int) -> int:
-    """Rows of so many tokens that are decoded at once in `spare` bytes: at least one, at most `most`."""
+    """Return how many rows of so many tokens are decoded at once in `spare` bytes: at least one, at most `most`."""
     return max(1, int(min(most, spare / each.of(tokens))))
 
 
 def parts(lengths: Sequence[int], height: int, spare: float, each: RowBytes, most: int) -> list[list[int]]:
-    """Units of `height` rows, the longest of a unit being of `lengths` tokens -> units decoded together, all of them
-    in their order where they fit."""
+    """Divide units of `height` rows into parts that are decoded together.
+
+    `lengths` has the length in tokens of each unit's longest row. Where all units fit together, they keep their order;
+    otherwise they are sorted by length.
+    """
     if not lengths:
         return []
     if len(lengths) * height <= rows_side_by_side(spare, max(lengths), each, most):

@@ -1,7 +1,8 @@
-"""A configuration -> where weights go and in how many bits; a spread model whose layers can be checkpointed.
+"""Place weights on devices, with or without quantisation, and keep the layers of a spread model checkpointable.
 
-accelerate decides what goes where. Its hooks replace each layer's `forward` on the object, which layer checkpointing
-could not recompute; ours stand before the layers and move what comes in, so the layers stay themselves.
+accelerate decides which device each part goes to. Its hooks replace each layer's `forward` on the object, which layer
+checkpointing cannot recompute. They are replaced by hooks that run before the layers and move the inputs, so that the
+layers themselves stay unchanged.
 
 Reference: 4-bit weights with a LoRA on top, Dettmers et al., arXiv 2305.14314.
 """
@@ -19,11 +20,14 @@ from mass.config import ModelConfig
 from mass.errors import ConfigError, ModelError
 
 _KEPT = "_mass_elsewhere"
-"""Attribute of a tensor: its version and its copies on other devices, so that layers share one mask."""
+"""Name of the attribute of a tensor with its version and its copies on other devices, so that layers share one mask."""
 
 
 def weights_options(config: ModelConfig) -> dict[str, Any]:
-    """Options of `from_pretrained` for `device_map` and `quantization`. Raises ConfigError where they cannot be had."""
+    """Return options of `from_pretrained` for `device_map` and `quantization`.
+
+    Raises ConfigError for options that exclude each other, a missing package, or a machine without a CUDA device.
+    """
     options: dict[str, Any] = {}
     if config.device_map is not None:
         if config.device != "auto":
@@ -47,7 +51,7 @@ def _quantization(bits: str) -> Any:
 
 
 def bits_and_bytes(bits: str) -> Any:
-    """4bit: NF4 with its scales quantised too, computing in bfloat16. 8bit: LLM.int8."""
+    """Return the configuration of bitsandbytes: for 4bit NF4 with quantised scales and bfloat16 products; LLM.int8."""
     from transformers import BitsAndBytesConfig
 
     if bits == "8bit":
@@ -66,9 +70,9 @@ def _require(package: str, option: str, install: str) -> None:
 
 
 def stay_in_place(model: Any, name: str) -> None:
-    """Of a model that accelerate has spread: exchange its hooks for our own.
+    """Replace the hooks of accelerate, in a model that it has spread over devices, by those of this module.
 
-    Raises ModelError when a part was left on the CPU or the disk, from where each pass would fetch it anew.
+    Raises ModelError when a part was left on the CPU or the disk, from which every pass would have to load it.
     """
     places: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
     devices = {str(place) for place in places.values()}
@@ -81,7 +85,8 @@ def stay_in_place(model: Any, name: str) -> None:
         )
     hooks: Any = importlib.import_module("accelerate.hooks")
     hooks.remove_hook_from_module(model, recurse=True)
-    for module in model.modules():  # which leaves the class's own forward on the object, as if it were another
+    # Removing the hooks leaves the class's own `forward` on each object, which would look like a replaced one.
+    for module in model.modules():
         own = vars(module).get("forward")
         if own is not None and getattr(own, "__func__", None) is type(module).forward:
             del module.forward
@@ -89,7 +94,7 @@ def stay_in_place(model: Any, name: str) -> None:
 
 
 def bring_inputs(model: nn.Module, places: dict[str, torch.device]) -> None:
-    """Before each of these parts of a model, move the tensors that come in to where the part is."""
+    """Register hooks that move the inputs of each of these parts of a model to the part's device."""
     for part, device in places.items():
         model.get_submodule(part).register_forward_pre_hook(_mover(device), with_kwargs=True)
 
@@ -102,7 +107,7 @@ def _mover(device: torch.device) -> Any:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Nested tuples, lists and dicts with their tensors on `device`. Other objects, caches among them, stay."""
+    """Return nested tuples, lists and dicts with their tensors on `device`. Other objects, as caches, stay the same."""
     if isinstance(value, Tensor):
         return _moved_tensor(value, device)
     if type(value) in (tuple, list):
@@ -113,6 +118,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 def _moved_tensor(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on `device`; a copy without a gradient is kept for other layers until the tensor changes."""
     if tensor.device == device:
         return tensor
     if tensor.requires_grad:

@@ -1,11 +1,12 @@
-"""Prompts -> a cache that holds them, and the logits after each: every distinct prompt of an adapter is read once.
+"""Fill a cache with prompts, and compute the logits after each; every distinct prompt of an adapter is read once.
 
-Rows that share a prompt (the m copies of a synthesis prompt, the votes of one problem) share its pass, and are told
-apart afterwards. Prompts are padded on the left to the longest; where they are of very unequal lengths, the longer ones
-are read alone up to where the shorter begin, and a pass never holds more than `TOKENS` places. None of it changes what
-a row gets, but for rounding.
+Rows that share a prompt (the m copies of a synthesis prompt, the votes of one problem) share its pass, and get rows of
+their own in the cache afterwards. Prompts are padded on the left to the longest. Where their lengths are very
+different, the longer ones are read alone up to the position at which the shorter begin, and a pass never holds more
+than `TOKENS` positions. This changes the results by rounding only.
 
-Legend: N rows in G equal consecutive blocks, one for each adapter of a stack; w distinct prompts of a block, L places.
+Legend: N rows in G equal consecutive blocks, one for each adapter of a stack; w distinct prompts of a block, L
+positions.
 """
 
 from __future__ import annotations
@@ -22,25 +23,31 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from mass.types import Params
 
 TOKENS = 4096
-"""Places of one pass, padding included: bounds its memory, and is enough to keep any device busy."""
+"""Most positions in one pass, padding included: it limits the memory, and is enough to keep any device busy."""
 WASTE = 256
-"""Places of padding for whose sake another pass is worth starting."""
+"""Number of padded positions from which a further pass is worth its overhead."""
 
 Segment = tuple[int, int, int]
-"""First place, place after the last, and how many prompts of each block have begun before the latter."""
+"""(first position, position after the last, number of prompts of each block that begin before the latter)"""
 
 
 def prefill(
     lm: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache, adapter: Params | None, blocks: int
 ) -> tuple[Tensor, Tensor]:
-    """Fill the empty cache with N rows; returns the logits [N, V] after each prompt, and the mask [N, L]."""
+    """Fill the empty cache with N rows; returns the logits [N, V] after each prompt, and the mask [N, L].
+
+    Args:
+        blocks: number of equal consecutive blocks of prompts: the adapters of a stack, or 1.
+    """
     distinct, source = _distinct(prompts, blocks)
     width = len(distinct) // blocks
     ids, mask = left_pad(distinct, lm.pad_id, lm.device)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     present, logits = 0, torch.empty(0)
     for first, end, begun in _segments(_begins(distinct, blocks), ids.shape[1], blocks, _can_be_cut(cache)):
-        if 0 < present < begun:  # rows that begin here take over the places of others, all of which are masked for them
+        # Prompts that begin here get copies of an earlier row's cache: all its positions are padding for them, and
+        # masked.
+        if 0 < present < begun:
             select_rows(cache, _of_blocks(blocks, present, torch.arange(begun).clamp_max(present - 1)))
         present = begun
         rows = _of_blocks(blocks, width, torch.arange(begun)).to(lm.device)
@@ -63,7 +70,7 @@ def prefill(
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[N, L] tokens and their mask, 1 where they count."""
+    """Pad prompts on the left; returns the tokens [N, L] and their mask, 1 on real tokens."""
     length = max(len(p) for p in prompts)
     ids = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -71,13 +78,16 @@ def left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Let the cache hold these rows of its own, in this order; one may be named several times."""
+    """Replace the rows of the cache by `rows` among them, in this order; a row may be repeated."""
     cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType] (int64 all the same); layers of every kind have it
 
 
 def _distinct(prompts: Sequence[Sequence[int]], blocks: int) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The distinct prompts of each block, longest first, every block filled up to the same number; and for each row
-    the place of its prompt among them."""
+    """Return the distinct prompts of each block, and for each row the index of its prompt among them.
+
+    Prompts are sorted from the longest to the shortest. Each block is filled up to the same number by repeating its
+    last prompt, since a stack of adapters needs blocks of equal height.
+    """
     height = len(prompts) // blocks
     rows = [tuple(prompt) for prompt in prompts]
     groups = [rows[start : start + height] for start in range(0, len(rows), height)]
@@ -89,13 +99,13 @@ def _distinct(prompts: Sequence[Sequence[int]], blocks: int) -> tuple[list[tuple
 
 
 def _begins(distinct: Sequence[Sequence[int]], blocks: int) -> list[int]:
-    """[w] where, among L places, the first block's, second block's .. j-th prompt begins, whichever is first."""
+    """Return [w]: the position at which the j-th prompt of a block begins, the first such position of all blocks."""
     longest, width = max(map(len, distinct)), len(distinct) // blocks
     return [longest - max(map(len, distinct[j::width])) for j in range(width)]
 
 
 def _segments(begins: Sequence[int], length: int, blocks: int, may_cut: bool) -> Iterator[Segment]:
-    """Where to cut the L places, so that each pass holds few enough places and little padding."""
+    """Yield the segments into which the L positions are cut, so that each pass is short and holds little padding."""
     if not may_cut:
         yield 0, length, len(begins)
         return
@@ -109,13 +119,17 @@ def _segments(begins: Sequence[int], length: int, blocks: int, may_cut: bool) ->
 
 
 def _short_enough(first: int, end: int, begun: int, blocks: int) -> Iterator[Segment]:
+    """Cut a segment into passes of at most `TOKENS` positions."""
     step = max(1, TOKENS // (begun * blocks))
     for start in range(first, end, step):
         yield start, min(start + step, end), begun
 
 
 def _can_be_cut(cache: DynamicCache) -> bool:
-    """Whether all layers keep keys and values alone, which masks tell apart; a recurrent state takes in padding."""
+    """Return True where all layers keep only keys and values, of which masks hide those of other rows.
+
+    A row of a recurrent state could not be copied for a prompt that begins later: the state depends on all its tokens.
+    """
     return bool(cache.layers) and all(
         isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
         for layer in cache.layers
@@ -123,5 +137,5 @@ def _can_be_cut(cache: DynamicCache) -> bool:
 
 
 def _of_blocks(blocks: int, height: int, places: Tensor) -> Tensor:
-    """The same places of each block of that height, as rows."""
+    """Return the rows at the same places of each block of this height."""
     return (torch.arange(blocks)[:, None] * height + places).flatten()

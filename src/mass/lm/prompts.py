@@ -1,8 +1,8 @@
-"""A problem -> the text that asks a model to solve it, or to write practice like it, by the kind of problem.
+"""The texts that ask a model to solve a problem, or to write practice like it, for each kind of problem.
 
-A base model continues `PLAIN`; a model whose tokenizer has a chat template is asked with `CHAT` in a user message, and
-otherwise for a program or a letter than for a number (`CHATS`). `answer_prefix` is what stands between a prompt and the
-solution it asks for. `mass.lm.prompts_file` reads prompts of a user's own.
+A base model continues `PLAIN`. A model whose tokenizer has a chat template gets a user message, `CHAT` for mathematics
+and others for problems whose answer is a program or a letter (`CHATS`). `mass.lm.prompts_file` reads a user's own
+prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 MATH, CODE, CHOICE, OTHER = KINDS = ("math", "code", "choice", "other")
-"""Kinds of problems, by what ends an answer: a number or formula, a program, a letter, or none of these."""
+"""Kinds of problems, by the form of the final answer: a number or formula, a program, a letter, or none of these."""
 _KIND_OF_VERIFIER = {
     **dict.fromkeys(("math", "exact", "gsm8k-strict", "gsm8k-flexible", "minerva"), MATH),
     "code": CODE,
@@ -26,32 +26,34 @@ _KIND_OF_VERIFIER = {
 
 @dataclass(frozen=True)
 class Prompts:
+    """The prompts for one kind of problem."""
+
     solve: str
-    """Holds `{problem}`; the model answers with a worked solution."""
+    """Prompt with `{problem}`, to which the model answers with a worked solution."""
     synthesis: str
-    """Holds `{problem}`; the model answers with a similar problem and its solution."""
+    """Prompt with `{problem}`, to which the model answers with a similar problem and its solution."""
     answer_prefix: str
-    """Written before a solution that follows the prompt directly."""
+    """Text between a prompt and the solution that follows it directly."""
     example: str
-    """Holds `{problem}` and `{solution}`: a practice example as the model writes it after the synthesis prompt."""
+    """Practice example with `{problem}` and `{solution}`, as the model writes it after the synthesis prompt."""
     between: str = "\n\n"
-    """Between a solved problem and the next one, where several stand in one prompt."""
+    """Text between a solved problem and the next one in a prompt with several problems."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation, besides the end token."""
     chat: bool = False
-    """Whether a prompt goes through the tokenizer's chat template as a user message."""
+    """True if a prompt goes through the tokenizer's chat template as a user message."""
     system: str = ""
-    """With `chat`: the system message; at the head of the user's where the template knows no system role."""
+    """System message (with `chat`), put before the user's text if the template has no system role."""
     thinking: bool = False
-    """With `chat`: whether a template that has the switch (`enable_thinking`) lets the model think aloud first."""
+    """True if the model may think aloud first (with `chat`), in a template with such a switch (`enable_thinking`)."""
     date: str = "2024-07-26"
-    """With `chat`: the day that a template which writes one is told, so that a prompt is the same every day."""
+    """Day for templates that write a date (with `chat`), so that a prompt is the same every day."""
     opening: str = ""
-    """With `chat` and without thinking: the first words of the assistant's message after the synthesis prompt. They are
-    part of the prompt, so that the model goes on in the form."""
+    """First words of the assistant's message after the synthesis prompt (with `chat`, without thinking). They are part
+    of the prompt, so that the model continues in the requested form."""
     shown_target: str = ""
-    """With `chat`: a problem with practice for it, which stand before the synthesis prompt as an earlier turn of the
-    conversation and show the form. Empty: nothing is shown."""
+    """Problem that is shown with practice for it (with `chat`), as an earlier turn of the conversation before the
+    synthesis prompt, to demonstrate the form. Empty to show nothing."""
     shown_problem: str = ""
     """The practice problem that is shown for `shown_target`."""
     shown_solution: str = ""
@@ -60,37 +62,41 @@ class Prompts:
     """Texts that end a practice example, besides `stop`."""
 
     def render_solve(self, problem: str) -> str:
+        """Return the text that asks to solve a problem."""
         return self.solve.replace("{problem}", problem.strip())
 
     def render_synthesis(self, problem: str) -> str:
+        """Return the text that asks for practice for a problem."""
         return self.synthesis.replace("{problem}", problem.strip())
 
     def render_example(self, problem: str, solution: str) -> str:
+        """Return `example` filled in."""
+        # Split first, so that a "{solution}" inside the problem stays as it is.
         before, after = self.example.split("{problem}")
         return before + problem.strip() + after.replace("{solution}", solution.strip())
 
     @property
     def opens(self) -> str:
-        """The `opening` where it is written for the model: not where the model is to think first."""
+        """The `opening` if the prompt ends with it; empty without a chat, or where the model thinks first."""
         return self.opening if self.chat and not self.thinking else ""
 
     def render_written(self, problem: str, solution: str) -> str:
-        """A practice example as the model writes it after the synthesis prompt and its `opens`."""
+        """Return a practice example as the model writes it after the synthesis prompt and its `opens`."""
         unopened = self.opening if self.chat and not self.opens else ""
         return unopened + self.render_example(problem, solution)
 
     @property
     def form(self) -> str:
-        """A whole practice example, with {problem} and {solution} in their places."""
+        """A complete practice example with {problem} and {solution} in their places."""
         return self.opens + self.render_written("{problem}", "{solution}")
 
     def without_form(self) -> Prompts:
-        """The same without an opening and a shown example: what suits a synthesis prompt of another form."""
+        """Return a copy without opening and shown example, for a synthesis prompt that asks for another form."""
         nothing = dict.fromkeys(("opening", "shown_target", "shown_problem", "shown_solution"), "")
         return dataclasses.replace(self, example=self.opening + self.example, synthesis_stop=(), **nothing)
 
     def shown_turns(self) -> list[tuple[str, str]]:
-        """The turns (role, text) that stand before the synthesis prompt; none where nothing is shown."""
+        """Return the turns (role, text) before the synthesis prompt; none where no example is shown."""
         if not (self.chat and self.shown_target):
             return []
         example = self.opening + self.render_example(self.shown_problem, self.shown_solution)
@@ -208,30 +214,33 @@ CHATS: PromptSet = {
 
 
 def defaults(*, chat: bool) -> PromptSet:
-    """The package's own prompts, for a model with a chat template or for one without."""
+    """Return the package's own prompts, for a model with a chat template or for one without."""
     return CHATS if chat else PLAINS
 
 
 def kind_of(task: Task) -> str:
-    """What kind of problem a task is: its verifier says what an answer must end with. Gold plays no part."""
+    """Return the kind of problem of a task, from its verifier, which fixes the form of the final answer.
+
+    The gold solution is not used.
+    """
     return _KIND_OF_VERIFIER.get(task.verifier, OTHER)
 
 
 def common_kind(tasks: Iterable[Task]) -> str:
-    """The kind of all tasks; OTHER, whose prompts suit any, where they differ; MATH where there are none."""
+    """Return the kind of all tasks; OTHER, whose prompts suit any kind, where they differ; MATH without tasks."""
     kinds = {kind_of(task) for task in tasks}
     return OTHER if len(kinds) > 1 else next(iter(kinds), MATH)
 
 
 def with_thinking(prompts: PromptSet, thinking: bool | None) -> PromptSet:
-    """With the thinking switch set for all kinds; None: as the prompts say."""
+    """Return the prompts with the thinking switch set for all kinds; None leaves it as it is."""
     if thinking is None:
         return prompts
     return {kind: dataclasses.replace(one, thinking=thinking) for kind, one in prompts.items()}
 
 
 def to_json(prompts: PromptSet) -> dict[str, dict[str, Any]]:
-    """Prompts as plain JSON values."""
+    """Return prompts as plain JSON values."""
     return {kind: _one_to_json(one) for kind, one in prompts.items()}
 
 
@@ -240,11 +249,11 @@ def _one_to_json(one: Prompts) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Mapping[str, Any]]) -> PromptSet:
-    """Inverse of `to_json`. Raises TypeError on unknown fields, KeyError for a kind that is missing."""
+    """Read what `to_json` returned. Raises TypeError on unknown fields, KeyError for a missing kind."""
     return {kind: one_from_json(data[kind]) for kind in KINDS}
 
 
 def one_from_json(data: Mapping[str, Any]) -> Prompts:
-    """Those of one kind. Raises TypeError on unknown fields."""
+    """Read the prompts of one kind. Raises TypeError on unknown fields."""
     values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("stop", "synthesis_stop")}})
     return Prompts(**values)

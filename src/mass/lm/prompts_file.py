@@ -1,4 +1,4 @@
-r"""A text file of the user's <-> prompts by kind of problem.
+r"""Read and write a user's text file of prompts by kind of problem.
 
     # Lines before the first heading are a comment.
     === solve
@@ -9,10 +9,10 @@ r"""A text file of the user's <-> prompts by kind of problem.
     === solve code
     Write this in Python: {problem}
 
-A heading names a field of `Prompts`, and a kind of problem after it where the text is for that kind alone. The text
-goes on to the next heading; empty lines around it do not count. A text in double quotes on one line is a JSON string,
-for spaces and line ends at its edges. `stop` has a text a line, `chat` and `thinking` are yes or no. What the file
-leaves out stays as it is by default.
+A heading names a field of `Prompts`, followed by a kind of problem if the text is for that kind alone. The text extends
+to the next heading; empty lines around it do not count. A text in double quotes on one line is a JSON string, which may
+have spaces and line ends at its edges. `stop` has one text on each line; `chat` and `thinking` are yes or no. Fields
+that the file leaves out keep their defaults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mass.errors import ConfigError, nearest
 from mass.lm.prompts import KINDS, Prompts, PromptSet, defaults
 
 Sections = Mapping[tuple[str, str], Any]
-"""(field, kind, or "" for all) -> value."""
+"""Values by (field, kind), with "" as the kind of a value for all kinds."""
 
 _HEADING = re.compile(r"===[ \t]+([^\s=].*?)[ \t]*=*[ \t]*")
 _NEEDS = {"solve": ("{problem}",), "synthesis": ("{problem}",), "example": ("{problem}", "{solution}")}
@@ -44,7 +44,7 @@ HEAD = """\
 
 
 def read(path: str | Path) -> Sections:
-    """The sections of a file, checked. Raises ConfigError with file and line for one that cannot be used."""
+    """Read and check the sections of a file. Raises ConfigError with file and line where they cannot be used."""
     try:
         text = encoding.read(path)
     except OSError as error:
@@ -54,7 +54,7 @@ def read(path: str | Path) -> Sections:
 
 
 def parse(text: str, where: str = "prompts") -> Sections:
-    """As `read`, of a text."""
+    """Read and check the sections of a text; `where` names it in errors. Raises ConfigError."""
     sections = dict[tuple[str, str], Any]()
     for line, heading, lines in _blocks(text, where):
         key = _key(heading, f"{where}, line {line}")
@@ -67,9 +67,9 @@ def parse(text: str, where: str = "prompts") -> Sections:
 
 
 def complete(sections: Sections, *, chat: bool) -> PromptSet:
-    """Prompts of every kind: what the sections say, else the package's own.
+    """Return prompts of every kind from the sections, with the package's own for what they leave out.
 
-    `chat` says whether the model has a chat template, which a section `chat` may overrule.
+    `chat` is True for a model with a chat template; a section `chat` overrides it.
     """
     base = defaults(chat=sections.get(("chat", ""), chat))
     found: dict[str, Prompts] = {}
@@ -77,13 +77,14 @@ def complete(sections: Sections, *, chat: bool) -> PromptSet:
         of_all = {name: value for (name, of), value in sections.items() if not of}
         of_kind = {name: value for (name, of), value in sections.items() if of == kind}
         own = of_all | of_kind
+        # The package's opening and shown example fit only its own form of practice.
         suits = "synthesis" not in own and "example" not in own
         found[kind] = dataclasses.replace(base[kind] if suits else base[kind].without_form(), **own)
     return found
 
 
 def write(prompts: PromptSet) -> str:
-    """A file that reads back as `prompts`, whatever the model."""
+    """Return the text of a file that reads back as `prompts`, for any model."""
     parts = [HEAD.format(kinds=", ".join(KINDS))]
     for field in dataclasses.fields(Prompts):
         values = {kind: getattr(prompts[kind], field.name) for kind in KINDS}
@@ -94,6 +95,7 @@ def write(prompts: PromptSet) -> str:
 
 
 def _blocks(text: str, where: str) -> list[tuple[int, str, list[str]]]:
+    """Return (line number, heading, lines of text) of each section. Raises ConfigError."""
     found: list[tuple[int, str, list[str]]] = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
         if match := _HEADING.fullmatch(line):
@@ -167,7 +169,7 @@ def _section(heading: str, value: Any) -> str:
 
 
 def _plain(text: str) -> bool:
-    """Whether a text reads back as it is when written without quotes."""
+    """Return True for a text that reads back unchanged when it is written without quotes."""
     headings = any(_HEADING.fullmatch(line) for line in text.split("\n"))
     edges = text == text.strip() and not (text.startswith('"') and text.endswith('"'))
     return bool(text) and edges and not headings and "\r" not in text

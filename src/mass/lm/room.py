@@ -1,8 +1,8 @@
-"""Rows of a pass -> a bound on the bytes that it holds, from the model's widths; and how many rows fit what is free.
+"""Bound the bytes that a pass holds, from the model's widths, and find how many rows fit the free memory.
 
-The bound says whether anything has to be measured or cut at all: it is two to five times what passes of Llama, Qwen and
-Gemma hold (`tests/lm/test_pass_room.py`). The inner loop, whose memory is the largest, is measured where the bound is
-more than what is free (`mass.metagrad.probe`).
+The bound decides whether passes have to be measured or cut at all: it is two to five times what passes of Llama, Qwen
+and Gemma hold (`tests/lm/test_pass_room.py`). The inner loop, which needs the most memory, is measured
+(`mass.metagrad.probe`) where the bound exceeds the free memory.
 
 Legend: n rows of T tokens, d width of the states.
 """
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 
 Kind = Literal["forward", "gradient", "second order"]
 PLAIN_ATTENTION = 128
-"""Tokens up to which attention may keep its T x T matrices (`mass.lm.attention`); eager attention always does."""
+"""Length in tokens up to which attention may keep its T x T matrices (`mass.lm.attention`); eager attention always
+does."""
 CHUNKS = 4
-"""Chunks of logits that are alive at once."""
+"""Number of chunks of logits that are alive at once."""
 
 ADAPTERS = 12
-"""Copies of an adapter while it is adapted: start, parameters, gradients, state, their sums, norms and what is kept."""
+"""Number of copies of an adapter during an adaptation: start, parameters, gradients, state, their sums, norms and the
+tape."""
 
 
 def bytes_of(lm: LM, rows: int, length: int, kind: Kind) -> float:
-    """At most so many bytes are alive in a pass, with its graph, whatever rows of this length count."""
+    """Return an upper bound on the bytes alive in a pass over `rows` rows of `length` tokens, its graph included."""
     config = lm.model.config.get_text_config()
     width, layers = int(config.hidden_size), int(config.num_hidden_layers)
     heads = int(getattr(config, "num_attention_heads", None) or 1)
@@ -49,7 +51,7 @@ def bytes_of(lm: LM, rows: int, length: int, kind: Kind) -> float:
 
 
 def rows_that_fit(lm: LM, rows: int, length: int, kind: Kind) -> int:
-    """How many of the rows may pass at once: all where the bound is within what can be spared, at least one."""
+    """Return how many of the rows may be in one pass: all of them if the bound fits the spare memory, at least one."""
     spare = free_memory.spare_bytes(lm.device)
     if bytes_of(lm, rows, length, kind) <= spare:
         return rows
@@ -59,15 +61,15 @@ def rows_that_fit(lm: LM, rows: int, length: int, kind: Kind) -> int:
 
 
 def spare_gb(lm: LM, rows: int, length: int) -> float | None:
-    """What the inner loop may hold with so many rows at once; None where that is surely enough."""
+    """Return the gigabytes that the inner loop may hold; None where so many rows at once surely fit."""
     spare = free_memory.spare_bytes(lm.device)
     return None if math.isinf(spare) or bytes_of(lm, rows, length, "second order") <= spare else spare / 1e9
 
 
 def stack_that_fits(lm: LM, stack: int) -> int:
-    """The largest divisor of a stack of problems whose adapters, and what an adaptation makes of them, can be spared.
+    """Return the largest divisor of the size of a stack of problems with which its adapters fit the spare memory.
 
-    A divisor, so that stacks begin where larger ones would.
+    A divisor is used so that smaller stacks begin at the same problems as larger ones.
     """
     sizes = sum(lm.adapters.config.rank * (s.in_features + s.out_features) for s in lm.adapters.sites)
     each = ADAPTERS * sizes * lm.adapter_dtype.itemsize
@@ -76,7 +78,7 @@ def stack_that_fits(lm: LM, stack: int) -> int:
 
 
 def _inner_width(config: object, width: int) -> int:
-    """Of what a token passes in one layer's perceptron, all experts that it visits together."""
+    """Return the width of one layer's perceptron, with all experts that a token visits together."""
     dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     experts = getattr(config, "num_experts_per_tok", None)
     if not experts:

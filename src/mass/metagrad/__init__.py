@@ -1,8 +1,9 @@
-"""weights, losses, starting parameters -> adapted parameters, with exact meta-gradients in flat memory.
+"""Run the inner loop as one autograd node, with exact meta-gradients and memory that stays flat in the number of steps.
 
     from mass.inner import SGD, AdamW, adapt
 
-`adapt` is one autograd node; `docs/engine.md` derives its backward. Nothing here knows what a language model is.
+`adapt` maps weights, losses and starting parameters to adapted parameters; `docs/engine.md` derives its backward.
+Nothing here knows what a language model is.
 """
 
 from mass.metagrad.check import check_losses

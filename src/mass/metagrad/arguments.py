@@ -1,4 +1,4 @@
-"""What a caller of `adapt` gives -> checked values in the form the recursion wants.
+"""Check the arguments of `adapt`, and bring them into the shapes that the recursion uses.
 
 Legend: K steps, m examples, P parameter tensors, B adapters of a stack.
 """
@@ -20,22 +20,24 @@ from mass.metagrad.optimizers import Rate, wide
 from mass.types import Params
 
 MODES = ("exact", "truncated(n)", "first_order", "finite_difference", "finite_difference(step)")
+"""The forms that the argument `mode` may have, as error messages list them."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How the backward treats the dependence of inner gradients on the parameters."""
+    """The treatment, in the backward, of the dependence of inner gradients on the parameters."""
 
     hessian: Literal["exact", "dropped", "difference"] = "exact"
-    """H_j u: exact, left out, or a central difference of gradients."""
+    """The product H_j u: exact, left out, or a central difference of gradients."""
     last: int | None = None
-    """Only the last `last` steps are differentiated; None: all."""
+    """Number of steps, counted from the end, that are differentiated; None for all."""
     step: float | None = None
-    """Of the differences, relative to the norm of the parameters; None: the cube root of their machine epsilon."""
+    """Step of the differences, relative to the norm of the parameters; None for the cube root of their machine
+    epsilon."""
 
     @staticmethod
     def parse(text: str) -> Mode:
-        """Raises ConfigError for anything but one of `MODES`."""
+        """Read a mode from its text. Raises ConfigError for anything but one of `MODES`."""
         text = str(text)
         if truncated := re.fullmatch(r"truncated\((\d+)\)", text):
             return Mode(last=int(truncated[1]))
@@ -52,18 +54,23 @@ class Mode:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """One that autograd can record, also inside `torch.inference_mode`."""
+    """Return a tensor that autograd can record: a copy of one that was made inside `torch.inference_mode`."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def weights_per_step(weights: Tensor, steps: int) -> Float[Tensor, "K m"]:
+    """Repeat weights [m] for each step, as a view whose gradient sums over the steps. Raises ShapeError."""
     if weights.ndim == 2 and len(weights) != steps:
         raise ShapeError(f"weights have shape {list(weights.shape)}, expected [m] or [steps, m] with steps = {steps}")
     return weights if weights.ndim == 2 else weights.expand(steps, -1)
 
 
 def rates_per_step(lr: Rate, params: Params, steps: int, *, stacked: bool) -> Float[Tensor, "K P *B"]:
-    """Rates in the order of `params`, differentiable in the tensors of `lr`; of each adapter, where one is so."""
+    """Return the learning rates, in the order of `params`, differentiable in the tensors of `lr`.
+
+    The axis B is there only where at least one rate has a value for each adapter of the stack. Raises ConfigError for
+    a name that is missing or unknown, or a rate that is negative or not finite, and ShapeError for another shape.
+    """
     named = dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(params, lr)
     if unknown := [name for name in named if name not in params]:
         raise ConfigError(f"a learning rate for {unknown[0]!r}, which is no parameter{nearest(unknown[0], params)}")
@@ -74,6 +81,7 @@ def rates_per_step(lr: Rate, params: Params, steps: int, *, stacked: bool) -> Fl
     for name, p in params.items():
         rate = named[name]
         rate = ordinary(rate) if isinstance(rate, Tensor) else torch.tensor(rate, dtype=wide(p))
+        # A 1-d rate is always [steps]; a rate for each adapter must be 2-d, so that the two cannot be mistaken.
         by_task = [(count, len(p)) for count in (1, steps)] if stacked else []
         if rate.shape not in ((), (steps,), *by_task):
             task = f", or [1 or steps, tasks] = [{steps}, {len(p)}]" if stacked else ""
@@ -102,7 +110,7 @@ def check(
     memory_gb: float | None,
     spare_gb: float | None,
 ) -> None:
-    """Raises ConfigError or ShapeError on what cannot be used."""
+    """Check the arguments of `adapt` before anything is computed. Raises ConfigError or ShapeError."""
     if not params:
         raise ConfigError("params is empty, expected a dict of at least one tensor; give the adapter's parameters")
     for name, p in params.items():

@@ -1,9 +1,9 @@
-"""Losses -> the same losses, whose passes are recorded once for each shape of their inputs, and then run compiled.
+"""Record the passes of losses once for each shape of their inputs, and run them compiled from then on.
 
 A first-order pass is a forward and a backward, a second-order pass one more backward through both. In each, autograd
 builds and walks a graph and the model's own Python runs: with small batches, half of the time. `torch.compile` alone
-does not help, as what it compiles can be differentiated once. Recorded below autograd (`mass.metagrad.recording`), a
-pass is a list of tensor operations without a graph, which a compiler fuses.
+does not help, as what it compiles can be differentiated only once. Recorded below autograd
+(`mass.metagrad.recording`), a pass is a list of tensor operations without a graph, which a compiler can fuse.
 
 Legend: m examples, n of them in a micro-batch.
 """
@@ -24,7 +24,7 @@ from mass.types import Params
 
 
 class Traced:
-    """A function of parameters and rows, with the recordings of its passes. `traced` makes one."""
+    """A function of parameters and rows, with the recordings of its passes. Made by `traced`."""
 
     def __init__(self, function: Function, compile_options: dict[str, Any] | None) -> None:
         self.function = function
@@ -32,9 +32,9 @@ class Traced:
         self._recordings: dict[Any, Recording] = {}
 
     def of(self, *rows: Tensor) -> TracedLosses:
-        """The losses of these rows, [m, ..] each, as `mass.inner.adapt` takes them.
+        """Return the losses of these rows, tensors [m, ..], in the form that `mass.inner.adapt` takes.
 
-        Raises ShapeError where they do not have the same number m of entries.
+        Raises ShapeError where the tensors do not have the same number m of entries.
         """
         if not rows or any(r.dim() == 0 or len(r) != len(rows[0]) for r in rows):
             raise ShapeError(
@@ -44,7 +44,7 @@ class Traced:
         return TracedLosses(self, rows)
 
     def recording(self, autocast: dict[str, Any], inputs: Inputs) -> Recording:
-        """The one for inputs of these shapes, made when they come for the first time."""
+        """Return the recording for inputs of these shapes; it is made when they come for the first time."""
         kinds = [(t.shape, t.dtype, t.device) for t in inputs.flat]
         key = (*inputs.params, *kinds, *autocast.values())
         if key not in self._recordings:
@@ -53,35 +53,38 @@ class Traced:
 
 
 def traced(function: Function, *, compiled: bool = True, **options: Any) -> Traced:
-    """`function(params, *rows)` -> losses [n], so that `adapt` runs its passes recorded and compiled:
+    """Wrap `function(params, *rows)` -> losses [n], so that `adapt` runs its passes recorded and compiled:
 
         losses = traced(function)
         adapted = adapt(losses.of(tokens, targets), params, weights, SGD(lr), steps)
 
-    It may look at shapes, not at values: no branch on a tensor, no `.item()`. What it uses beside its arguments, such
-    as a frozen model's weights, must stay the same tensors. Recording takes seconds and compiling up to minutes, once
-    for each combination of shapes, so pad rows to a few lengths and give micro-batches of one size. The first run of
-    each kind of pass is held against the one without recording; ConfigError where they differ, or where the function
-    cannot be recorded.
+    The function may look at shapes, not at values: no branch on a tensor, no `.item()`. Other tensors that it uses,
+    such as a frozen model's weights, must stay the same tensor objects. Recording takes seconds and compiling up to
+    minutes, once for each combination of shapes, so pad rows to a few lengths and use micro-batches of one size. The
+    first run of each kind of pass is compared with the pass without recording.
 
-    Where layers are checkpointed, and in finite differences, passes run as without.
+    Passes with layer checkpointing, and finite differences, run without recording.
 
     Args:
-        compiled: by `torch.compile`. False: the recorded operations run one by one, which needs no compiler and saves
-            only what autograd and the model's own Python cost.
-        options: of `torch.compile`.
+        compiled: whether `torch.compile` compiles the recorded operations. Without it they run one by one, which needs
+            no compiler and saves only the cost of autograd and of the model's own Python.
+        options: further options of `torch.compile`.
+
+    Raises ConfigError for options without compilation; later passes raise it where the function cannot be recorded or
+    where the recorded derivatives differ from autograd's.
     """
     if options and not compiled:
         raise ConfigError(
             f"{sorted(options)[0]} is given beside compiled=False, expected options of torch.compile only where it "
             "compiles; leave one of them out"
         )
+    # dynamic=False: a recording is for fixed shapes, and the compiler may rely on them.
     return Traced(function, {"fullgraph": True, "dynamic": False, **options} if compiled else None)
 
 
 @dataclass(frozen=True)
 class TracedLosses:
-    """`mass.metagrad.Losses` that the engine recognises."""
+    """Losses of fixed rows (`mass.metagrad.Losses`) that the engine recognises as recordable."""
 
     traced: Traced
     rows: tuple[Tensor, ...]
@@ -90,22 +93,26 @@ class TracedLosses:
         return self.traced.function(params, *self.select(index))
 
     def select(self, index: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the rows of the examples `index`; all of them for None."""
         return self.rows if index is None else tuple(r[index] for r in self.rows)
 
 
 class _Kept(NamedTuple):
-    """What `TracedPasses.begin` leaves for `finish`."""
+    """The state that `TracedPasses.begin` leaves for `finish`."""
 
     recording: Recording
     tensors: list[Tensor]
     inputs: Inputs
     examples: Tensor | None
-    """Which of the m they are; None: all."""
+    """Indices of the micro-batch among the m examples; None for all."""
     weights_m: Tensor
 
 
 class TracedPasses(Passes):
-    """Passes of an objective whose losses are traced."""
+    """The passes of an objective whose losses are traced.
+
+    With layer checkpointing every method falls back on the pass by autograd: a recording would keep all layers.
+    """
 
     def __init__(self, objective: Objective, losses: TracedLosses) -> None:
         super().__init__(objective)
@@ -126,7 +133,7 @@ class TracedPasses(Passes):
 
     def finish(self, begun: Begun, u: Params, wanted: Wanted) -> tuple[Params, Tensor]:
         kept = begun.rest
-        if not isinstance(kept, _Kept):
+        if not isinstance(kept, _Kept):  # it was begun with layer checkpointing, without a recording
             return super().finish(begun, u, wanted)
         products, bar_weights_n = kept.recording.finish(kept.tensors, kept.inputs, u, wanted)
         return products, _spread(bar_weights_n, kept.examples, kept.weights_m)
@@ -147,7 +154,7 @@ class TracedPasses(Passes):
 
 
 def _spread(bar_weights_n: Tensor | None, index: Tensor | None, weights_m: Tensor) -> Tensor:
-    """[m], zero for examples that are not in `index`."""
+    """Put the values of a micro-batch into [m], with zeros for examples that are not in `index`."""
     if bar_weights_n is None:
         return torch.zeros_like(weights_m)
     return bar_weights_n if index is None else torch.zeros_like(weights_m).index_copy_(0, index, bar_weights_n)

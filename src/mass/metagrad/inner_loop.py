@@ -1,4 +1,4 @@
-"""`adapt`: the inner loop as one node of the autograd graph.
+"""Run the inner loop as one node of the autograd graph (`adapt`).
 
 Legend: K steps, m examples, B adapters of a stack.
 """
@@ -48,44 +48,49 @@ def adapt(
     checkpoint: bool | None = None,
     spare_gb: float | None = None,
 ) -> Params:
-    """Parameters after `steps` steps of `optimizer` on Σ_i w_i ℓ_i, as one autograd node; 0 steps are the identity.
+    """Return the parameters after `steps` steps of `optimizer` on Σ_i w_i ℓ_i, as one autograd node.
 
     Gradients flow to `weights`, to `params` and to rate tensors; NOT to other tensors that `losses` captures. Where
-    none of the three requires grad this costs K plain gradient passes and keeps nothing.
+    none of the three requires grad, the call costs K plain gradient passes and keeps nothing. With 0 steps it is the
+    identity.
 
-    The forward keeps K copies of (θ, g, state) and no graph, unless `memory_gb` has room for graphs. The backward calls
-    `losses` again, so it must be the same function then: no dropout, and captured tensors unchanged. The autocast state
-    of the forward is restored; any other context it needs belongs inside `losses`. Losses must be finite where the
-    weight is 0 too: the gradient of that weight depends on them.
+    The forward keeps K copies of (θ, g, state) and no graph, unless `memory_gb` leaves space for graphs. The backward
+    calls `losses` again, so it must be the same function then: no dropout, and captured tensors unchanged. The
+    autocast state of the forward is restored; any other context that `losses` needs belongs inside it. Losses must be
+    finite where the weight is 0 too: the gradient of that weight depends on them.
 
     Args:
-        losses: (params, index) -> losses of the examples `index`, of all m when it is None. With `memory_gb` it is also
-            called to be measured: it may be broken off, and `index` may name an example more than once.
+        losses: (params, index) -> losses of the examples `index`, or of all m examples for None. With `memory_gb` or
+            `spare_gb` it is also called to measure its memory: such a call may be interrupted, and `index` may repeat
+            an example.
         params: the start θ_0; with `stacked` each tensor has a leading axis of B adapters.
-        weights: of the examples, the same at each step or one row a step.
-        optimizer: SGD or AdamW of `mass.metagrad.optimizers`, or an update rule of your own. A rate is for all steps,
-            or [K]; with `stacked` also [1, B] or [K, B], a rate for each adapter.
+        weights: of the examples, [m] for all steps or [K, m] with a row for each step.
+        optimizer: SGD or AdamW of `mass.metagrad.optimizers`, or an update rule of your own. A learning rate is one
+            number for all steps, or [K]; with `stacked` also [1, B] or [K, B], a rate for each adapter.
         steps: K.
-        micro_batch: examples that pass at a time, in forward and backward; the memory is that of their graphs. None:
-            all at once, or what `memory_gb` allows.
-        mode: what the backward computes. "exact"; "truncated(n)": through the last n steps only, the earlier count as
+        micro_batch: number of examples in one pass, in forward and backward; the memory is that of their graphs. None
+            for all at once, or as many as `memory_gb` allows.
+        mode: what the backward computes. "exact"; "truncated(n)": only the last n steps, the earlier ones count as
             θ + constant (n = 0: only the start gets a gradient, as in first-order MAML); "first_order": H u left out;
             "finite_difference": H u and J u as central differences, for losses without a second derivative.
-        stacked: the B adapters do not interact. A stack is B·m examples to the rest of the engine, as the gradient of
-            the sum separates; clipping by norm and the steps of finite differences are each adapter's own.
-        memory_gb: what one adaptation may hold beside its inputs, in units of 10^9 bytes. From it the engine chooses
-            `micro_batch` unless given, layer checkpointing, and how many graphs the forward keeps for the backward
-            (all of them: nothing is computed twice). The last example is measured for it: let it be the largest.
-        checkpoint: layer checkpointing in layers that `mass.metagrad.layerwise` wrapped; None: where `memory_gb` needs
-            it. True with losses that run no such layer is an error.
-        spare_gb: without `memory_gb`, what the device can spare (`mass.lm.free_memory`): nothing changes where that is
-            enough for the passes as they are; else smaller micro-batches and layer checkpointing are chosen for it.
+        stacked: True for B adapters that do not interact. A stack is B·m examples to the rest of the engine, as the
+            gradient of the sum separates; clipping and the steps of finite differences use each adapter's own norms.
+        memory_gb: memory that one adaptation may hold in addition to its inputs, in units of 10^9 bytes. From it the
+            engine chooses `micro_batch` unless that is given, layer checkpointing, and how many graphs the forward
+            keeps for the backward (with all of them, nothing is computed twice). It measures the last example, so put
+            the largest one there.
+        checkpoint: layer checkpointing in layers that `mass.metagrad.layerwise` wrapped; None for only where
+            `memory_gb` needs it. True is an error with losses that run no such layer.
+        spare_gb: memory that the device can spare (`mass.lm.free_memory`), used without `memory_gb`. Nothing changes
+            where it is enough for the passes as they are; otherwise smaller micro-batches and layer checkpointing are
+            chosen.
 
-    Raises ConfigError or ShapeError on what cannot be used; SecondDerivativeError (from the second backward) when the
-    meta-gradient itself is differentiated.
+    Raises ConfigError or ShapeError for arguments that cannot be used; SecondDerivativeError (from the second backward)
+    when the meta-gradient itself is differentiated.
     """
     check(params, weights, steps, micro_batch, stacked=stacked, memory_gb=memory_gb, spare_gb=spare_gb)
     how, graph = Mode.parse(mode), torch.is_grad_enabled()
+    # The inner loop takes gradients, also where the caller is in inference mode, in which autograd records nothing.
     with torch.inference_mode(False), torch.set_grad_enabled(graph):
         params = {name: ordinary(p) for name, p in params.items()}
         weights_Km = weights_per_step(ordinary(weights), steps)
@@ -106,10 +111,13 @@ def adapt(
 
 
 class _Adaptation(torch.autograd.Function):
+    """(weights, rates, θ_0) -> θ_K, with the recursion of `mass.metagrad.recursion` as its backward."""
+
     @staticmethod
     def forward(ctx: Any, plan: Plan, weights_Km: Tensor, rates_KP: Tensor, *params: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore
         tape = Tape()
         adapted = run(plan, weights_Km, rates_KP, dict(zip(plan.names, params, strict=True)), tape)
+        # Tensors go through save_for_backward: autograd then frees them, and notices when one is changed in place.
         ctx.plan, ctx.graphs = plan, tape.graphs
         ctx.keys = [[tuple(part) for part in step] for step in tape.steps]
         flat = [tensor for step in tape.steps for part in step for tensor in part.values()]
@@ -123,12 +131,13 @@ class _Adaptation(torch.autograd.Function):
         tape = Tape(_unpack(rest[len(plan.names) :], ctx.keys), ctx.graphs)
         with torch.no_grad():
             grads = pull_back(plan, weights_Km, rates_KP, tape, cotangents, ctx.needs_input_grad[1:])
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled():  # create_graph=True: otherwise a second derivative would silently be left out
             return (None, *refuse_derivative(grads, SecondDerivativeError(_TWICE)))
         return (None, *grads)
 
 
 def _unpack(flat: Sequence[Tensor], keys: Sequence[Sequence[tuple[str, ...]]]) -> list[Step]:
+    """Rebuild the steps of the tape from the flat list of tensors that autograd saved."""
     stream = iter(flat)
     return [Step(*({key: next(stream) for key in part} for part in step)) for step in keys]
 

@@ -1,9 +1,9 @@
-"""A function and its tensors -> its outputs, twice differentiable, with one layer's graph alive at a time.
+"""Checkpoint layers so that they can be differentiated twice, with one layer's graph alive at a time.
 
-`checkpoint` keeps the inputs alone. The first backward recomputes the function and takes its vector-Jacobian product
-(VJP). With `create_graph=True` that product is a node of its own, which keeps inputs and cotangents; its backward
-recomputes function and VJP of this one layer with a graph and differentiates them. `torch.utils.checkpoint` instead
-keeps the graphs of all layers once a gradient of a gradient is asked for.
+`checkpoint` keeps only the inputs of a layer. The first backward recomputes the layer and takes its vector-Jacobian
+product (VJP). With `create_graph=True` that product is a node of its own, which keeps inputs and cotangents; its
+backward recomputes the layer and its VJP with a graph, and differentiates them. `torch.utils.checkpoint`, in contrast,
+keeps the graphs of all layers as soon as a gradient of a gradient is requested.
 
 Reference: Chen et al. 2016, arXiv 1604.06174 (checkpointing).
 """
@@ -24,19 +24,19 @@ from mass.errors import ConfigError
 
 @dataclass
 class Checkpointed:
-    """What came of a block of `checkpointing`."""
+    """A count of what happened in a block of `checkpointing`."""
 
     layers: int = 0
-    """Calls of `checkpoint` within it."""
+    """Number of calls of `checkpoint` within the block."""
 
 
 _current: ContextVar[Checkpointed | None] = ContextVar("layer_checkpointing", default=None)
-"""None: layers are not to be checkpointed."""
+"""The innermost block of `checkpointing`; None where layers are not checkpointed."""
 
 
 @contextmanager
 def checkpointing(enabled: bool) -> Generator[Checkpointed, None, None]:
-    """Within the block, layers that were wrapped for it are checkpointed, or are not."""
+    """Within the block, switch the checkpointing of wrapped layers on or off."""
     current = _current.get() or Checkpointed()
     token = _current.set(current if enabled else None)
     try:
@@ -46,18 +46,19 @@ def checkpointing(enabled: bool) -> Generator[Checkpointed, None, None]:
 
 
 def enabled() -> bool:
-    """Whether wrapped layers are to be checkpointed now."""
+    """Return True where wrapped layers are checkpointed now."""
     return _current.get() is not None
 
 
 def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
-    """`function(*inputs)`, a tensor or a tuple, keeping only `inputs`; gradients flow to those that require grad.
+    """Return `function(*inputs)`, a tensor or a flat tuple, and keep only `inputs` for the backward.
 
-    Every tensor that the result is to be differentiated by must be among `inputs`; one that requires grad and is
-    captured instead raises ConfigError in the backward. Inputs may also be None, numbers, or tensors without gradient.
-    `function` is called again in each backward, perhaps in another thread, and must then be the same: deterministic,
-    and free of surroundings that may be gone (it restores the autocast state, nothing else). Differentiating three
-    times raises ConfigError.
+    Gradients flow to inputs that require grad. Every tensor that the result depends on and that requires grad must be
+    among `inputs`. Inputs may also be None, numbers, or tensors without gradient. `function` is called again in each
+    backward, perhaps in another thread, and must then compute the same: it must be deterministic and must not depend on
+    a context that may have ended (the autocast state is restored, nothing else).
+
+    Raises ConfigError in the backward for a captured tensor that requires grad, and for a third derivative.
     """
     if (current := _current.get()) is not None:
         current.layers += 1
@@ -73,10 +74,10 @@ class _Plan:
     function: Callable[..., Any]
     autocast: Sequence[dict[str, Any]]
     several: bool = False
-    """Whether the function returns a tuple; known after its first run."""
+    """True if the function returns a tuple; known after its first run."""
 
     def run(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """All outputs, under the first call's autocast state; layers inside are not checkpointed once more."""
+        """Return all outputs, under the first call's autocast state, without checkpointing layers inside once more."""
         with _Autocast(self.autocast), checkpointing(False):
             outputs = self.function(*inputs)
         self.several = isinstance(outputs, tuple | list)
@@ -90,7 +91,7 @@ class _Plan:
 
 
 class _Call(torch.autograd.Function):
-    """inputs -> outputs."""
+    """inputs -> outputs; only the inputs are kept."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore
@@ -104,13 +105,13 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
         inputs, needs = _saved(ctx), tuple(ctx.needs_input_grad[1:])
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled():  # create_graph=True: the product itself becomes a node that keeps no graph
             return (None, *_apply(_Vjp, ctx.plan, needs, *inputs, *cotangents))
         return (None, *_vjp(ctx.plan, inputs, needs, cotangents))
 
 
 class _Vjp(torch.autograd.Function):
-    """(inputs, cotangents of the outputs) -> cotangents of the inputs; None for one that does not matter."""
+    """(inputs, cotangents of the outputs) -> cotangents of the inputs; None for one that has no influence."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, needs: tuple[bool, ...], *tensors: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore
@@ -130,7 +131,7 @@ class _Vjp(torch.autograd.Function):
 def _vjp(
     plan: _Plan, inputs: Sequence[Any], needs: Sequence[bool], cotangents: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Recompute the function with a graph, pull `cotangents` back to the inputs that `needs` names, drop the graph."""
+    """Recompute the function with a graph, pull `cotangents` back to the inputs marked in `needs`, drop the graph."""
     with torch.enable_grad():
         leaves = _leaves(inputs, needs)
         outputs = plan.run(leaves)
@@ -141,7 +142,7 @@ def _vjp(
 def _double(
     plan: _Plan, tensors: Sequence[Any], needs: Sequence[bool], wanted: Sequence[bool], bars: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Cotangents `bars` of the VJP's results -> those of its `tensors` (inputs, then cotangents), where `wanted`."""
+    """Pull cotangents `bars` of the VJP's results back to its `tensors` (inputs, then cotangents) where `wanted`."""
     with torch.enable_grad():
         leaves = _leaves(tensors, (*needs, *wanted[len(needs) :]))
         inputs, cotangents = leaves[: len(needs)], leaves[len(needs) :]
@@ -158,7 +159,7 @@ def _pull(
     *,
     create_graph: bool,
 ) -> tuple[Tensor | None, ...]:
-    """A VJP that passes over what is undefined; one result for each leaf, None where unwanted or independent."""
+    """Take a VJP over outputs that have a cotangent; one result for each leaf, None where unwanted or independent."""
     pairs = [
         (y, bar)
         for y, bar in zip(outputs, cotangents, strict=True)
@@ -173,9 +174,9 @@ def _pull(
 
 
 def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
-    """Raises ConfigError when outputs depend on a tensor that requires grad and is none of `leaves`.
+    """Check that the outputs depend on no tensor that requires grad except `leaves`. Raises ConfigError.
 
-    Such a tensor would get no gradient, without a word.
+    Such a tensor would silently get no gradient.
     """
     known = {id(x) for x in leaves if isinstance(x, Tensor)}
     for node in _graph_nodes(outputs):
@@ -188,13 +189,13 @@ def _check_captures(outputs: Sequence[Any], leaves: Sequence[Any]) -> None:
 
 
 def refuse_once_differentiable(gradients: Iterable[Tensor | None]) -> None:
-    """Raises ConfigError when the graph of gradients holds a kernel that was marked once-differentiable.
+    """Check that the graph of gradients holds no kernel that is marked as once-differentiable. Raises ConfigError.
 
-    Such a kernel leaves a node that raises when it is reached. Autograd, asked for given inputs, does not reach it: the
-    second derivative would be without it, silently.
+    Such a kernel leaves a node that raises when autograd reaches it. Asked for the gradient of given inputs, autograd
+    does not reach it, and the second derivative would silently be without it.
     """
     for node in _graph_nodes(gradients):
-        if type(node).__name__ == "Error":
+        if type(node).__name__ == "Error":  # the class of the node that `once_differentiable` leaves
             raise ConfigError(
                 "losses use a kernel whose backward has no derivative of its own (once_differentiable), expected one "
                 'that can be differentiated twice; use a plain PyTorch one, or mode="finite_difference"'
@@ -202,7 +203,7 @@ def refuse_once_differentiable(gradients: Iterable[Tensor | None]) -> None:
 
 
 def _graph_nodes(values: Iterable[Any]) -> Generator[Any, None, None]:
-    """Each node of the autograd graph behind the tensors among `values`, once."""
+    """Yield each node of the autograd graph behind the tensors among `values` once."""
     stack: list[Any] = [x.grad_fn for x in values if isinstance(x, Tensor) and x.grad_fn is not None]
     seen = set(stack)
     while stack:
@@ -214,14 +215,15 @@ def _graph_nodes(values: Iterable[Any]) -> Generator[Any, None, None]:
 
 
 def refuse_derivative(tensors: Sequence[Tensor | None], error: Exception) -> tuple[Tensor | None, ...]:
-    """The same tensors, whose own derivative raises `error`."""
+    """Return tensors with the same values, whose derivative raises `error`."""
+    # Without an input that requires grad, autograd would make no node, and the derivative would silently be missing.
     anchor, kept = torch.zeros((), requires_grad=True), [t for t in tensors if t is not None]
     stream = iter(_apply(_Refusal, error, anchor, *kept))
     return tuple(None if t is None else next(stream) for t in tensors)
 
 
 class _Refusal(torch.autograd.Function):
-    """Identity whose backward refuses."""
+    """Identity whose backward raises an error."""
 
     @staticmethod
     def forward(ctx: Any, error: Exception, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004  # pyright: ignore
@@ -234,11 +236,12 @@ class _Refusal(torch.autograd.Function):
 
 
 def third_derivative(way_out: str) -> ConfigError:
+    """Make the error for a layer that is differentiated three times; `way_out` says what the user can do."""
     return ConfigError(f"a layer was differentiated three times, expected at most twice; {way_out}")
 
 
 class _Autocast:
-    """The autocast states of a moment, entered together. No cache: it would keep casts made without a graph."""
+    """Several autocast states, entered together. Their cache is off: it would keep casts made without a graph."""
 
     def __init__(self, states: Sequence[dict[str, Any]]) -> None:
         self.contexts = [torch.autocast(**state, cache_enabled=False) for state in states]
@@ -253,13 +256,15 @@ class _Autocast:
 
 
 def autocast_kind(tensor: Tensor) -> str:
-    """The kind of device whose autocast a tensor heeds. The meta device, where shapes alone are computed, has none of
-    its own: the CPU's."""
+    """Return the kind of device whose autocast state applies to a tensor.
+
+    The meta device, on which only shapes are computed, has no autocast of its own; it uses the CPU's.
+    """
     return "cpu" if tensor.is_meta else tensor.device.type
 
 
 def _autocast_states(inputs: Sequence[Any]) -> list[dict[str, Any]]:
-    """Arguments of `torch.autocast` for each kind of device among the inputs, as they are now."""
+    """Return the present arguments of `torch.autocast` for each kind of device among the inputs."""
     kinds = {autocast_kind(x) for x in inputs if isinstance(x, Tensor)}
     return [
         {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
@@ -268,13 +273,14 @@ def _autocast_states(inputs: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _save(ctx: Any, values: Sequence[Any]) -> None:
-    """Tensors through autograd, which frees them and notices changes in place; the rest as it is."""
+    """Save tensors through autograd, which frees them and notices changes in place; other values on `ctx` itself."""
     ctx.rest = [None if isinstance(x, Tensor) else x for x in values]
     ctx.places = [i for i, x in enumerate(values) if isinstance(x, Tensor)]
     ctx.save_for_backward(*(values[i] for i in ctx.places))
 
 
 def _saved(ctx: Any) -> list[Any]:
+    """Return what `_save` saved, in its order."""
     values = list(ctx.rest)
     for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
         values[place] = tensor

@@ -1,4 +1,4 @@
-"""A memory budget -> how the passes are cut: micro-batches, layer checkpointing, graphs kept from forward to backward.
+"""Plan the passes for a memory budget: micro-batches, layer checkpointing, and graphs kept from forward to backward.
 
 The bytes are measured (`mass.metagrad.probe`), not estimated from a model. On a CPU they depend on shapes alone, so the
 same inputs give the same schedule, and results that repeat bit for bit.
@@ -29,64 +29,69 @@ Chunks = tuple[Tensor | None, ...]
 
 GIGABYTE = 1e9
 FORWARD, DURING_PASS, DURING_DIFFERENCES, DURING_UPDATE = 2, 6, 8, 3
-"""Copies of the parameters beside the tape and the state: without a backward θ and g; with one the adapted parameters,
-their cotangents twice, in passes u and the sums too."""
+"""Copies of the parameters that are alive in addition to the tape and the state. Without a backward (FORWARD): θ and g.
+With one: the adapted parameters and, twice, their cotangents; during passes also u and the sums."""
 PASS_OVERHEAD = 0.3
-"""A pass over n examples takes the time of n + 0.3; measured on a CPU (benchmarks/metagrad.py, micro-batches)."""
+"""Fixed cost of a pass, in examples: a pass of n examples takes a time proportional to n + 0.3. Measured on a CPU
+(benchmarks/metagrad.py, micro-batches)."""
 KEPT_LEAST = 0.1
-"""Share of all graphs below which none is kept: they would be alive beside the outer loss's graph for little."""
+"""Share of all graphs below which none is kept: fewer save little time, and they stay alive together with the graph of
+the outer loss."""
 LEAST_GB = 1e-9
-"""Where nothing can be spared: a budget is never 0, which would be none."""
+"""Budget where nothing can be spared; 0 would mean that there is no limit."""
 ROUNDING = 1e-9
-"""Of a number of examples that fits exactly."""
+"""Rounding error allowed in a number of examples that fits exactly."""
 KEPT_SAVES = 1 / 3
 """Share of a step's time that a kept graph saves: 2 of 6 forwards' worth of arithmetic (docs/engine.md)."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller asks for."""
+    """The caller's wishes, from the arguments of `mass.metagrad.inner_loop.adapt`."""
 
     micro_batch: int | None
     memory_gb: float | None
     checkpoint: bool
     may_checkpoint: bool
-    """Whether layer checkpointing may be switched on where the budget needs it."""
+    """True if layer checkpointing may be switched on where the budget needs it."""
     differentiable: bool
+    """True if a backward follows."""
     spare_gb: float | None = None
-    """Without `memory_gb`: what may be held, which changes nothing where it is enough."""
+    """Memory that may be held without `memory_gb`; it changes nothing where it is enough."""
 
     @property
     def limited(self) -> Request:
-        """The same within what may be held, a micro-batch no more than a wish."""
+        """A copy of the request with `spare_gb` as its budget, and free to choose another micro-batch."""
         return replace(self, memory_gb=max(self.spare_gb or 0.0, LEAST_GB), micro_batch=None)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the passes are cut. Results are the same but for rounding."""
+    """A division of the passes. All schedules give the same results, except for rounding."""
 
     gradient_chunks: Chunks
-    """Of first-order passes."""
+    """Micro-batches of first-order passes."""
     chunks: Chunks
-    """Of second-order passes."""
+    """Micro-batches of second-order passes."""
     checkpoint_gradient: bool = False
+    """True for layer checkpointing in first-order passes."""
     checkpoint: bool = False
-    """Layer checkpointing in first-order and in second-order passes."""
+    """True for layer checkpointing in second-order passes."""
     kept: int = 0
-    """Graphs that the forward keeps: those of the last `kept` pairs of step and micro-batch."""
+    """Number of graphs that the forward keeps: those of the last `kept` pairs of step and micro-batch."""
 
 
 def choose(
     objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
 ) -> Schedule:
-    """Raises ConfigError when the budget does not hold a single example."""
+    """Choose the schedule of an adaptation. Raises ConfigError when the budget does not hold a single example."""
     graphs = _graphs(mode, len(weights_Km))
     sparing = request.memory_gb is None and request.spare_gb is not None and request.spare_gb < math.inf
     limited = request.limited if sparing else request
     room = _room(params, update, mode, limited, graphs)
     probe = Probe(objective, params, weights_Km[0], room.passes, graphs + 1) if len(weights_Km) else None
     if sparing and probe is not None:
+        # `spare_gb` is a safeguard: where the passes fit as they are, nothing changes, results included.
         unlimited = _chosen(None, room, weights_Km, mode, request)
         if _holds(probe, room, unlimited, weights_Km.shape[1], second_order=_second_order(mode, request)):
             return unlimited
@@ -94,17 +99,17 @@ def choose(
 
 
 def _holds(probe: Probe, room: Room, schedule: Schedule, count: int, *, second_order: bool) -> bool:
-    """Whether there is room for a schedule that keeps no graph."""
+    """Return True where a schedule that keeps no graph fits the budget."""
     cost = (probe.second_order if second_order else probe.first_order)(schedule.checkpoint)
     return cost.peak(_largest(schedule.chunks, count)) <= room.passes and room.updates >= 0
 
 
 class Expected(NamedTuple):
-    """What an adaptation and its backward would hold."""
+    """The memory that an adaptation and its backward would hold."""
 
     schedule: Schedule
     peak: float
-    """Bytes, at most at one time."""
+    """The most bytes at one time."""
     between: float
     """Bytes that the forward leaves for the backward: the tape and the graphs that are kept."""
 
@@ -112,10 +117,9 @@ class Expected(NamedTuple):
 def forecast(
     objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
 ) -> Expected:
-    """What `choose` would choose on another device, and what that holds there: for tensors on the meta device, with
-    passes measured to their end whatever the budget.
+    """Predict the choice of `choose` on another device, and the memory it holds there, from tensors on the meta device.
 
-    Raises ConfigError as `choose` does.
+    Passes are measured to their end whatever the budget is. Raises ConfigError as `choose` does.
     """
     if len(weights_Km) == 0:
         return Expected(_chosen(None, Room(math.inf, math.inf), weights_Km, mode, request), 0.0, 0.0)
@@ -123,6 +127,7 @@ def forecast(
     room = _room(params, update, mode, request, graphs)
     probe = Probe(objective, params, weights_Km[0], math.inf, graphs + 1, in_full=True)
     schedule = _chosen(probe, room, weights_Km, mode, request)
+    # Whatever a budget of one gigabyte does not leave for passes is what the tape and the recursion themselves hold.
     whole = _room(params, update, mode, replace(request, memory_gb=1.0), graphs)
     first = probe.first_order(schedule.checkpoint_gradient).peak(
         _largest(schedule.gradient_chunks, weights_Km.shape[1])
@@ -138,7 +143,7 @@ def forecast(
 
 
 def _graphs(mode: Mode, steps: int) -> int:
-    """Steps that the backward goes through."""
+    """Return the number of steps that the backward goes through."""
     return steps if mode.last is None else min(mode.last, steps)
 
 
@@ -160,10 +165,12 @@ def _chosen(probe: Probe | None, room: Room, weights_Km: Tensor, mode: Mode, req
         size, checkpoint = budget.fit(probe.second_order)
         sizes = [request.micro_batch] if request.micro_batch else range(1, size + 1)
         cost = probe.second_order(checkpoint)
-        keepable = 0 if checkpoint or request.spare_gb is not None else graphs  # what is spared is for others too
+        # Kept graphs stay alive until the backward, and memory that is merely spare is for other stages too. With
+        # layer checkpointing there is no whole graph to keep.
+        keepable = 0 if checkpoint or request.spare_gb is not None else graphs
         size, kept = _cheapest(sizes, count, keepable, room, cost)
         chunks = _chunks(count, request.micro_batch or size, device)
-        if kept == graphs * len(chunks):
+        if kept == graphs * len(chunks):  # no gradient is computed without its graph: first-order passes are unused
             return Schedule(chunks, chunks, checkpoint, checkpoint, kept)
     plain, checkpoint_gradient = budget.fit(probe.first_order)
     gradient_chunks = _chunks(count, request.micro_batch or plain, device)
@@ -171,19 +178,21 @@ def _chosen(probe: Probe | None, room: Room, weights_Km: Tensor, mode: Mode, req
 
 
 def _largest(chunks: Chunks, count: int) -> int:
-    """Examples of the largest micro-batch."""
+    """Return the number of examples of the largest micro-batch."""
     return max(count if index is None else len(index) for index in chunks)
 
 
 def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Cost) -> tuple[int, int]:
-    """Size of a micro-batch, and how many graphs of such to keep, that take the least time.
+    """Return the size of a micro-batch, and the number of such graphs to keep, that take the least time.
 
-    Graphs are kept in the last micro-batches of the last of `steps` steps and used up first, so kept graphs and one
-    that is computed again are never alive together: the same room serves both.
+    Graphs are kept in the last micro-batches of the last of `steps` steps and used first, so kept graphs and one that
+    is recomputed are never alive together: the same memory serves both.
     """
 
     def kept(size: int) -> int:
         n, every = min(size, count), steps * -(-count // size)
+        # Differentiating a graph takes `peak - held` beyond the graph itself; an update takes memory of its own. Kept
+        # graphs must fit together with either.
         left = min(room.passes - (cost.peak(n) - cost.held(n)), room.updates)
         found = min(every, int(left / cost.held(n)))
         return found if found >= KEPT_LEAST * every else 0
@@ -201,20 +210,20 @@ class Room(NamedTuple):
     """Bytes that a budget leaves for the graphs of examples."""
 
     passes: float
-    """While one of them is differentiated."""
+    """Bytes left while a pass runs."""
     updates: float
-    """While an update is: for graphs that are kept."""
+    """Bytes left while an update is computed or differentiated: for graphs that are kept."""
 
 
 def _tape(params: Params, update: Update, graphs: int) -> float:
-    """Bytes of `graphs` steps on the tape: start, gradient and optimiser state of each."""
+    """Return the bytes of `graphs` steps on the tape: start, gradient and optimiser state of each."""
     state = _bytes(update.optimizer.init({name: p.detach() for name, p in params.items()}))
     gradient = _bytes({name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()})
     return graphs * (_bytes(params) + gradient + state)
 
 
 def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: int) -> Room:
-    """What the tape of `graphs` steps and the recursion's own tensors leave of the budget."""
+    """Return what the tape of `graphs` steps and the recursion's own tensors leave of the budget."""
     budget = (request.memory_gb or math.inf) * GIGABYTE
     state = _bytes(update.optimizer.init({name: p.detach() for name, p in params.items()}))
     adapter = _bytes({name: torch.empty_like(p, dtype=wide(p), device="meta") for name, p in params.items()})
@@ -229,18 +238,23 @@ def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: 
 
 @dataclass(frozen=True)
 class _Budget:
+    """A request with the bytes that it leaves for passes of `count` examples."""
+
     request: Request
     room: Room
     count: int
-    """Examples there are."""
 
     def fit(self, cost: Callable[..., Cost]) -> tuple[int, bool]:
-        """How many examples fit, and whether with layer checkpointing: only where too few fit without."""
+        """Return how many examples fit, and whether that needs layer checkpointing.
+
+        Checkpointing recomputes every layer, so it is used only where too few examples fit without it.
+        """
         request, least = self.request, self.request.micro_batch or 1
         for checkpoint in [request.checkpoint] if not request.may_checkpoint else [False, True]:
             size = cost(checkpoint).largest(self.room.passes) + ROUNDING
             if size >= least and self.room.updates >= 0:
                 return int(min(size, self.count)), checkpoint
+        # Measured once more without the limit, so that the error can say how much memory would be enough.
         sparing = cost(request.checkpoint or request.may_checkpoint, limited=False).peak(least)
         raise self._too_small(least, max(sparing - self.room.passes, -self.room.updates))
 
@@ -264,7 +278,7 @@ def _bytes(params: Params) -> float:
 
 
 def _chunks(count: int, size: int | None, device: torch.device) -> Chunks:
-    """Micro-batches of at most `size` examples, as equal as can be."""
+    """Cut `count` examples into micro-batches of at most `size`, as equal as possible."""
     if size is None or size >= count:
         return (None,)
     parts = -(-count // size)

@@ -1,4 +1,4 @@
-"""(parameters, weights, examples) -> Σ_i w_i ℓ_i(θ) and its gradient, with or without their graph.
+"""Evaluate the weighted sum Σ_i w_i ℓ_i(θ) of losses and its gradient, with or without a graph.
 
 Legend: m examples, n of them in a micro-batch.
 """
@@ -18,21 +18,25 @@ from mass.metagrad.optimizers import wide
 from mass.types import Params
 
 Losses = Callable[[Params, Tensor | None], Tensor]
-"""(params, index) -> losses [len(index)] of the examples `index` (int64), of all m examples when it is None."""
+"""(params, index) -> losses [len(index)] of the examples `index` (int64), or of all m examples for None."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted sum of losses, and the surroundings in which backward evaluates it again."""
+    """The weighted sum of losses, and the context in which the backward evaluates it again."""
 
     losses: Losses
     autocast: dict[str, Any]
-    """Arguments of `torch.autocast` that bring the state of the forward back."""
+    """Arguments of `torch.autocast` that restore the state of the forward."""
     wants_layers: bool = False
-    """Whether the caller asked for layer checkpointing: losses that run no such layer are an error."""
+    """True if the caller requested layer checkpointing: losses that run no such layer are then an error."""
 
     def terms(self, params: Params, weights_m: Tensor, index: Tensor | None, checkpoint: bool) -> tuple[Tensor, Tensor]:
-        """w_i [n] and ℓ_i(θ) [n] of the examples `index`, the losses with their graph."""
+        """Return w_i [n] and ℓ_i(θ) [n] of the examples `index`, the losses with their graph.
+
+        Raises ShapeError for losses of another shape than the weights; ConfigError where they do not depend on `params`
+        or run no layer that can be checkpointed although the caller requested it.
+        """
         with torch.enable_grad(), torch.autocast(**self.autocast), layerwise.checkpointing(checkpoint) as checkpointed:
             values = self.losses(params, index)
         if checkpoint and self.wants_layers and not checkpointed.layers:
@@ -64,7 +68,7 @@ class Objective:
         checkpoint: bool = False,
         create_graph: bool = False,
     ) -> tuple[Params, Tensor]:
-        """∇_θ Σ_i w_i ℓ_i(θ) over the examples `index` at the leaves `params`, and their losses [n] as numbers."""
+        """Return ∇_θ Σ_i w_i ℓ_i(θ) over the examples `index` at the leaves `params`, and their losses [n] detached."""
         chosen, values = self.terms(params, weights_m, index, checkpoint)
         with torch.enable_grad():
             total = (chosen * values).sum()
@@ -75,7 +79,7 @@ class Objective:
 
     @torch.no_grad()
     def values(self, params: Params, index: Tensor | None) -> Tensor:
-        """ℓ_i(θ) [n] of the examples `index` as numbers."""
+        """Return ℓ_i(θ) [n] of the examples `index`, without a graph."""
         with torch.autocast(**self.autocast), layerwise.checkpointing(False):
             return self.losses(params, index)
 
@@ -87,19 +91,25 @@ class Sum:
         self.value: Params = {}
 
     def add(self, part: Params) -> None:
+        """Add the tensors of one micro-batch."""
         for name, tensor in part.items():
+            # Widened before it is added: sums of many bfloat16 terms would lose the small ones.
             value = tensor.detach().to(wide(tensor))
             if name in self.value:
                 self.value[name].add_(value)
             else:
-                self.value[name] = value.clone()
+                self.value[name] = value.clone()  # a copy, as later parts are added to it in place
 
 
 def autocast_state(device: str) -> dict[str, Any]:
-    """Arguments of `torch.autocast` that bring the present state back, in another thread or after leaving it."""
+    """Return arguments of `torch.autocast` that restore the present state, also in another thread or after it ended.
+
+    The cache is off: it would keep casts made without a graph.
+    """
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return {"device_type": device, "enabled": enabled, "dtype": dtype, "cache_enabled": False}
 
 
 def leaves(params: Params) -> Params:
+    """Return the parameters as leaves of a new graph, which share their memory."""
     return {name: p.detach().requires_grad_() for name, p in params.items()}

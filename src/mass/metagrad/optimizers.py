@@ -1,4 +1,4 @@
-"""(parameters, gradients, state, rates) -> (parameters, state): update rules U as pure, differentiable functions.
+"""Update rules U as pure, differentiable functions: (parameters, gradients, state, rates) -> (parameters, state).
 
 References: optax (the style); Loshchilov & Hutter, arXiv 1711.05101 (decoupled weight decay).
 """
@@ -17,56 +17,61 @@ from mass.errors import ConfigError
 from mass.types import Params
 
 State = dict[str, Tensor]
-"""Optimiser state, flat: what `init` makes and `update` returns."""
+"""Optimiser state as one flat dict, as `init` makes it and `update` returns it."""
 Scalar = float | Tensor
 """A number, a 0-d tensor, or a [K] tensor with a value for each step; for a stack also [1, B] or [K, B], with a value
 for each adapter."""
 Rate = Scalar | Mapping[str, Scalar]
-"""A learning rate for all tensors, or one for each by name. Tensors may require grad."""
+"""A learning rate for all tensors, or one for each tensor by name. Tensors may require grad."""
 Rates = Mapping[str, Tensor]
-"""The rates of one step, by name: 0-d, or [B, 1, ...] beside the parameters of a stack."""
+"""The rates of one step, by name: 0-d, or [B, 1, ...] with as many axes as the parameter of a stack."""
 
 
 class Optimizer(Protocol):
     """An update rule U as a pair of pure functions (optax style), elementwise and differentiable by autograd."""
 
     @property
-    def lr(self) -> Rate: ...
+    def lr(self) -> Rate:
+        """The learning rates."""
+        ...
 
     @property
     def clip_norm(self) -> float | None:
-        """Gradients are scaled down to this norm before `update`, by whoever calls it (`clip_by_norm`)."""
+        """Largest norm of a gradient; None for no limit. The caller of `update` clips, with `clip_by_norm`."""
         ...
 
     def init(self, params: Params) -> State:
-        """The state before step 0."""
+        """Return the state before step 0."""
         ...
 
     def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
-        """Parameters and state after step `step` (0 is the first), at the rates of this step; mutates nothing."""
+        """Return parameters and state after step `step` (0 is the first) at the rates of this step; mutates nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class SGD:
-    """θ - r·d with d = momentum·d + g, as `torch.optim.SGD`.
+    """SGD with momentum, as in `torch.optim.SGD`: θ - r·d with d = momentum·d + g.
 
-    A rate of 0 is the identity bit for bit, while gradients are finite.
+    A rate of 0 is the identity bit for bit, as long as gradients are finite. Raises ConfigError for momentum outside
+    [0, 1) or a norm that is not positive.
     """
 
     lr: Rate
     momentum: float = 0.0
     clip_norm: float | None = None
-    """Largest norm of a gradient over all tensors; None: any."""
+    """Largest norm of a gradient over all tensors; None for no limit."""
 
     def __post_init__(self) -> None:
         _check_range("momentum", self.momentum, 0.0, 1.0)
         _check_clip(self.clip_norm)
 
     def init(self, params: Params) -> State:
+        """Return the state before step 0: none without momentum."""
         return {} if self.momentum == 0 else {name: _zeros(p) for name, p in params.items()}
 
     def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        """Return parameters and state after a step; the rule is the same at each step."""
         del step
         state = {name: self.momentum * d + grads[name] for name, d in state.items()}
         return {name: _descend(p, rates[name], state.get(name, grads[name])) for name, p in params.items()}, state
@@ -76,11 +81,11 @@ class SGD:
 class AdamW:
     """Adam with bias correction and decoupled weight decay, as `optax.adamw`: m̂ / (√(v̂ + eps_root) + eps).
 
-    `eps_root` keeps the meta-gradient finite where a gradient is exactly zero, as that of LoRA's A at B = 0, since √v̂
-    has no derivative there; with `eps_root=0` the values are those of `torch.optim.AdamW`, and the meta-gradient is
-    NaN at such places.
+    `eps_root` keeps the meta-gradient finite where a gradient is exactly zero, since √v̂ has no derivative there: the
+    gradient of LoRA's A is zero while B = 0. With `eps_root=0` the values are those of `torch.optim.AdamW`, and the
+    meta-gradient is NaN at such entries.
 
-    A rate of 0 is the identity bit for bit, while gradients are finite.
+    A rate of 0 is the identity bit for bit, while gradients are finite. Raises ConfigError for values out of range.
     """
 
     lr: Rate
@@ -89,7 +94,7 @@ class AdamW:
     eps_root: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    """Largest norm of a gradient over all tensors; None: any."""
+    """Largest norm of a gradient over all tensors; None for no limit."""
 
     def __post_init__(self) -> None:
         _check_clip(self.clip_norm)
@@ -99,9 +104,11 @@ class AdamW:
             _check_range(name, getattr(self, name), 0.0, float("inf"))
 
     def init(self, params: Params) -> State:
+        """Return the state before step 0: both moments of each parameter are zero."""
         return {f"{moment}.{name}": _zeros(p) for name, p in params.items() for moment in ("mean", "square")}
 
     def update(self, params: Params, grads: Params, state: State, rates: Rates, step: int) -> tuple[Params, State]:
+        """Return parameters and state after step `step`, on which the bias correction depends."""
         beta1, beta2 = self.betas
         new_params: Params = {}
         new_state: State = {}
@@ -109,6 +116,7 @@ class AdamW:
             g = grads[name].to(wide(p))
             mean = beta1 * state[f"mean.{name}"] + (1 - beta1) * g
             square = beta2 * state[f"square.{name}"] + (1 - beta2) * g * g
+            # eps_root is inside the root: at square = 0 the root alone has an infinite derivative.
             root = (square / (1 - beta2 ** (step + 1)) + self.eps_root).sqrt() + self.eps
             direction = mean / (1 - beta1 ** (step + 1)) / root + self.weight_decay * p
             new_params[name] = _descend(p, rates[name], direction)
@@ -117,16 +125,19 @@ class AdamW:
 
 
 def clip_by_norm(grads: Params, norm: float, stacked: bool = False) -> Params:
-    """Gradients times min(1, norm / ‖g‖), ‖g‖ over all tensors, as `torch.nn.utils.clip_grad_norm_`; differentiable.
+    """Scale gradients by min(1, norm / ‖g‖), ‖g‖ over all tensors, as `torch.nn.utils.clip_grad_norm_`. Differentiable.
 
-    With `stacked` the tensors have a leading axis of adapters [B, ...], and each adapter has a norm of its own.
+    With `stacked` the tensors have a leading axis of adapters [B, ...], and each adapter is clipped by its own norm.
     """
     factor_B = (norm / (adapter_norms(grads, stacked) + 1e-6)).clamp_max(1.0)
     return scale_adapters(grads, factor_B)
 
 
 def adapter_norms(params: Params, stacked: bool = False) -> Float[Tensor, " B"]:
-    """‖·‖ over all tensors in float32 or wider, B = 1; with `stacked`, of each adapter. On the first one's device."""
+    """Return the norm over all tensors, B = 1, or with `stacked` that of each adapter.
+
+    It is in float32 or wider, on the device of the first tensor.
+    """
     first = next(iter(params.values()))
     count = len(first) if stacked else 1
     norms_B = [
@@ -136,12 +147,12 @@ def adapter_norms(params: Params, stacked: bool = False) -> Float[Tensor, " B"]:
 
 
 def beside(values_B: Float[Tensor, " B"], tensor: Float[Tensor, "B ..."]) -> Tensor:
-    """[B, 1, ...], to be multiplied with a stack's tensor, each adapter's by its own value."""
+    """Reshape to [B, 1, ...], so that each adapter of a stack's tensor can be multiplied by its own value."""
     return values_B.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def scale_adapters(params: Params, factor_B: Float[Tensor, " B"]) -> Params:
-    """Each adapter of a stack times its factor, or all tensors times the only one, in their own precision."""
+    """Multiply each adapter of a stack by its factor, or all tensors by the only one, and keep their precision."""
     return {
         name: (p.reshape(len(factor_B), -1) * factor_B[:, None].to(p.device)).reshape(p.shape).to(p.dtype)
         for name, p in params.items()
@@ -149,7 +160,7 @@ def scale_adapters(params: Params, factor_B: Float[Tensor, " B"]) -> Params:
 
 
 def wide(p: Tensor) -> torch.dtype:
-    """The type updates are computed in: float32, or the parameter's own when wider."""
+    """Return the type that updates are computed in: float32, or the parameter's own where that is wider."""
     return torch.promote_types(p.dtype, torch.float32)
 
 
@@ -158,7 +169,7 @@ def _zeros(p: Tensor) -> Tensor:
 
 
 def _descend(p: Tensor, rate: Tensor, direction: Tensor) -> Tensor:
-    # + 0.0 turns -0.0 into 0.0: subtracting that is the identity for p = -0.0 too.
+    # + 0.0 turns -0.0 into 0.0, and subtracting 0.0 leaves p = -0.0 unchanged too: a rate of 0 is the identity.
     dtype = wide(p)
     return (p.to(dtype) - (rate.to(dtype) * direction.to(dtype) + 0.0)).to(p.dtype)
 

@@ -1,9 +1,10 @@
-"""Passes of a few examples, run once -> the bytes that a pass of n examples holds, for any n.
+"""Measure passes of a few examples, to know the bytes that a pass of n examples holds for any n.
 
-Part of a pass grows with its examples (their graphs), part does not (the gradient of the parameters, which for a stack
-of adapters may be the larger). On a CPU the bytes alive after each operation are known: with those of two and of three
-examples each moment is a line in n, and the peak the highest of the lines. (With one example some operations are left
-out.) On CUDA the peaks alone are known: n examples have at most n/k of that of k, as no part grows faster than n.
+Part of a pass grows with its examples (their graphs), part does not (the gradient of the parameters, which may be the
+larger part for a stack of adapters). On a CPU the bytes alive after each operation are known: passes of two and of
+three examples give, for each moment, a line in n, and the peak is the highest of the lines. (A pass of one example
+skips some operations.) On CUDA only the peaks are known: n > k examples have at most n/k of the peak of k, as no part
+grows faster than n.
 
 Legend: m examples, n of them in a pass.
 """
@@ -23,31 +24,34 @@ from mass.metagrad.objective import Objective, leaves
 from mass.types import Params
 
 NOTABLE, WORTHWHILE = 0.05, 12
-"""Share of the parameters' gradient in one example's pass, and number of examples, from which more than one is run."""
+"""Share of the parameters' gradient in the peak of one example's pass, and number of examples, above which passes of
+several examples are measured too."""
 MEASURED_ON_CUDA = 8
-"""Examples of the second pass, where peaks alone are known."""
+"""Most examples of the second pass on CUDA, where only peaks are known."""
 
 Line = tuple[float, float]
-"""(bytes whatever n is, bytes for each example)"""
+"""(bytes that do not depend on n, bytes for each example)"""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a pass of n examples."""
+    """The bytes of a pass of n examples, as lines in n."""
 
     graph: Line
-    """What the graph of its gradient holds."""
+    """Bytes that the graph of its gradient holds."""
     moments: tuple[Line, ...]
-    """What is alive at the moments that may be its peak."""
+    """Bytes alive at the moments that may be the peak."""
 
     def held(self, n: int) -> float:
+        """Return the bytes that the graph of n examples holds."""
         return _at(self.graph, n)
 
     def peak(self, n: int) -> float:
+        """Return the most bytes at one time in a pass of n examples."""
         return max(_at(line, n) for line in self.moments)
 
     def largest(self, free: float) -> float:
-        """The largest n, not rounded, whose peak is at most `free`; infinite where it does not grow."""
+        """Return the largest n, not rounded, whose peak is at most `free`; infinite where the peak does not grow."""
         if self.peak(1) > free:
             return 0.0
         return min((free - fixed) / each if each > 0 else math.inf for fixed, each in self.moments)
@@ -55,7 +59,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one pass of `examples` was seen to hold."""
+    """The bytes measured in one pass of `examples` examples."""
 
     examples: int
     held: float
@@ -63,15 +67,15 @@ class _Pass:
     history: Sequence[int]
     """Bytes after each operation; empty where only the peak is known."""
     in_full: bool
-    """Whether its peak was seen, not guessed from its graph."""
+    """True if the peak was measured, False if it was estimated from the graph."""
 
 
 class Probe:
-    """Costs of first-order and second-order passes, each measured once: of the last example, alone and repeated.
+    """The costs of first-order and second-order passes, each measured once, on the last example, alone and repeated.
 
-    A pass that goes beyond the limit is broken off; it costs infinitely much. Where `plenty` times all examples' graphs
-    fit, a second-order pass is measured up to its graph alone, and counted as twice as much at its peak; with
-    `in_full` none is.
+    A pass that exceeds the limit is interrupted, and its cost is infinite. Where `plenty` times the graphs of all
+    examples fit, a second-order pass is only measured up to its graph, and its peak is taken as twice that; `in_full`
+    switches this short cut off.
     """
 
     def __init__(
@@ -89,9 +93,11 @@ class Probe:
         self._known: dict[tuple[bool, bool, bool], Cost] = {}
 
     def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+        """Return the cost of a gradient."""
         return self._cost(False, checkpoint, limited)
 
     def second_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+        """Return the cost of a gradient with its graph and the double backward through it."""
         return self._cost(True, checkpoint, limited)
 
     def _cost(self, second_order: bool, checkpoint: bool, limited: bool) -> Cost:
@@ -109,7 +115,10 @@ class Probe:
         return _joined(passes)
 
     def _more(self, one: _Pass, second_order: bool) -> Sequence[int]:
-        """Examples of further passes, where something does not grow with them and that may change the schedule."""
+        """Return the sizes of further passes to measure; none where they could not change the schedule.
+
+        They matter only where a notable part of the memory does not grow with the examples.
+        """
         count, graphs = len(self._weights_m), self._plenty if second_order else 0
         everything = count * (graphs * one.held + one.peak)
         gradient = sum(p.numel() * p.element_size() for p in self._params.values())
@@ -119,6 +128,7 @@ class Probe:
         return (2, 3) if one.history else (min(MEASURED_ON_CUDA, count, max(2, int(self._limit / one.peak))),)
 
     def _run(self, examples: int, second_order: bool, checkpoint: bool, limit: float) -> _Pass:
+        # The last example, repeated: `adapt` asks for the largest there, so the result is a bound for the others.
         index = torch.full((examples,), len(self._weights_m) - 1, device=self._weights_m.device)
         params, weights = list(self._params.values()), self._weights_m.detach().requires_grad_(second_order)
         roomy = 0.0 if self._in_full else self._limit / (self._plenty * len(self._weights_m))
@@ -129,14 +139,14 @@ class Probe:
             held, outputs = live.held, [g for g in found.values() if g.requires_grad]
             del found
             in_full = not outputs or checkpoint or held > roomy
-            if outputs and in_full:
+            if outputs and in_full:  # in the direction of the gradient itself: memory does not depend on the direction
                 torch.autograd.grad(outputs, [*params, weights], outputs, allow_unused=True)
             peak = live.peak if in_full else max(live.peak, 2 * held)
         return _Pass(examples, max(held, 1.0), max(peak, 1.0), live.history, in_full)
 
 
 def _joined(passes: Sequence[_Pass]) -> Cost:
-    """From passes of one example, and perhaps of more; none at all is too much."""
+    """Make a cost from passes of one example, and perhaps of more; without any, the first exceeded the limit."""
     if not passes:
         return Cost((0.0, math.inf), ((0.0, math.inf),))
     one, before, last = passes[0], passes[max(0, len(passes) - 2)], passes[-1]
@@ -148,18 +158,19 @@ def _joined(passes: Sequence[_Pass]) -> Cost:
             _line((before.examples, a), (last.examples, b)) for a, b in zip(before.history, last.history, strict=True)
         }
         return Cost(graph, _highest(moments))
+    # Only peaks are known: a line through that of one example, with the slope of the larger pass as a bound.
     each = last.peak / last.examples
     return Cost(graph, ((one.peak - each, each),))
 
 
 def _line(a: tuple[int, float], b: tuple[int, float]) -> Line:
-    """Through two points (examples, bytes)."""
+    """Return the line through two points (examples, bytes)."""
     each = (b[1] - a[1]) / (b[0] - a[0])
     return a[1] - a[0] * each, each
 
 
 def _highest(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Without those that are below another for every n >= 1."""
+    """Return the lines without those that lie below another for every n >= 1."""
     kept = list[Line]()
     for line in sorted(lines, key=lambda line: (line[1], _at(line, 1)), reverse=True):
         if not kept or _at(line, 1) > _at(kept[-1], 1):

@@ -1,7 +1,8 @@
-"""A function of parameters and rows -> its passes for inputs of one shape, as lists of tensor operations.
+"""Record the passes of a function for inputs of one shape, as lists of tensor operations.
 
-The second-order pass of `mass.metagrad.passes` is recorded below autograd, once, and in-place operations are exchanged
-for plain ones. As nothing in the record has side effects, any part of a pass is what its outputs depend on.
+The second-order pass of `mass.metagrad.passes` is recorded once, below autograd, and in-place operations are replaced
+by plain ones. As nothing in the record has side effects, every part of a pass can be cut out of it: the operations that
+its outputs depend on.
 
 Legend: n examples.
 """
@@ -24,15 +25,15 @@ from mass.metagrad.passes import Passes, Wanted
 from mass.types import Params
 
 Function = Callable[..., Tensor]
-"""(params, *rows) -> losses [n]; each of rows has n entries along its first axis."""
+"""(params, *rows) -> losses [n]; each tensor of rows has n entries along its first axis."""
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
-"""Relative error above which a pass is refused."""
+"""Relative error above which a pass is rejected."""
 _COARSE = 0.1
-"""That of other precisions."""
+"""Tolerance for other precisions."""
 
 
 class Inputs(NamedTuple):
-    """What a pass is a function of."""
+    """The inputs of a pass."""
 
     params: Params
     weights_n: Tensor
@@ -40,14 +41,16 @@ class Inputs(NamedTuple):
 
     @property
     def flat(self) -> list[Tensor]:
+        """All tensors in the order of the record's inputs."""
         return [t.detach() for t in (*self.params.values(), self.weights_n, *self.rows)]
 
     def directions(self, u: Params) -> list[Tensor]:
+        """Return u in the order and precision of the parameters."""
         return [u[name].detach().to(p.dtype) for name, p in self.params.items()]
 
 
 class Recording:
-    """The passes for inputs of one shape."""
+    """The recorded passes for inputs of one shape."""
 
     def __init__(
         self, function: Function, autocast: dict[str, Any], inputs: Inputs, compile_options: dict[str, Any] | None
@@ -57,13 +60,13 @@ class Recording:
         self._parts: dict[str, _Part] = {}
 
     def gradient(self, inputs: Inputs) -> Params:
-        """∇_θ Σ_i w_i ℓ_i."""
+        """Return ∇_θ Σ_i w_i ℓ_i."""
         record = self._record
         found = self._run("gradient", (record.inputs, record.grads), inputs.flat)
         return dict(zip(inputs.params, found, strict=True))
 
     def second_order(self, inputs: Inputs, u: Params, wanted: Wanted) -> tuple[Params, Params, Tensor | None]:
-        """The gradient, H u and J u [n]; of the latter two what is wanted."""
+        """Return the gradient, H u and J u [n]; the latter two only where wanted."""
         record, flat = self._record, [*inputs.flat, *inputs.directions(u)]
         nodes = [*record.inputs, *record.directions], [*record.grads, *record.products(wanted)]
         found = iter(self._run(f"second order, {_name(wanted)}", nodes, flat))
@@ -71,13 +74,13 @@ class Recording:
         return grads, *_products(inputs, found, wanted)
 
     def begin(self, inputs: Inputs) -> tuple[Params, list[Tensor]]:
-        """The gradient, and what is kept for `finish`."""
+        """Return the gradient, and the tensors to keep for `finish`."""
         record = self._record
         found = self._run("begin", (record.inputs, [*record.grads, *record.kept]), inputs.flat)
         return dict(zip(inputs.params, found, strict=False)), list(found[len(inputs.params) :])
 
     def finish(self, kept: Sequence[Tensor], inputs: Inputs, u: Params, wanted: Wanted) -> tuple[Params, Tensor | None]:
-        """H u and J u [n] where wanted."""
+        """Return H u and J u [n] where wanted, from the tensors that `begin` kept."""
         record, flat = self._record, [*inputs.flat, *inputs.directions(u), *kept]
         nodes = [*record.inputs, *record.directions, *record.kept], record.products(wanted)
         return _products(inputs, iter(self._run(f"finish, {_name(wanted)}", nodes, flat)), wanted)
@@ -98,7 +101,7 @@ def _products(inputs: Inputs, found: Iterator[Tensor], wanted: Wanted) -> tuple[
 
 
 class _Part:
-    """Some operations of a record, compiled when they are first run and held against the same ones run one by one."""
+    """Some operations of a record, compiled on their first run and then compared with the uncompiled operations."""
 
     def __init__(self, module: fx.GraphModule, compile_options: dict[str, Any] | None) -> None:
         self._module, self._checked = module, compile_options is None
@@ -114,7 +117,7 @@ class _Part:
 
 
 class _Record:
-    """The second-order pass as a graph without side effects."""
+    """The second-order pass as a graph of operations without side effects."""
 
     def __init__(self, function: Function, autocast: dict[str, Any], inputs: Inputs) -> None:
         names, count = tuple(inputs.params), len(inputs.params)
@@ -128,6 +131,7 @@ class _Record:
             )
             return (*grads.values(), *products.values(), bar_n)
 
+        # Random and not zero, so that the comparison below also tests H u and J u.
         u = random_direction({name: torch.ones_like(p) for name, p in inputs.params.items()}, seed=0)
         flat = [*inputs.flat, *inputs.directions(u)]
         self._module = _without_side_effects(_recorded(second_order, flat), flat)
@@ -141,10 +145,11 @@ class _Record:
         self.kept = _crossing(graph, self.grads, outputs[count:])
 
     def products(self, wanted: Wanted) -> list[fx.Node]:
+        """Return the nodes of H u and J u, where wanted."""
         return [*(self._hessian if wanted.params else []), *(self._jacobian if wanted.weights else [])]
 
     def part(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> fx.GraphModule:
-        """inputs -> outputs, and what lies between."""
+        """Return a module of the operations that lead from `inputs` to `outputs`."""
         needed, part, copies = _behind(outputs, inputs), fx.Graph(), dict[fx.Node, fx.Node]()
         for node in inputs:
             copies[node] = part.placeholder(node.name)
@@ -156,8 +161,9 @@ class _Record:
 
 
 def _recorded(function: Callable[..., Any], flat: Sequence[Tensor]) -> fx.GraphModule:
-    """Raises ConfigError where the function looks at values."""
+    """Record the operations of a function. Raises ConfigError where the function looks at values."""
     try:
+        # Fake tensors have shapes and no values, so a function that looks at values fails here.
         return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
     except MassError:
         raise
@@ -170,6 +176,7 @@ def _recorded(function: Callable[..., Any], flat: Sequence[Tensor]) -> fx.GraphM
 
 
 def _without_side_effects(module: fx.GraphModule, flat: Sequence[Tensor]) -> fx.GraphModule:
+    """Record once more with in-place operations replaced, and drop operations that no output depends on."""
     pure = _recorded(functionalize(module), flat)
     pure.graph.eliminate_dead_code()
     pure.recompile()
@@ -177,7 +184,7 @@ def _without_side_effects(module: fx.GraphModule, flat: Sequence[Tensor]) -> fx.
 
 
 def _behind(outputs: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """The nodes that `outputs` depend on, themselves included; not those behind `stop`."""
+    """Return `outputs` and the nodes that they depend on, without those behind `stop`."""
     seen, stack, ends = set[fx.Node](), list(outputs), set(stop)
     while stack:
         node = stack.pop()
@@ -188,7 +195,10 @@ def _behind(outputs: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.
 
 
 def _crossing(graph: fx.Graph, grads: Sequence[fx.Node], products: Sequence[fx.Node]) -> list[fx.Node]:
-    """What the products need of the operations that give the gradient. A view is made again of what it shows."""
+    """Return the results of the gradient's operations that the products need.
+
+    A view is not kept but made again from its tensor, so that one tensor is not kept twice.
+    """
     first, found, seen, stack = _behind(grads), set[fx.Node](), set[fx.Node](), list(products)
     while stack:
         node = stack.pop()
@@ -207,7 +217,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _hold(found: Sequence[Tensor], expected: Sequence[Tensor], advice: str) -> None:
-    """Raises ConfigError unless they are the same but for rounding."""
+    """Check that two results are the same except for rounding. Raises ConfigError, whose text ends with `advice`."""
     error = relative_error(*({str(i): t.detach() for i, t in enumerate(tensors)} for tensors in (found, expected)))
     finite = all(bool(e.isfinite().all()) for e in expected)
     if finite and not error <= max(_TOLERANCE.get(e.dtype, _COARSE) for e in expected):

@@ -1,4 +1,4 @@
-"""weights, rates, start -> θ_K and its tape; a cotangent of θ_K and the tape -> those of weights, rates and start.
+"""Run the K steps of the inner loop with a tape, and pull a cotangent of θ_K back to weights, rates and start.
 
 Forward: g_j = ∇_θ Σ_i w_{j,i} ℓ_i(θ_j),  (θ_{j+1}, s_{j+1}) = U(θ_j, clip(g_j), s_j, r_j),  j = 0..K-1.
 Backward, from the last step to the first (docs/engine.md): through U alone, then the second-order pass in direction u.
@@ -30,7 +30,7 @@ from mass.types import Params
 
 @dataclass(frozen=True)
 class Plan:
-    """What an adaptation needs beside tensors."""
+    """The parts of an adaptation that are not tensors."""
 
     passes: Passes
     update: Update
@@ -39,22 +39,22 @@ class Plan:
     schedule: Schedule
 
     def differentiated(self, steps: int) -> range:
-        """The steps that the backward goes through."""
+        """Return the steps that the backward goes through."""
         return range(max(0, steps - self.mode.last) if self.mode.last is not None else 0, steps)
 
 
 @dataclass
 class Tape:
-    """What the forward leaves for the backward."""
+    """The record that the forward leaves for the backward."""
 
     steps: list[Step] = field(default_factory=list[Step])
-    """Adapter-sized, one for each step that is differentiated."""
+    """One entry, of the size of the adapter, for each step that is differentiated."""
     graphs: dict[tuple[int, int], Begun] = field(default_factory=dict[tuple[int, int], Begun])
-    """By step and micro-batch: those that the memory budget let the forward keep."""
+    """Graphs that the memory budget let the forward keep, by (step, micro-batch)."""
 
 
 def run(plan: Plan, weights_Km: Tensor, rates_KP: Tensor, params: Params, tape: Tape | None = None) -> Params:
-    """θ_K; writes the tape when there is one."""
+    """Return θ_K, and write the tape if one is given."""
     if len(weights_Km) == 0:
         return {name: p.detach().clone() for name, p in params.items()}
     differentiated = plan.differentiated(len(weights_Km))
@@ -66,12 +66,15 @@ def run(plan: Plan, weights_Km: Tensor, rates_KP: Tensor, params: Params, tape: 
             tape.steps.append(Step(params, grads, state))
             tape.graphs |= {(j, c): graph for c, graph in graphs.items()}
         params, state = plan.update(params, grads, state, rates_KP[j].detach(), j)
-        del grads, graphs  # the tape has what it needs of them
+        del grads, graphs  # so that only the tape keeps them alive during the next step
     return params
 
 
 def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
-    """The micro-batches of step j whose graphs stay: the last of all come first, as they are used and freed first."""
+    """Return the micro-batches of step j whose graphs are kept.
+
+    Kept are the last ones of the last steps: the backward uses them first, and frees them before it recomputes others.
+    """
     if tape is None:
         return frozenset()
     chunks = len(plan.schedule.chunks)
@@ -80,8 +83,9 @@ def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
 
 
 def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Begun]]:
-    """g = ∇_θ Σ_i w_i ℓ_i(θ), a micro-batch at a time, and the graphs of the micro-batches `keep`."""
+    """Return g = ∇_θ Σ_i w_i ℓ_i(θ), one micro-batch at a time, and the graphs of the micro-batches `keep`."""
     schedule, total, graphs = plan.schedule, Sum(), dict[int, Begun]()
+    # A kept graph belongs to a micro-batch of second-order passes, so then the step is cut as those are.
     for c, index in enumerate(schedule.chunks if keep else schedule.gradient_chunks):
         if c in keep:
             graphs[c] = plan.passes.begin(params, weights_m, index, checkpoint=schedule.checkpoint)
@@ -89,7 +93,7 @@ def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int
         else:
             part = plan.passes.gradient(params, weights_m, index, checkpoint=schedule.checkpoint_gradient)
         total.add(part)
-        del part  # before the next is made
+        del part  # so that two micro-batches' gradients are never alive together
     return total.value, graphs
 
 
@@ -101,12 +105,16 @@ def pull_back(
     cotangents: Sequence[Tensor],
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Cotangents of θ_K -> those of (weights, rates, *θ_0) that are needed."""
+    """Pull the cotangents of θ_K back to (weights, rates, *θ_0); None for those that are not needed.
+
+    For j = K-1 .. 0: through the update alone, which gives the cotangent u of the gradient g_j, then through g_j, which
+    adds H_j u to the cotangent of θ_j and gives J_j u, the gradient in the weights of step j.
+    """
     needs_weights, needs_params = needs[0], any(needs[2:])
     differentiated = plan.differentiated(len(weights_Km))
     bar_weights, bar_rates = torch.zeros_like(weights_Km), torch.zeros_like(rates_KP)
     bar_params = {name: bar.to(wide(bar)) for name, bar in zip(plan.names, cotangents, strict=True)}
-    bar_state: State = {}
+    bar_state: State = {}  # nothing uses the optimiser state after the last step
     scale = max((norm(step.grads) for step in tape.steps), default=0.0)
     owners_m = _owners(plan, tape, bar_weights, needs_weights=needs_weights)
     for j in reversed(differentiated):
@@ -123,10 +131,12 @@ def pull_back(
             )
         elif wants_params or needs_weights:
             graphs = {c: tape.graphs.pop((j, c)) for c in range(len(plan.schedule.chunks)) if (j, c) in tape.graphs}
+            # Every step runs the same operations, so the graph is inspected at the first one visited only.
             wanted = Wanted(wants_params, needs_weights, inspection=j == differentiated[-1])
             products, bar_weights[j] = second_order_pass(plan, at, weights_Km[j], u, wanted, graphs, scale)
         if wants_params:
             bar_params = {name: bar + products.pop(name) for name, bar in bar_params.items()}
+    # With truncation the initial state lies before the differentiated steps, so no gradient passes through it.
     if needs_params and tape.steps and differentiated.start == 0:
         bar_params = _pull_through_init(plan, tape.steps[0].params, bar_params, bar_state)
     starts = (bar_params[name].to(bar.dtype) for name, bar in zip(plan.names, cotangents, strict=True))
@@ -135,16 +145,16 @@ def pull_back(
 
 
 def _owners(plan: Plan, tape: Tape, like_Km: Tensor, *, needs_weights: bool) -> Tensor | None:
-    """[m] the adapter of each example, for finite differences in a stack; None where nothing asks for it."""
+    """Return the adapter of each example [m], for finite differences in a stack; None where it is not needed."""
     if not (plan.update.stacked and plan.mode.hessian == "difference" and tape.steps):
         return None
-    if not needs_weights:  # their products alone depend on it
+    if not needs_weights:  # only J u depends on the owners; zeros still say that there is a stack
         return torch.zeros_like(like_Km[0], dtype=torch.long)
     return owners(plan.passes.objective, plan.schedule.gradient_chunks, tape.steps[0].params, like_Km[0])
 
 
 def _pull_through_init(plan: Plan, start: Params, bar_params: Params, bar_state: State) -> Params:
-    """Adds what reaches θ_0 through an initial state that depends on it."""
+    """Add the cotangent that reaches θ_0 through an initial optimiser state that depends on it."""
     params = leaves({name: p.to(wide(p)) for name, p in start.items()})
     with torch.enable_grad():
         state = plan.update.optimizer.init(params)
@@ -161,12 +171,14 @@ def second_order_pass(
     graphs: dict[int, Begun],
     scale: float = 0.0,
 ) -> tuple[Params, Tensor]:
-    """H_j u (empty unless wanted) and J_j u [m] (zeros unless wanted), a micro-batch at a time.
+    """Return H_j u (empty unless wanted) and J_j u [m] (zeros unless wanted), one micro-batch at a time.
 
-    `graphs` are micro-batches that the forward began; they are used up. The others are computed again.
+    `graphs` holds the micro-batches whose graphs the forward kept, and is emptied; the others are recomputed. Raises
+    ConfigError where the recomputed gradient differs from the forward's.
     """
     products, bar_weights, again = Sum(), torch.zeros_like(weights_m), Sum()
-    for c, index in reversed(list(enumerate(plan.schedule.chunks))):  # those that were kept come last, and go first
+    # Kept graphs are those of the last micro-batches. Used first, they are freed before another graph is recomputed.
+    for c, index in reversed(list(enumerate(plan.schedule.chunks))):
         if (begun := graphs.pop(c, None)) is None:
             grads, chunk_products, chunk_weights = plan.passes.second_order(
                 at.params, weights_m, index, u, wanted, checkpoint=plan.schedule.checkpoint
@@ -177,15 +189,17 @@ def second_order_pass(
         again.add(grads)
         products.add(chunk_products)
         bar_weights = bar_weights + chunk_weights
-        del begun, grads, chunk_products  # before the next are made
+        del begun, grads, chunk_products  # frees this micro-batch's graph before the next is made
     _check_same_gradient(again.value, at.grads, scale)
     return products.value, bar_weights
 
 
 def _check_same_gradient(again: Params, taken: Params, scale: float = 0.0) -> None:
-    """Losses that changed since the forward (dropout, base weights updated in place) would give wrong gradients.
+    """Check that the losses are those of the forward. Raises ConfigError.
 
-    `scale` is the largest gradient of all steps: where one is a thousandth of it, only rounding may be left.
+    Losses that changed since (dropout, base weights updated in place) would silently give wrong gradients. `scale` is
+    the largest gradient norm of all steps: a gradient a thousandth as long may be nothing but rounding, and is not
+    compared on its own scale.
     """
     size, error = norm(taken), norm({name: g - taken[name] for name, g in again.items()})
     if error > 0.05 * max(size, 1e-3 * scale):
@@ -196,4 +210,5 @@ def _check_same_gradient(again: Params, taken: Params, scale: float = 0.0) -> No
 
 
 def norm(params: Params) -> float:
+    """Return the norm over all tensors."""
     return float(adapter_norms(params))

@@ -1,4 +1,4 @@
-"""(θ_j, g_j, s_j, r_j) -> (θ_{j+1}, s_{j+1}) = U(θ_j, clip(g_j), s_j, r_j), and cotangents back through that alone."""
+"""Apply one update (θ_{j+1}, s_{j+1}) = U(θ_j, clip(g_j), s_j, r_j), and pull cotangents back through it alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Update:
 
     optimizer: Optimizer
     stacked: bool = False
-    """Whether each adapter of a stack is clipped to its own norm."""
+    """True if each adapter of a stack is clipped by its own norm."""
 
     def __call__(self, params: Params, grads: Params, state: State, rates_P: Tensor, step: int) -> tuple[Params, State]:
         if (clip_norm := getattr(self.optimizer, "clip_norm", None)) is not None:
@@ -32,7 +32,7 @@ class Update:
 
 
 class Step(NamedTuple):
-    """One entry of the tape: where step j started, and the gradient it took."""
+    """One entry of the tape: the parameters and state at which step j started, and its gradient before clipping."""
 
     params: Params
     grads: Params
@@ -42,10 +42,11 @@ class Step(NamedTuple):
 def pull_through_update(
     update: Update, at: Step, rates_P: Tensor, step: int, bar_params: Params, bar_state: State
 ) -> tuple[Params, Params, State, Tensor]:
-    """Cotangents of (θ_{j+1}, s_{j+1}) -> those of θ_j, g_j (`u`), s_j and the rates, through U alone.
+    """Pull the cotangents of (θ_{j+1}, s_{j+1}) back to θ_j, g_j (`u`), s_j and the rates, through U alone.
 
-    All in float32 or wider: rounding θ_{j+1} to a narrow type counts as the identity.
+    Everything is in float32 or wider: rounding θ_{j+1} to a narrow type counts as the identity.
     """
+    # θ_j, g_j and s_j become independent leaves: that g_j depends on θ_j is left to the second-order pass.
     params, grads, state = (leaves({name: p.to(wide(p)) for name, p in part.items()}) for part in at)
     rates_P = rates_P.detach().requires_grad_()
     with torch.enable_grad():
@@ -57,7 +58,7 @@ def pull_through_update(
 
 
 def pull(pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The vector-Jacobian product of values with their cotangents; zeros for inputs that do not matter."""
+    """Return the vector-Jacobian product of values with their cotangents; zeros for inputs without influence."""
     pairs = [(value, bar.to(value.dtype)) for value, bar in pairs if value.requires_grad]
     if not pairs:
         return [torch.zeros_like(tensor) for tensor in inputs]
@@ -66,7 +67,7 @@ def pull(pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Se
 
 
 def update_bytes(update: Update, params: Params, *, differentiated: bool) -> int:
-    """The most that an update, or `pull_through_update`, holds beside its arguments."""
+    """Measure the most bytes that an update, or `pull_through_update`, holds in addition to its arguments."""
     zeros = {name: torch.zeros_like(p, dtype=wide(p)) for name, p in params.items()}
     at = Step({name: p.detach() for name, p in params.items()}, zeros, update.optimizer.init(zeros))
     rates_P = torch.zeros(len(params), device=next(iter(params.values())).device)

@@ -1,9 +1,8 @@
-"""The processes that torchrun started -> one run: the share of each, sums over all, agreement. Only this module knows
-torch.distributed.
+"""Join the processes that torchrun started into one run: shares of the work, sums over processes, and agreement.
 
-A process that was started alone is a group of one, and torch.distributed is not touched. Else the environment says who
-this one is: RANK of WORLD_SIZE, and LOCAL_RANK among those of its machine, whose number is that of its GPU. Tensors on
-a GPU are summed by NCCL, all else goes over gloo.
+Only this module uses torch.distributed. A process that was started alone is a group of one, and does not touch it.
+Otherwise the environment gives the rank: RANK of WORLD_SIZE, and LOCAL_RANK among the processes of one machine, which
+is also the number of its GPU. Tensors on a GPU are summed by NCCL; everything else goes over gloo.
 
 Source: data parallelism with an all-reduce of gradients (Li et al., arXiv 2006.15704); why torchrun alone is in
 docs/adr/0007-torchrun-alone.md.
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)
-"""How long one process waits for the others: their shares of a step may take them longer by this much."""
+"""Longest wait of one process for the others: their shares of a step may take this much longer."""
 
 
 class LostProcess(RunError):
@@ -36,21 +35,22 @@ class LostProcess(RunError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, seen from one of them. Each method but `portion` is to be called by all of them alike."""
+    """The processes of a run, seen from one of them. All of them must call each method but `portion`."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes the run folder and speaks to the user."""
+        """True in the process that writes the run folder and reports to the user."""
         return self.rank == 0
 
     def portion(self, count: int, stack: int) -> list[range]:
-        """The numbers below `count` that this process takes, in stacks of at most `stack`.
+        """Return the numbers below `count` that this process takes, in stacks of at most `stack`.
 
-        Shares are contiguous and in the order of the ranks. They are made of the stacks that a process alone would cut
-        where those can be dealt out evenly; else of single numbers, and then differ by one number at most.
+        Shares are contiguous and in the order of the ranks. Where the stacks of a single process can be divided evenly,
+        shares consist of those stacks, and the results equal the single process's more closely; otherwise shares differ
+        by at most one number.
         """
         unit = stack if -(-count // stack) % self.size == 0 else 1
         units = -(-count // unit)
@@ -58,7 +58,7 @@ class Ranks:
         return [range(at, min(at + stack, end)) for at in range(start, end, stack)]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes, in place: one all-reduce. Raises LostProcess."""
+        """Sum a tensor over the processes, in place, by one all-reduce. Raises LostProcess."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -67,7 +67,7 @@ class Ranks:
         return values
 
     def gather(self, value: T) -> list[T]:
-        """The small value of each process, in their order. Raises LostProcess."""
+        """Return the value of each process, in the order of ranks; for small values. Raises LostProcess."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -78,7 +78,7 @@ class Ranks:
         return found  # type: ignore[return-value]
 
     def from_first(self, value: T) -> T:
-        """The value that the first process has; tensors in it should be on the CPU. Raises LostProcess."""
+        """Return the value of the first process; tensors in it should be on the CPU. Raises LostProcess."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -90,9 +90,10 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Generator[None, None, None]:
-        """What fails with a MassError in the block of one process fails in all of them, with what that one has to say.
+        """Make a MassError in the block of one process fail all processes, with the message of the first that failed.
 
-        They wait for each other at the end of the block.
+        Processes wait for each other at the end of the block. Without this, the others would wait in their next
+        exchange for a process that has ended.
         """
         failed: MassError | None = None
         try:
@@ -108,7 +109,7 @@ class Ranks:
         raise RunError(f"process {rank} of {self.size}: {said[rank]}")
 
     def agree(self, digest: str, what: str) -> None:
-        """Raises RunError where `digest` is not the same in all processes."""
+        """Check that all processes have the same `digest` of `what`. Raises RunError."""
         found = self.gather(digest)
         if other := [rank for rank, one in enumerate(found) if one != found[0]]:
             raise RunError(
@@ -118,6 +119,7 @@ class Ranks:
 
     @contextmanager
     def _reaching_all(self) -> Generator[None, None, None]:
+        """Within the block, turn errors of torch.distributed into a LostProcess of one line."""
         try:
             yield
         except RuntimeError as error:
@@ -129,29 +131,32 @@ class Ranks:
 
 
 def at_start() -> Ranks:
-    """What the environment says, before the processes have met: this one's rank, and how many there are."""
+    """Return this process's rank and the number of processes from the environment, before the group exists."""
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if _launched() else Ranks()
 
 
 def speaks(error: BaseException | None = None) -> bool:
-    """Whether this process tells the user what happened: the first does. That a process was lost the second says too,
-    as the first may be the lost one."""
+    """Return True where this process reports an error to the user.
+
+    Normally only the first process does. A lost process is reported by the second as well, as the first may be the lost
+    one.
+    """
     return at_start().rank <= (1 if isinstance(error, LostProcess) else 0)
 
 
 @contextmanager
 def joined(device: str) -> Generator[tuple[Ranks, str], None, None]:
-    """The processes of this run, met, for the length of the block; and the device that this one is to use.
+    """Join the processes of this run for the length of the block; yields them and the device of this process.
 
     Args:
-        device: as `ModelConfig.device` has it.
+        device: the setting `ModelConfig.device`.
 
     Raises:
-        ConfigError: the processes do not meet, or there are fewer GPUs than processes.
+        ConfigError: the processes cannot reach each other, or there are fewer GPUs than processes.
     """
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():  # by the caller, whose group it is
+    if dist.is_available() and dist.is_initialized():  # by the caller, who also ends the group
         yield Ranks(dist.get_rank(), dist.get_world_size()), device
         return
     if not _launched():
@@ -171,12 +176,12 @@ def joined(device: str) -> Generator[tuple[Ranks, str], None, None]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     with _ended_by_torchrun(ranks):
         yield ranks, own
-    dist.destroy_process_group()  # not after an error: NCCL would wait for the others
+    dist.destroy_process_group()  # skipped after an error, where NCCL would wait for the others
 
 
 @contextmanager
 def _ended_by_torchrun(ranks: Ranks) -> Generator[None, None, None]:
-    """Within the block, SIGTERM raises LostProcess: torchrun sends it to the others when one has ended."""
+    """Within the block, raise LostProcess on SIGTERM, which torchrun sends to all others when one process has ended."""
 
     def end(number: int, frame: object) -> None:  # noqa: ARG001
         raise LostProcess(
@@ -184,7 +189,7 @@ def _ended_by_torchrun(ranks: Ranks) -> Generator[None, None, None]:
             "see what the other said; --resume goes on from the last checkpoint"
         )
 
-    if threading.current_thread() is not threading.main_thread():  # where no signal is handled
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
     before = signal.signal(signal.SIGTERM, end)
@@ -195,11 +200,12 @@ def _ended_by_torchrun(ranks: Ranks) -> Generator[None, None, None]:
 
 
 def _launched() -> bool:
+    """Return True in one of several processes that torchrun started."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _own_device(name: str) -> str:
-    """'auto' and 'cuda' as the GPU with this process's number on its machine."""
+    """Resolve 'auto' and 'cuda' to the GPU whose number is this process's on its machine. Raises ConfigError."""
     import torch
 
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

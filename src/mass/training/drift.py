@@ -1,11 +1,11 @@
-"""Adapted parameters of B tasks, unrelated problems -> how far the adaptation moved the answers to those: its drift.
+"""Measure the drift of an adaptation: how far it moves the answers to unrelated problems.
 
     KL = mean over tokens t of  sum_v pi_theta(v | x, y_<t) log( pi_theta(v | x, y_<t) / pi_theta_K(v | x, y_<t) )
 
 in nats per token, for canary problems x of other subjects than the target and answers y that theta itself samples.
-theta is taken as it is: the gradient reaches what is learned through theta_K alone, as that of the outer loss does. The
-sum over the vocabulary is exact, and only the prefixes y_<t are sampled (summed over an answer instead of averaged, it
-would estimate the divergence of whole answers, by the chain rule).
+theta counts as a constant: gradients flow through theta_K alone, as those of the outer loss do. The sum over the
+vocabulary is exact, and only the prefixes y_<t are sampled (summed over an answer instead of averaged, it would
+estimate the divergence of whole answers, by the chain rule).
 
 Sources: a locality loss differentiated through an update, Sinitsin et al., arXiv 2004.00345, and Mitchell et al., arXiv
 2110.11309 (which has this divergence); the old model as the teacher of the new, Li and Hoiem, arXiv 1606.09282.
@@ -37,28 +37,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """What theta answers to the canary problems of B tasks."""
+    """Answers of theta to the canary problems of B tasks."""
 
     rows: tuple[Row, ...]
-    """N sequences: the prompt, then the answer, which counts."""
+    """N sequences of a prompt and an answer, of which the answer counts."""
     owners: Tensor
-    """[N] the task that each is a canary of."""
+    """[N] the index of each answer's task."""
     shares: Tensor
-    """[N] one over the number of canaries of that task."""
+    """[N] one over the number of canary problems of that task."""
 
     @property
     def num_tokens(self) -> int:
-        """Generated tokens."""
+        """Number of generated tokens."""
         return sum(len(answer) for _, answer in self.rows)
 
 
 def sample_answers(
     lm: LM, canaries: Sequence[Sequence[Task]], sampling: SamplingConfig, seeds: Sequence[int], theta: Params
 ) -> Answers:
-    """One answer to each canary problem, sampled from theta as it is: at temperature 1, whatever `sampling` says.
+    """Sample one answer of theta to each canary problem.
+
+    The temperature is 1 and top-p is off, whatever `sampling` says: the divergence is an expectation under theta.
 
     Args:
-        canaries: of each task.
+        canaries: the canary problems of each task.
         seeds: one for each task.
     """
     places = [(b, j) for b, problems in enumerate(canaries) for j in range(len(problems))]
@@ -72,11 +74,11 @@ def sample_answers(
 
 
 def kl_losses(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch: int | None) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over tasks of the mean KL of their canaries; differentiable in `adapted` alone.
+    """Yield parts whose sum is the sum over tasks of the mean KL of their canaries; differentiable in `adapted` alone.
 
     Args:
         adapted: a stack of B adapters, or one for all.
-        micro_batch: answers per part; a part holds two distributions over the vocabulary for each of their tokens.
+        micro_batch: number of answers in a part, whose graph is alive at one time; None for as many as fit.
     """
     for index, per_row in _divergences(lm, answers, theta, adapted, micro_batch):
         yield (per_row * answers.shares[index]).sum()
@@ -84,7 +86,7 @@ def kl_losses(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_ba
 
 @torch.no_grad()
 def drifts(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch: int | None) -> Float[Tensor, " B"]:
-    """What `kl_losses` sums: the mean KL of the canaries of each task, under a stack of B adapters."""
+    """Return the mean KL (nats per token) of the canaries of each task, under a stack of B adapters."""
     found = answers.shares.new_zeros(next(iter(adapted.values())).shape[0])
     for index, per_row in _divergences(lm, answers, theta, adapted, micro_batch):
         found.index_add_(0, answers.owners[index], per_row * answers.shares[index])
@@ -94,7 +96,7 @@ def drifts(lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch
 def _divergences(
     lm: LM, answers: Answers, theta: Params, adapted: Params, micro_batch: int | None
 ) -> Iterator[tuple[Tensor, Float[Tensor, " n"]]]:
-    """(which answers, the mean KL over the tokens of each)."""
+    """Yield (indices of answers, mean KL over the tokens of each)."""
     stacked = next(iter(adapted.values())).dim() == 3
     length = max((len(prompt) + len(answer) for prompt, answer in answers.rows), default=1)
     size = micro_batch or room.rows_that_fit(lm, max(1, len(answers.rows)), length, "gradient")
@@ -109,7 +111,7 @@ def _divergences(
 
 
 def _each_divergence(before: Predictions, after: Predictions) -> Float[Tensor, " n"]:
-    """KL at each place; the graph keeps no distribution, but where all of them are small."""
+    """Return the KL at each of n places. The graph keeps no distributions, unless all of them are small."""
 
     def divergence(before_values: Tensor, after_values: Tensor) -> Tensor:
         one, other = (

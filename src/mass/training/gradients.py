@@ -1,6 +1,6 @@
-"""A `Stack` of problems goes into a step, `Gradients` come out: their sum over stacks -> their sum over processes.
+"""The input and the output of a training step, `Stack` and `Gradients`, and their sums over stacks and processes.
 
-Nothing here knows a method: `metastep` and `solverstep` fill in the numbers, `train` takes the step.
+Nothing here depends on the method: `mass_step` and `solver_step` compute the gradients, `trainer` takes the step.
 """
 
 from __future__ import annotations
@@ -43,54 +43,56 @@ MEASURED = (
     "tokens",
     *(reason.replace(" ", "_") for reason in REASONS),
 )
-"""All that a step may measure, as sums over tasks: processes exchange them by their place here."""
+"""Names of all that a step may measure, as sums over tasks. Processes exchange the values in this order."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What one stack's step works on."""
+    """The input of a step for one stack of problems."""
 
     lm: LM
     state: MetaState
     config: RunConfig
     tasks: Sequence[Task]
     seeds: Sequence[int]
-    """One for each task: all its random draws follow from it."""
+    """One seed for each task, from which all its random draws are derived."""
     canaries: Sequence[Sequence[Task]] = ()
-    """Of each task, problems that adapting to it should leave alone; none where `train.canary_kl` is 0."""
+    """For each task, problems whose answers should not change by adapting to it; none where `train.canary_kl` is 0."""
 
     @property
     def problems(self) -> list[str]:
+        """Texts of the problems."""
         return [task.problem for task in self.tasks]
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Sums over the tasks of a stack, or of several."""
+    """Sums of gradients and measurements over the tasks of one stack, or of several."""
 
     theta: Params
     generator: Params = field(default_factory=dict[str, Tensor])
-    """Of theta, from the generator's policy gradient with rewards that are centred in their group but not scaled."""
+    """Gradient in theta of the generator's policy loss, with rewards that are centred in their group but not scaled."""
     reward_squares: tuple[float, int] = (0.0, 0)
-    """Sum of the squares of those rewards, and their number: what scales them over the whole batch."""
+    """Sum of the squares of those rewards, and their number, from which the whole batch's scale follows."""
     eta: Params = field(default_factory=dict[str, Tensor])
     log_rates: Params = field(default_factory=dict[str, Tensor])
     measured: dict[str, float] = field(default_factory=dict[str, float])
-    """Names of `MEASURED`."""
+    """Measurements by their names in `MEASURED`."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By stage, of this process."""
+    """Seconds of this process by stage."""
 
 
 class Measured(dict[str, float]):
-    """Adds up what is measured. A name that is not in `MEASURED` would be lost on its way to the first process."""
+    """Sums of measurements. Every name must be in `MEASURED`, or it would be lost in the exchange between processes."""
 
     def add(self, **values: float) -> None:
+        """Add values to the sums of their names."""
         for name, value in values.items():
             assert name in MEASURED, name
             self[name] = self.get(name, 0.0) + value
 
     def add_practice(self, groups: Sequence[Sequence[Example]]) -> None:
-        """The share of each problem's examples that is valid, those that are not by reason, and the tokens of all."""
+        """Add the share of valid examples of each problem, the shares of rejected ones by reason, and all tokens."""
         examples = [e for group in groups for e in group]
         self.add(valid=sum(e.valid for e in examples) / len(groups[0]), tokens=sum(len(e.tokens) for e in examples))
         shares = rejected_shares(examples)
@@ -98,7 +100,7 @@ class Measured(dict[str, float]):
 
 
 def total(parts: Sequence[Gradients]) -> Gradients:
-    """The sum over stacks."""
+    """Return the sum over stacks."""
     squares, number = (sum(values) for values in zip(*(part.reward_squares for part in parts), strict=True))
     return Gradients(
         _total([part.theta for part in parts]),
@@ -112,10 +114,10 @@ def total(parts: Sequence[Gradients]) -> Gradients:
 
 
 def over_ranks(sums: Gradients, state: MetaState, ranks: Ranks) -> Gradients:
-    """The sum over processes, the same in each: one all-reduce, in float64, so that no part is rounded on its way.
+    """Return the sum over processes, the same in each, by one all-reduce.
 
-    It holds 8 bytes for each parameter of theta (twice: solver and generator), eta and the rates. Seconds stay those
-    of each process.
+    The exchange is in float64, so that no process's part is rounded in it. It takes 8 bytes for each parameter of theta
+    (twice: solver and generator), eta and the rates. Seconds stay those of each process.
     """
     if ranks.size == 1:
         return sums
@@ -123,6 +125,7 @@ def over_ranks(sums: Gradients, state: MetaState, ranks: Ranks) -> Gradients:
     pieces = [
         getattr(sums, group).get(name, torch.zeros_like(t)) for group, p in shapes.items() for name, t in p.items()
     ]
+    # Each measurement as (1 if this process has it, its value), since a name may be missing in some processes.
     known = [v for name in MEASURED for v in (float(name in sums.measured), sums.measured.get(name, 0.0))]
     numbers = torch.tensor([*sums.reward_squares, *known], dtype=torch.float64, device=pieces[0].device)
     flat = ranks.sum(torch.cat([*(piece.double().flatten() for piece in pieces), numbers]))
@@ -138,10 +141,11 @@ def over_ranks(sums: Gradients, state: MetaState, ranks: Ranks) -> Gradients:
 
 
 def scaled_generator(sums: Gradients, count: int, weight: float) -> Params:
-    """The generator's mean gradient over `count` tasks, rewards in units of their standard deviation over all of them.
+    """Return the generator's mean gradient over `count` tasks, with rewards divided by their standard deviation.
 
-    Not over each group: where practice makes next to no difference, the rewards of a group are noise, and dividing by
-    their own spread would make that noise the loudest part of the gradient.
+    The deviation is taken over the whole batch and not over each group: where practice makes almost no difference, the
+    rewards of a group are noise, and dividing by their own deviation would make that noise the largest part of the
+    gradient (docs/adr/0005).
     """
     squares, number = sums.reward_squares
     if not squares:
@@ -151,14 +155,17 @@ def scaled_generator(sums: Gradients, count: int, weight: float) -> Params:
 
 
 def mean(gradient: Params, count: int) -> Params:
+    """Return a sum over `count` tasks divided by their number."""
     return {name: g / count for name, g in gradient.items()}
 
 
 def added(one: Params, other: Params) -> Params:
+    """Return the sum of two gradients; a name that only one of them has is taken from it."""
     return {**other, **{name: t + other[name] if name in other else t for name, t in one.items()}}
 
 
 def norm(gradient: Params) -> float:
+    """Return the norm over all tensors; 0 for none."""
     return float(torch.stack([g.norm() for g in gradient.values()]).norm()) if gradient else 0.0
 
 

@@ -1,4 +1,4 @@
-"""A stack of problems -> the gradients of one outer step: the method, from top to bottom.
+"""Compute the gradients of one outer step for a stack of problems: the method, from top to bottom.
 
     y_i  ~ pi_theta(. | synthesis prompt of T)                    synthesis
     w    = normalise(s_eta(T, y_i))                               scoring
@@ -8,7 +8,7 @@
     dL/deta, gamma dL/dtheta, dL/d log rates                      exact, through the inner loop
     -u_i, less its group's mean, rewards the generator for y_i    policy gradient
 
-Source: arXiv 2603.03524. Nothing here changes a parameter: `train` adds the gradients up and takes the step.
+Source: arXiv 2603.03524. Nothing here changes a parameter: `trainer` sums the gradients and takes the step.
 
 Legend: B tasks of the stack, m examples of a task, N valid examples of the stack, k solutions of a task.
 """
@@ -43,11 +43,12 @@ from mass.types import Groups, Params
 
 
 def mass_gradients(stack: Stack) -> Gradients:
-    """One step of MASS: `mass` with the verifier's outer loss, `mass-gold` with the gold solution's."""
+    """Return the gradients of one step of MASS: `mass` with the verifier's loss, `mass-gold` with the gold one."""
     lm, state, config = stack.lm, stack.state, stack.config
     clock, measured = Clock(), Measured()
     with clock.stage("synthesis"):
         asked, there = config.adapt.synthesis, lm.engine is not None
+        # Samples of a sampling server come from a policy that rounds differently, so their log-probabilities are kept.
         groups = synthesis.synthesise(lm, stack.problems, asked, stack.seeds, state.theta, with_logprobs=there)
     measured.add_practice(groups)
     with clock.stage("generator"):
@@ -60,10 +61,11 @@ def mass_gradients(stack: Stack) -> Gradients:
     with clock.stage("scoring"):
         eta = {name: t.detach().requires_grad_() for name, t in state.eta.items()}
         rows = practice.targets(stack.problems, groups)
-        with torch.set_grad_enabled(not scoring.has_lora(eta)):  # a LoRA's graphs of all rows would be large
+        with torch.set_grad_enabled(not scoring.has_lora(eta)):  # a LoRA's graphs of all rows would take much memory
             scores_N = scoring.score(lm, eta, *rows, config.adapt.inner.micro_batch)
     through = _through_the_inner_loop(stack, groups, practice, scores_N.detach(), clock, measured)
     with clock.stage("scoring"):
+        # The inner loop gives dL/ds; the chain rule through the scorer, s(eta), then gives dL/deta.
         cotangent = through.scores
         if config.train.scorer_verdicts:
             scores = practice.spread(scores_N.detach(), *cotangent.shape)
@@ -83,8 +85,8 @@ def mass_gradients(stack: Stack) -> Gradients:
 
 
 def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: Measured) -> Gradients:
-    """No example of any task is valid: the outer loss of theta itself still trains the solver."""
-    copies = repeat(stack.state.theta, len(stack.tasks))
+    """Return the gradients where no example of any task is valid: the outer loss of theta itself trains the solver."""
+    copies = repeat(stack.state.theta, len(stack.tasks))  # one for each task, to clip each task's gradient
     loss, grads = outer_gradient(lambda params: outer_parts(stack, params, clock, measured), copies)
     limit = stack.config.train.problem_limit
     norms = problem_norms(grads)
@@ -103,6 +105,7 @@ def _without_practice(stack: Stack, anchor: Params, clock: Clock, measured: Meas
 def _through_the_inner_loop(
     stack: Stack, groups: Groups, practice: Practice, scores_N: Tensor, clock: Clock, measured: Measured
 ) -> MetaGradients:
+    """Adapt to the practice, differentiate the outer loss back through it, and measure both."""
     config = stack.config
     valid = valid_mask(groups, stack.lm.device)
     scores = practice.spread(scores_N, *valid.shape)
@@ -136,12 +139,15 @@ def _through_the_inner_loop(
 
 
 class _FirstLosses:
-    """The practice losses, which keep the first value of each example: that before the first inner step."""
+    """The practice losses, which record the first value of each example: the loss before the first inner step.
+
+    The inner loop computes these losses anyway, so measuring them needs no pass of its own.
+    """
 
     def __init__(self, practice: Practice) -> None:
         self._practice = practice
         self.seen: Tensor | None = None
-        """[N]; NaN for an example that was never evaluated."""
+        """First losses [N]; NaN for an example that was never evaluated."""
 
     def __call__(self, params: Params, index: Tensor | None = None) -> Tensor:
         values = self._practice.losses(params, index)
@@ -153,7 +159,7 @@ class _FirstLosses:
 
 
 def _practice_loss(weights: Float[Tensor, "B m"], losses: Float[Tensor, "B m"]) -> dict[str, float]:
-    """Sum over tasks with practice of the weighted mean loss, and their number."""
+    """Return the sum of the weighted mean loss over tasks with practice, and the number of such tasks."""
     total = weights.sum(1)
     some = total > 0
     means = (weights * losses).sum(1)[some] / total[some]
@@ -163,7 +169,10 @@ def _practice_loss(weights: Float[Tensor, "B m"], losses: Float[Tensor, "B m"]) 
 def _verdict_gradient(
     stack: Stack, groups: Groups, scores: Float[Tensor, "B m"], measured: Measured
 ) -> Float[Tensor, "B m"]:
-    """Of `scoring.verdict_losses`, on the attempts: of all that is practised, they alone have a verifier."""
+    """Return the gradient of `scoring.verdict_losses` in the scores of the attempts at the target.
+
+    Only attempts can be verified; the practice problems that the model invents have no verifier.
+    """
     places = [(b, j) for b, group in enumerate(groups) for j, e in enumerate(group) if e.attempt and e.valid]
     verdicts = verify.check_all([(stack.tasks[b], groups[b][j].solution) for b, j in places])
     right, judged = torch.zeros_like(scores, dtype=torch.bool), torch.zeros_like(scores, dtype=torch.bool)
@@ -182,14 +191,16 @@ def _verdict_gradient(
 
 
 def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tuple[Params, tuple[float, int]]:
-    """Gradient of the policy loss on the tokens of the practice problems, rewarded with -u_i less their group's mean.
+    """Return the gradient of the policy loss on the tokens of the practice problems, and the squares of its rewards.
 
-    At a ratio of 1 it is linear in the rewards, so the whole batch can be scaled afterwards, whatever its stacks.
+    The reward of an example is -u_i minus the mean of its group. At a ratio of 1 the gradient is linear in the rewards,
+    so the whole batch can be scaled afterwards, and the result does not depend on how it is cut into stacks.
     """
     lm, config = stack.lm, stack.config
     m = config.adapt.synthesis.written
+    # A rejected example has no attribution; the lowest reward of its group teaches the generator to avoid it.
     rewards = policy.lowest_for_rejected(-attribution[:, :m], valid_mask(groups, lm.device)[:, :m])
-    # In units of the largest, so that attributions small by nature do not drown in rounding.
+    # In units of the largest, so that attributions, which may be very small, are not lost in rounding.
     unit = rewards.abs().max().clamp_min(1e-30)
     advantages = policy.group_advantages(rewards / unit, scale=False).flatten()
     rows = _written_rows(stack, groups)
@@ -207,9 +218,10 @@ def _generator_gradient(stack: Stack, groups: Groups, attribution: Tensor) -> tu
 
 
 def _anchor_gradient(stack: Stack, groups: Groups, measured: Measured) -> Params:
-    """Gradient of the generator's KL divergence from the base, on what it wrote, rejected examples included.
+    """Return the gradient of the generator's KL divergence from the base, on all it wrote, rejected examples included.
 
-    The outer loss sees only the adapted weights. Nothing else keeps theta, which writes the practice, able to write.
+    The outer loss sees only the adapted weights. Only this term keeps theta, which writes the practice, able to write
+    (docs/adr/0006).
     """
     config, theta = stack.config, stack.state.theta
     parts = outer.kl_of_rows
@@ -222,6 +234,7 @@ def _anchor_gradient(stack: Stack, groups: Groups, measured: Measured) -> Params
 
 
 def _written_rows(stack: Stack, groups: Groups) -> list[Row]:
+    """Return synthesis prompt and written tokens of each practice problem; attempts are not the generator's work."""
     prompts = [stack.lm.synthesis_prompt(problem) for problem in stack.problems]
     pairs = zip(prompts, groups, strict=True)
     return [(prompt, list(e.tokens)) for prompt, group in pairs for e in group if not e.attempt]

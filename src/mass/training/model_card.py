@@ -1,7 +1,7 @@
-"""A run's folder -> the model card of its checkpoint: what it is, how it was made, what was measured, how to use it.
+"""Write the model card of a run's checkpoint: what it is, how it was made, what was measured, how to use it.
 
-Everything in it is read from the run: its configuration, its provenance and its metrics. The format is the hub's,
-Markdown after YAML (https://huggingface.co/docs/hub/model-cards).
+All content is read from the run: its configuration, its provenance and its metrics. The format is that of the Hugging
+Face hub, Markdown after YAML (https://huggingface.co/docs/hub/model-cards).
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ HOW = {
     "self-sft": "trained on practice that the base wrote, neither weighed nor verified; it does not adapt",
 }
 MOST_ROWS = 12
-"""Evaluations in the table; of more, the first, the last, the best, and some between."""
+"""Most evaluations in the table; of more, the first, the last, this checkpoint's own, and some between are shown."""
 
 
 def write_card(run: RunFolder, config: RunConfig, folder: Path | None = None) -> None:
-    """Write the card of a run's best or latest checkpoint into the run's folder, or of the checkpoint `folder` into
-    that. Written beside, then renamed."""
+    """Write the card of a run's best or latest checkpoint into the run's folder, or that of the checkpoint `folder`.
+
+    The card of a checkpoint goes into its own folder. The file is written under another name and renamed.
+    """
     place = run.path if folder is None else folder
     replace_text(place / CARD, card(run, to_dict(config), describe(place)))
 
 
 def card(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> str:
-    """The text of the card of a checkpoint of this run, whose configuration is `config` in plain values."""
+    """Return the text of the card of a checkpoint; `config` is the run's configuration in plain values."""
     sittings, metrics = run.sittings(), run.metrics()
     sections = (
         _what(config, checkpoint),
@@ -56,7 +58,7 @@ def card(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> 
 
 
 def _metadata(config: Mapping[str, Any], checkpoint: Description) -> str:
-    """What the hub reads. A base or data set that it does not have is left out."""
+    """Return the YAML that the hub reads. A base or data set that the hub does not have is left out."""
     found: dict[str, Any] = {"library_name": "mass-adapt", "pipeline_tag": "text-generation"}
     if _is_hub_name(checkpoint.base):
         found |= {"base_model": checkpoint.base, "base_model_relation": "adapter"}
@@ -176,7 +178,7 @@ def _made(config: Mapping[str, Any], checkpoint: Description, sittings: Sequence
 
 
 def _source(tasks: Mapping[str, Any]) -> str:
-    """A set by its name or file name, with the split where it has one."""
+    """Return a data set's name, with its split, or its file name."""
     path = Path(tasks["source"])
     file = path.suffix in (".jsonl", ".gz", ".parquet")
     chosen = "".join(f", {name} {tasks[name]}" for name in ("part", "levels", "subjects") if tasks.get(name))
@@ -197,5 +199,5 @@ def _limits() -> Iterator[str]:
 
 
 def _name(base: str) -> str:
-    """A folder by its last part: where it lies on somebody's machine is nobody's business."""
+    """Return a base's hub name, or the last part of its folder: a card should not publish paths of a machine."""
     return base if _is_hub_name(base) else Path(base).name

@@ -1,10 +1,10 @@
-"""Adapted parameters of B tasks, Tasks -> the outer loss on the targets, in parts that each fit one backward pass.
+"""Compute the outer loss of adapted parameters on B tasks, in parts that each fit one backward pass.
 
 gold: cross-entropy of the worked solution of T under theta_K, `-mean_t log pi(solution_t)`.
 verifier: `-1/k sum_j A_j mean_t log pi(R_jt)` over k sampled solutions R_j with group-relative advantages A_j (Shao et
-al., arXiv 2402.03300). The samples are fresh, so the importance ratio is 1 and never clipped; those of a server, which
-rounds otherwise, are weighed by the truncated ratio to the policy here. A sample without a verdict is left out, not
-counted as wrong.
+al., arXiv 2402.03300). The samples are fresh, so the importance ratio is 1 and is never clipped. Samples of a sampling
+server, which rounds differently, are weighted by the truncated ratio of the policy here to the server's. A sample
+without a verdict is left out, and does not count as wrong.
 
 Legend: B tasks, k samples of a task.
 """
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from mass.lm import LM, Row
 
 Judge = Callable[[Sequence[tuple[Task, str]]], list[Verdict]]
-"""Verdicts of (task, answer text) pairs, in their order."""
+"""A function from (task, answer text) pairs to their verdicts, in the same order."""
 
 
 @dataclass(frozen=True)
 class Solutions:
-    """k sampled and verified solutions of each of B tasks."""
+    """The k sampled and verified solutions of each of B tasks."""
 
     samples: tuple[Sample, ...]
-    """[B k], the k of a task in a row."""
+    """[B k] samples; the k samples of a task are consecutive."""
     rewards: Tensor
-    """[B, k] 1.0 correct, 0.0 wrong or no verdict."""
+    """[B, k] 1.0 for a correct solution, 0.0 for a wrong one or where there is no verdict."""
     judged: Tensor
     """[B, k] bool, False where there is no verdict."""
 
@@ -47,7 +47,10 @@ class Solutions:
 def sample_solutions(
     lm: LM, tasks: Sequence[Task], config: OuterConfig, seeds: Sequence[int], adapted: Params | None, judge: Judge
 ) -> Solutions:
-    """Sample and verify. `adapted` is a stack of one adapter for each task, or one adapter for all."""
+    """Sample k solutions of each task and verify them.
+
+    `seeds` has one seed for each task; `adapted` is a stack of one adapter for each task, or one adapter for all.
+    """
     k = config.samples
     prompts = [lm.solve_prompt(task.problem) for task in tasks for _ in range(k)]
     row_seeds = [derive(seed, "solution", j) for seed in seeds for j in range(k)]
@@ -61,7 +64,7 @@ def sample_solutions(
 def verifier_losses(
     lm: LM, tasks: Sequence[Task], solutions: Solutions, config: OuterConfig, adapted: Params
 ) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over tasks of the policy loss. Differentiable in `adapted` (stacked, or shared)."""
+    """Yield parts whose sum is the sum over tasks of the policy loss; differentiable in `adapted` (a stack or one)."""
     k = config.samples
     advantages = group_advantages(solutions.rewards, solutions.judged).flatten().to(lm.device)
     rows = _solution_rows(lm, tasks, solutions, k)
@@ -80,11 +83,15 @@ def policy_losses(
     owners: Tensor | None = None,
     sampled: Sequence[Sequence[float]] | None = None,
 ) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over rows of the policy loss of freshly sampled sequences (ratio 1).
+    """Yield parts whose sum is the sum over rows of the policy loss of freshly sampled sequences (ratio 1).
 
-    Rows without advantage have no gradient and are left out. `owners` [N] names the adapter of each row in a stack.
-    `sampled` holds the log-probabilities that a server sampled the tokens of each row with, by whose truncated ratio
-    to those here each token then counts. Rows sampled in this process have none.
+    Rows whose advantage is 0 have no gradient and are left out.
+
+    Args:
+        owners: [N] the index of each row's adapter in a stack.
+        sampled: for each row the log-probabilities under which a sampling server drew its tokens; each token is then
+            weighted by the truncated ratio of its probability here to the server's. Empty for rows sampled in this
+            process.
     """
     counted: list[int] = advantages.nonzero()[:, 0].tolist()
     for index in _chunks(lm, rows, counted, micro_batch):
@@ -92,11 +99,11 @@ def policy_losses(
         logprobs, mask = lm.token_logprobs(lm.batch([rows[i] for i in index]), params, owner)
         weights = _weights(logprobs, mask, [sampled[i] for i in index]) if sampled is not None else None
         loss = clipped_policy_loss(logprobs, logprobs.detach(), advantages[index], mask, weights=weights)
-        yield loss * len(index)
+        yield loss * len(index)  # the loss is a mean over its rows; the sum must not depend on the cut into parts
 
 
 def _weights(logprobs: Tensor, mask: Tensor, sampled: Sequence[Sequence[float]]) -> Tensor | None:
-    """None where this process sampled."""
+    """Return the truncated ratio of each token; None where this process sampled."""
     if not any(sampled):
         return None
     flat = torch.tensor([value for row in sampled for value in row], dtype=logprobs.dtype, device=logprobs.device)
@@ -106,9 +113,9 @@ def _weights(logprobs: Tensor, mask: Tensor, sampled: Sequence[Sequence[float]])
 def kl_losses(
     lm: LM, tasks: Sequence[Task], solutions: Solutions, config: OuterConfig, params: Params
 ) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over tasks of the KL divergence from the base (nats per token, k3 estimator).
+    """Yield parts whose sum is the sum over tasks of the KL divergence from the base (nats per token, k3 estimator).
 
-    The mean over the tokens of a sequence comes first, so that how the rows are cut into parts changes nothing.
+    The mean over the tokens of a sequence is taken first, so that the result does not depend on the cut into parts.
     """
     rows = _solution_rows(lm, tasks, solutions, config.samples)
     owners = torch.arange(len(rows), device=lm.device) // config.samples
@@ -118,7 +125,7 @@ def kl_losses(
 def kl_of_rows(
     lm: LM, rows: Sequence[Row], params: Params, micro_batch: int | None, owners: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over rows, sampled under `params`, of the KL divergence from the base."""
+    """Yield parts whose sum is the sum over rows, sampled under `params`, of the KL divergence from the base."""
     for index in _chunks(lm, rows, list(range(len(rows))), micro_batch):
         batch = lm.batch([rows[i] for i in index])
         logprobs, mask = lm.token_logprobs(
@@ -136,7 +143,7 @@ def _solution_rows(lm: LM, tasks: Sequence[Task], solutions: Solutions, k: int) 
 
 
 def gold_losses(lm: LM, tasks: Sequence[Task], config: OuterConfig, adapted: Params) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over tasks of the gold solution's cross-entropy. Differentiable in `adapted`."""
+    """Yield parts whose sum is the sum over tasks of the gold solution's cross-entropy. Differentiable in `adapted`."""
     rows = [lm.example_row(task.problem, task.solution or task.answer) for task in tasks]
     for index in _chunks(lm, rows, list(range(len(rows))), config.micro_batch):
         owner = torch.tensor(index, device=lm.device)
@@ -148,7 +155,7 @@ def _stacked(params: Params) -> bool:
 
 
 def _chunks(lm: LM, rows: Sequence[Row], index: list[int], size: int | None) -> Iterator[list[int]]:
-    """Numbers of rows that pass at once: `size`, or all that fit what the device has free."""
+    """Return the indices of the rows of each pass: `size` rows, or for None as many as fit the free memory."""
     if size is None and index:
         length = max(len(rows[i][0]) + len(rows[i][1]) for i in index)
         size = room.rows_that_fit(lm, len(index), length, "gradient")

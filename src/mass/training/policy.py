@@ -1,10 +1,10 @@
-"""rewards -> advantages -> clipped policy loss, as pure functions of tensors.
+"""Compute group-relative advantages from rewards, and the clipped policy loss, as pure functions of tensors.
 
 A_j = (r_j - mean r) / (std r + ε) within a group of samples of one prompt; loss = -mean min(ρ A, clip(ρ) A) with the
-ratio ρ = π(token) / π_old(token). The same arrow serves the outer loss (k solutions of one task) and the generator
-(m practice examples of one task, rewarded by the negative attribution).
+ratio ρ = π(token) / π_old(token). The outer loss uses them for the k solutions of one task, and the generator for the m
+practice examples of one task, rewarded by the negative attribution.
 
-Legend: G groups, k samples of a group, N sequences, T tokens. What is masked or invalid may hold anything, even NaN.
+Legend: G groups, k samples of a group, N sequences, T tokens. Masked or invalid entries may hold any value, even NaN.
 
 References: PPO, arXiv 1707.06347 (the clip); GRPO, arXiv 2402.03300 (the group); Dr. GRPO, arXiv 2503.20783 (no
 scaling, constant normaliser); J. Schulman, "Approximating KL divergence", 2020 (k3).
@@ -24,26 +24,27 @@ from mass.errors import ConfigError, ShapeError
 def group_advantages(
     rewards: Float[Tensor, "G k"], valid: Bool[Tensor, "G k"] | None = None, eps: float = 1e-6, scale: bool = True
 ) -> Float[Tensor, "G k"]:
-    """How much better each sample is than its group; sums to 0 in each group, carries no gradient.
+    """Return how much better each sample is than its group; sums to 0 in each group, and carries no gradient.
 
-    Samples that are not `valid` (no verdict) get 0 and do not count. So do groups with fewer than two valid samples,
-    or with equal rewards: they say nothing. The standard deviation is that of the valid samples themselves (divided by
-    their number); keep `eps` well under the spread of rewards that are small by nature, such as attributions.
-    `scale=False` leaves the division out. Raises ShapeError.
+    Samples that are not `valid` (no verdict) get 0 and do not count. Groups with fewer than two valid samples, or with
+    equal rewards, get 0 too, as they have nothing to compare. The variance is the mean square over the valid samples
+    (divided by their number, not by one less). Keep `eps` well below the spread of rewards that may be very small, such
+    as attributions. `scale=False` leaves out the division by the standard deviation. Raises ShapeError.
     """
     valid = _check_group(rewards, valid)
     kept = rewards.detach().masked_fill(~valid, 0.0)
     count = valid.sum(1, keepdim=True).clamp(min=1)
     centred = (kept - kept.sum(1, keepdim=True) / count).masked_fill(~valid, 0.0)
-    # Equal rewards are found by comparison: the rounding of their mean, divided by ε, would look like an advantage.
+    # Equal rewards are detected by comparison: the rounding error of their mean, divided by ε, would look like an
+    # advantage.
     high, low = kept.masked_fill(~valid, -torch.inf).amax(1), kept.masked_fill(~valid, torch.inf).amin(1)
     spread = (centred.square().sum(1, keepdim=True) / count).sqrt() + eps if scale else torch.ones_like(centred[:, :1])
-    silent = (high <= low)[:, None] | (spread == 0)  # a spread whose square underflows is none
+    silent = (high <= low)[:, None] | (spread == 0)  # 0 where the squares underflow
     return (centred / spread.masked_fill(silent, 1.0)).masked_fill(silent, 0.0)
 
 
 def lowest_for_rejected(rewards: Float[Tensor, "G k"], valid: Bool[Tensor, "G k"]) -> Float[Tensor, "G k"]:
-    """Rewards with those that are not `valid` replaced by the lowest valid one of their group; 0 where there is none.
+    """Replace rewards that are not `valid` by the lowest valid one of their group, or by 0 where there is none.
 
     Raises ShapeError.
     """
@@ -62,15 +63,20 @@ def clipped_policy_loss(
     normaliser: float | None = None,
     weights: Float[Tensor, "N T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """-min(ρ A, clip(ρ, 1 - clip, 1 + clip) A), reduced over the tokens where `mask` is True.
+    """Return -min(ρ A, clip(ρ, 1 - clip, 1 + clip) A), reduced over the tokens where `mask` is True.
 
-    `old_logprobs` are those of the policy that sampled; pass `logprobs.detach()` for fresh samples (ρ = 1, the plain
-    policy gradient). Gradients flow to `logprobs` alone.
+    Gradients flow to `logprobs` alone.
 
-    "sequence": mean over the tokens of a sequence, then over the N sequences; one without tokens counts as 0.
-    "token": sum over all tokens, divided by the constant `normaliser` (for instance N times the token limit), so that
-    long sequences are not discounted. `weights` multiply the tokens' terms and carry no gradient: `truncated_ratio`
-    where another program sampled. Raises ShapeError, ConfigError.
+    Args:
+        old_logprobs: those of the policy that sampled; pass `logprobs.detach()` for fresh samples (ρ = 1, the plain
+            policy gradient).
+        reduction: "sequence" takes the mean over the tokens of a sequence, then over the N sequences; a sequence
+            without tokens counts as 0. "token" takes the sum over all tokens, divided by the constant `normaliser`, so
+            that tokens of long sequences do not count less.
+        normaliser: with "token", for instance N times the token limit; None with "sequence".
+        weights: factors of the tokens' terms, without gradient: `truncated_ratio` for samples of a sampling server.
+
+    Raises ShapeError for tensors that do not fit together, ConfigError for a clip or reduction that cannot be used.
     """
     _check_tokens(
         mask, logprobs=logprobs, old_logprobs=old_logprobs, **({} if weights is None else {"weights": weights})
@@ -92,12 +98,14 @@ def clipped_policy_loss(
 def truncated_ratio(
     logprobs: Float[Tensor, "N T"], sampled: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], cap: float = 2.0
 ) -> Float[Tensor, "N T"]:
-    """min(π / π_sampled, cap) of each token, without gradient; 1 where `mask` is False.
+    """Return min(π / π_sampled, cap) of each token, without gradient; 1 where `mask` is False.
 
-    A server that samples from the same weights rounds otherwise than the training does, so what it gives comes from
-    another policy; this weight corrects for it, and the cap bounds its variance. 2 is what those who proposed it use.
+    A sampling server with the same weights rounds differently from the training, so its samples come from a slightly
+    different policy. This weight corrects for that, and the cap bounds its variance; the authors of the method use 2.
+    Raises ShapeError.
+
     Reference: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
-    (https://fengyao.notion.site/off-policy-rl). Raises ShapeError.
+    (https://fengyao.notion.site/off-policy-rl).
     """
     _check_tokens(mask, logprobs=logprobs, sampled=sampled)
     return (logprobs.detach() - sampled).masked_fill(~mask, 0.0).exp().clamp_max(cap)
@@ -106,9 +114,10 @@ def truncated_ratio(
 def kl_to_reference(
     logprobs: Float[Tensor, "N T"], ref_logprobs: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> Float[Tensor, ""]:
-    """KL(π ‖ reference) in nats per token, estimated from tokens sampled from π: mean of e^d - 1 - d, d = log(ref / π).
+    """Estimate KL(π ‖ reference) in nats per token from tokens sampled from π: mean of e^d - 1 - d, d = log(ref / π).
 
-    The k3 estimator: unbiased, never negative, 0 without tokens. Gradients flow to `logprobs` alone. Raises ShapeError.
+    This k3 estimator is unbiased and never negative; it is 0 without tokens. Gradients flow to `logprobs` alone. Raises
+    ShapeError.
     """
     _check_tokens(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
     difference = (ref_logprobs.detach() - logprobs).masked_fill(~mask, 0.0)
@@ -116,6 +125,7 @@ def kl_to_reference(
 
 
 def _check_group(rewards: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mask of valid samples, all of them for None. Raises ShapeError."""
     if rewards.ndim != 2 or rewards.shape[1] == 0 or not rewards.is_floating_point():
         raise ShapeError(
             f"rewards are {rewards.dtype} of shape {_shape(rewards)}, "

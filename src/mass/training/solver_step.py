@@ -1,9 +1,9 @@
-"""A stack of problems -> the gradient of one step of a method that trains theta alone, with no adaptation.
+"""Compute the gradient of one step of a method that trains theta alone, without adaptation.
 
 `solver-grpo`: group-relative policy gradient on verified solutions (Shao et al., arXiv 2402.03300).
 `solver-sft`: cross-entropy of the gold solutions.
-`self-sft`: cross-entropy of the practice that the base writes for the problems, all of it weighed alike and none of it
-verified: what practice as tt-ss has it gives when it is learned once, instead of anew for each problem.
+`self-sft`: cross-entropy of the practice that the base writes for the problems, all weighted equally and not verified.
+It shows what the practice of `tt-ss` brings when it is learned once, instead of separately for each problem.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mass.types import Params
 
 
 def solver_gradients(stack: Stack) -> Gradients:
-    """The gradient of the outer loss of theta itself, or of the loss on practice."""
+    """Return the gradient of the outer loss of theta itself, or of its loss on practice for `self-sft`."""
     clock, measured = Clock(), Measured()
     theta = stack.state.theta
     parts = _practice_parts if stack.config.train.method == "self-sft" else outer_parts
@@ -33,9 +33,9 @@ def solver_gradients(stack: Stack) -> Gradients:
 
 
 def _practice_parts(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
-    """Parts whose sum is the sum over problems of the mean loss of their valid practice; 0 for one that has none."""
+    """Yield parts whose sum is the sum over problems of the mean loss of their valid practice (0 without any)."""
     lm, config = stack.lm, stack.config
-    with clock.stage("synthesis"):  # by the base, whatever theta has become
+    with clock.stage("synthesis"):  # by the base and not by theta, which changes during the training
         groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, None)
     measured.add_practice(groups)
     practice = practice_of(lm, groups)

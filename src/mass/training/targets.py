@@ -1,9 +1,9 @@
-"""A stack of problems, parameters -> the outer loss of the run on these problems, in parts that each fit one backward.
+"""Compute the outer loss of a run on a stack of problems, in parts that each fit one backward pass.
 
-`mass-gold` and `solver-sft` have the gold solution's cross-entropy; the others the loss of sampled and verified
-solutions, with `train.kl` times their divergence from the base. Where a method adapts, `train.canary_kl` times the
-drift on unrelated problems comes on top. The parameters are the adapted ones of each problem, or theta itself where a
-method does not adapt.
+The outer loss of `mass-gold` and `solver-sft` is the gold solution's cross-entropy. That of the other methods is the
+policy loss of sampled and verified solutions, plus `train.kl` times their divergence from the base. For a method that
+adapts, `train.canary_kl` times the drift on unrelated problems is added. The parameters are the adapted ones of each
+problem, or theta itself for a method that does not adapt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mass.types import Params
 
 
 def outer_parts(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
-    """The outer loss on the targets under `params` (stacked or shared), in parts."""
+    """Yield the outer loss on the targets under `params` (stacked or shared), in parts; fills in `measured`."""
     yield from _on_targets(stack, params, clock, measured)
     if stack.config.train.canary_kl and stack.canaries:
         yield from _on_canaries(stack, params, clock, measured)

@@ -1,8 +1,8 @@
-"""Tasks -> a meta-trained checkpoint in a run folder: gradients of each batch of problems, update, evaluate, save.
+"""Meta-train a checkpoint in a run folder: gradients of each batch of problems, update, evaluation, saving.
 
 Every random draw is a function of (seed, number of the problem), so a stopped run resumes to the same parameters bit
-for bit (on the same machine and number of threads). Several processes share the problems of each step and make the same
-update, equal to that of one process but for rounding; the first of them keeps the run folder.
+for bit (on the same machine, with the same number of threads). Several processes share the problems of each step and
+make the same update, equal to that of one process except for rounding; the first of them writes the run folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Metrics = dict[str, float]
 
 
 class Trainer:
-    """Holds what one run trains and how far it is."""
+    """The state of one training run: the parameters, the optimiser, and the number of steps done."""
 
     def __init__(
         self, lm: LM, config: RunConfig, problems: Problems, run: RunFolder, ranks: Ranks | None = None
@@ -65,7 +65,10 @@ class Trainer:
         )
 
     def start(self, *, resume: bool) -> None:
-        """Fresh, or from the latest whole checkpoint where there is one. All processes start as the first does."""
+        """Start from a new state or, to resume, from the latest complete checkpoint if there is one.
+
+        All processes start with the first one's state. Raises RunError for a checkpoint of other prompts.
+        """
         with self.ranks.together():
             if resume and self.ranks.first:
                 self._resume()
@@ -89,6 +92,7 @@ class Trainer:
         self.run.rewind(self.step)
 
     def _follow_first(self) -> None:
+        """Copy step, parameters and optimiser state of the first process to the others."""
         memory: dict[str, Any] = self.optimizer.state_dict()
         memory["state"] = {i: {key: t.cpu() for key, t in slot.items()} for i, slot in memory["state"].items()}
         groups = [{name: t.cpu() for name, t in params.items()} for params in _groups(self.state)]
@@ -101,6 +105,7 @@ class Trainer:
     def fit(self, callbacks: Sequence[Callable[[Metrics], None]]) -> None:
         """Run to `train.steps`, logging, evaluating and saving as configured."""
         train = self.config.train
+        # An evaluation before the first step shows what the training starts from.
         before = {**self.problems.skipped, **(self.evaluate() if train.eval_every else {})} if self.step == 0 else {}
         if before:
             self._log({"step": 0, **before}, callbacks)
@@ -121,9 +126,9 @@ class Trainer:
                 callback(metrics)
 
     def save(self, evaluation: Metrics) -> None:
-        """Write this step's checkpoint, and the best one: the first process does.
+        """Write this step's checkpoint, and the best one if this is it; only the first process writes.
 
-        Raises RunError instead of writing what is not finite, or not the same in all processes.
+        Raises RunError for parameters that are not finite, or not the same in all processes, instead of writing them.
         """
         if not all(bool(t.isfinite().all()) for params in _groups(self.state) for t in params.values()):
             raise RunError(
@@ -145,6 +150,7 @@ class Trainer:
         if evaluation:
             score = {"step": self.step, "accuracy": evaluation["eval/accuracy"]}
             best = self.run.best_score()
+            # A best checkpoint of a later step is left over from before the run was resumed at an earlier one.
             if best is None or score["accuracy"] > best["accuracy"] or best["step"] >= self.step:
                 self.run.write_best(write, score)
         self.run.write_checkpoint(self.step, write)
@@ -154,7 +160,7 @@ class Trainer:
     # --- one outer step
 
     def outer_step(self) -> Metrics:
-        """Gradients of one batch of problems, then one update."""
+        """Compute the gradients of one batch of problems, make one update, and return what was measured."""
         sums = self.gradients()
         count = self.config.train.tasks_per_step
         norms = self._update(sums, count)
@@ -162,7 +168,10 @@ class Trainer:
         return {**self._metrics(sums, count), **norms}
 
     def gradients(self) -> Gradients:
-        """Sums over this step's problems, the same in each process: each takes its share, a stack at a time."""
+        """Return the sums over this step's problems, the same in each process.
+
+        Each process computes its share of the problems, one stack at a time.
+        """
         train = self.config.train
         gradients_of = mass_gradients if train.adapts else solver_gradients
         parts: list[Gradients] = []
@@ -181,15 +190,15 @@ class Trainer:
         return dataclasses.replace(sums, seconds={**sums.seconds, "exchange": time.perf_counter() - done_s})
 
     def _portions(self, count: int, stack: int) -> Iterator[range]:
-        """This process's share of the numbers below `count`, in stacks that fit what is free."""
+        """Yield this process's share of the numbers below `count`, in stacks that fit the free memory."""
         fits = room.stack_that_fits(self.lm, stack)
         for portion in self.ranks.portion(count, stack):
             yield from (portion[at : at + fits] for at in range(0, len(portion), fits))
 
     def _update(self, sums: Gradients, count: int) -> Metrics:
-        """Average over problems, clip each group, take the optimiser's step. Returns the norms before clipping.
+        """Average over problems, clip each group, and take the optimiser's step. Returns the norms before clipping.
 
-        A group whose norm is not finite counts as zero in this step.
+        A group of parameters whose gradient is not finite gets a zero gradient in this step.
         """
         train, state = self.config.train, self.state
         means = {name: mean(getattr(sums, name), count) for name in ("theta", "eta", "log_rates")}
@@ -198,6 +207,7 @@ class Trainer:
         norms = {name: norm(gradient) for name, gradient in means.items()}
         means = {name: gradient if math.isfinite(norms[name]) else {} for name, gradient in means.items()}
         means["theta"] = added(means["theta"], means.pop("generator", {}))
+        # A linear warm-up: the first steps of Adam are about as long as the rate, whatever the gradient.
         warm = min(1.0, (self.step + 1) / max(1, train.warmup))
         for (name, gradient), group in zip(means.items(), self.optimizer.param_groups, strict=True):
             params: Params = getattr(state, name)
@@ -211,7 +221,10 @@ class Trainer:
         return {**{f"gradient norm/{name}": norm for name, norm in norms.items()}, "skipped updates": skipped}
 
     def _metrics(self, sums: Gradients, count: int) -> Metrics:
-        """Means over the problems of the step; seconds are those of the first process, which waits in "exchange"."""
+        """Return the means over the problems of the step.
+
+        Seconds are those of this process; its wait for the others is in "exchange".
+        """
         found = dict(sums.measured)
         tokens, practice_loss, practised = (found.pop(name, 0.0) for name in ("tokens", "practice_loss", "practised"))
         metrics = {name.replace("_", " "): value / count for name, value in found.items()}
@@ -224,7 +237,7 @@ class Trainer:
         return {**metrics, "tokens": tokens, **{f"seconds/{name}": value for name, value in sums.seconds.items()}}
 
     def evaluate(self) -> Metrics:
-        """Accuracy on held-out problems, adapted and not, with the same checkpoint."""
+        """Return the accuracy on held-out problems, with and without adaptation, of the present parameters."""
         return evaluate(self.lm, self.state, self.config, self.problems.validation, self.ranks)
 
 
@@ -262,6 +275,7 @@ def train(
                 f"train.tasks_per_step is {config.train.tasks_per_step} for {ranks.size} processes; expected at least "
                 "one problem each; start fewer processes or raise train.tasks_per_step"
             )
+        # The folder is checked before the model is loaded, which may take minutes.
         with ranks.together():
             if ranks.first:
                 check_folder(folder, config, resume=resume)
@@ -284,7 +298,10 @@ def train(
 
 
 def _placed(model: ModelConfig, device: str, ranks: Ranks) -> ModelConfig:
-    """Each process has its own device; a model spread over several is one process's."""
+    """Return the model's settings with this process's own device.
+
+    Raises ConfigError for several processes with a model that is spread over several devices.
+    """
     if model.device_map is None:
         return dataclasses.replace(model, device=device)
     if ranks.size > 1:
@@ -296,4 +313,5 @@ def _placed(model: ModelConfig, device: str, ranks: Ranks) -> ModelConfig:
 
 
 def _groups(state: MetaState) -> tuple[Params, Params, Params]:
+    """Return the groups of parameters, in the order of the optimiser's."""
     return state.theta, state.eta, state.log_rates

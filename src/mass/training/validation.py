@@ -1,7 +1,8 @@
-"""A state in training, held-out problems -> how many it answers rightly, adapted and not, with the same random numbers.
+"""Measure the accuracy of a state in training on held-out problems, with and without adaptation.
 
-Adapted minus unadapted accuracy of one state is what the update itself gains; a gain of both came through theta.
-Processes share the problems; all get the same numbers. Answer i is a function of the state, the problem and i.
+Both use the same random numbers. Adapted minus unadapted accuracy of one state is the gain of the update itself; a gain
+of both came through theta. Processes share the problems, and all get the same results. Answer i is a function of the
+state, the problem and i.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ COUNTS = ("helped", "hurt")
 
 
 def evaluate(lm: LM, state: MetaState, config: RunConfig, tasks: Sequence[Task], ranks: Ranks) -> dict[str, float]:
-    """What becomes of held-out problems, under names that start with `eval/`.
+    """Return accuracies and counts on held-out problems, under names that start with `eval/`.
 
-    Shares of them: answered rightly by the adapted weights and by theta itself, as `test.answer` decodes and, with
-    `train.eval_temperature`, by one sample; and not adapted to. Numbers of them: right only with the adaptation
-    (helped), right only without it (hurt). A method that does not adapt answers with theta in both columns.
+    Shares of the problems: answered correctly by the adapted weights and by theta itself, decoded as `test.answer` says
+    and, with `train.eval_temperature`, by one sample at that temperature; and those whose adaptation fell back. Numbers
+    of problems: correct only with the adaptation (helped), correct only without it (hurt). A method that does not adapt
+    answers with theta in both cases.
     """
     names = (*SHARES, *COUNTS, *(SAMPLED if config.train.eval_temperature else ()))
     counts = torch.zeros(len(names), dtype=torch.float64)
@@ -64,7 +66,10 @@ def _counts(lm: LM, state: MetaState, config: RunConfig, tasks: Sequence[Task], 
 def _answers(
     lm: LM, state: MetaState, config: RunConfig, part: Sequence[Task], seeds: Sequence[int]
 ) -> tuple[Sequence[str], Sequence[str], int, Params]:
-    """Adapted texts, unadapted texts, how many adaptations fell back, and the adapted weights, a stack of them."""
+    """Return adapted texts, unadapted texts, the number of adaptations that fell back, and the adapted weights.
+
+    The weights are a stack of adapters, or theta itself for a method that does not adapt.
+    """
     if not config.train.adapts:
         texts = _sample(lm, part, config.test.answer, seeds, state.theta)
         return texts, texts, 0, state.theta

@@ -1,4 +1,4 @@
-"""A problem -> candidate practice Examples: `y_i ~ pi_theta(. | synthesis prompt of T)`, parsed, or rejected and why.
+"""Write practice examples for a problem: sample `y_i ~ pi_theta(. | synthesis prompt of T)`, and parse or reject each.
 
 Source: arXiv 2603.03524, section on self-synthesis. Only the problem's own text is read, never its gold.
 """
@@ -29,10 +29,10 @@ def synthesise(
     *,
     with_logprobs: bool = False,
 ) -> list[tuple[Example, ...]]:
-    """`config.examples` candidates for each problem, sampled side by side with the shared adapter `theta`: practice
-    problems first, then attempts at the problem itself.
+    """Sample `config.examples` candidates for each problem: practice problems first, then attempts at the problem.
 
-    Those of problem i are a function of the problem, `seeds[i]` and `theta`.
+    All are sampled side by side with the shared adapter `theta` (None for the plain base). The candidates of problem i
+    are a function of the problem, `seeds[i]` and `theta`.
     """
     m = config.examples
     rows: list[list[int]] = []
@@ -41,19 +41,23 @@ def synthesise(
     row_seeds = [derive(seed, "synthesis", j) for seed in seeds for j in range(m)]
     writer = theta if config.writer == "theta" else None
     samples = lm.writing().sample(rows, config.sampling, row_seeds, writer, with_logprobs=with_logprobs)
+    # A completed sample has no log-probabilities of its own, so a training that needs them leaves samples as they are.
     if not with_logprobs:
         samples = with_solutions(lm, rows, samples, config.sampling, row_seeds, writer)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
 
 
 def judge(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
-    """Read one problem's samples and say of each why it is not used, if it is not."""
+    """Read one problem's samples as examples, each with the reason for its rejection if it cannot be used."""
     written = _judge_written(lm, target, samples[: config.written], config)
     return (*written, *(_judge_attempt(lm, target, sample, config) for sample in samples[config.written :]))
 
 
 def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig) -> Example:
-    """Attempts may repeat each other: so many times is what the model thinks of an answer."""
+    """Read an attempt at the problem itself.
+
+    Attempts may repeat each other: how often the model gives an answer is part of what practice on them learns.
+    """
     solution = sample.text.strip()
     if not sample.finished:
         rejected = UNFINISHED
@@ -69,6 +73,7 @@ def _judge_attempt(lm: LM, target: str, sample: Sample, config: SynthesisConfig)
 
 
 def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:
+    """Read the practice problems that the model wrote."""
     examples: list[Example] = []
     seen: set[tuple[str, str]] = set()
     for sample in samples:
@@ -87,7 +92,8 @@ def _judge_written(lm: LM, target: str, samples: Sequence[Sample], config: Synth
 
 
 def _why_rejected(lm: LM, target: str, sample: Sample, found: Reading, repeated: bool, config: SynthesisConfig) -> str:
-    if not sample.finished and not found.closed:
+    """Return the reason why an example cannot be used; empty for a valid one."""
+    if not sample.finished and not found.closed:  # a text that was cut off after its first example still has that one
         return UNFINISHED
     if found.reason:
         return f"{UNPARSED}: {found.reason}"
@@ -101,7 +107,7 @@ def _why_rejected(lm: LM, target: str, sample: Sample, found: Reading, repeated:
 
 
 def _too_long(lm: LM, problem: str, solution: str, config: SynthesisConfig) -> str:
-    """Why the inner loop cannot learn it, or may not; empty where it can."""
+    """Return `TOO_LONG` for an example beyond the model's context or the configured length; empty otherwise."""
     limit = min(config.max_example_tokens, lm.context)
     return TOO_LONG if lm.example_tokens(problem, solution) > limit else ""
 

@@ -1,7 +1,7 @@
-"""Samples that end after their problem -> the same with a solution: its label is written for the model, which goes on.
+"""Let the model complete samples that end after the problem: the label of the solution is appended, and it continues.
 
-A small chat model that was asked for a problem and a solution ends its turn after the problem now and then (11 of 72
-texts of Qwen2.5-Coder-0.5B for problems of GSM8K). Such a text is no practice, and all that it lacks is the solution.
+A small chat model that is asked for a problem and a solution sometimes ends its turn after the problem (11 of 72 texts
+of Qwen2.5-Coder-0.5B for problems of GSM8K). Such a text is not a practice example, and lacks only the solution.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ def with_solutions(
     seeds: Sequence[int],
     writer: Params | None,
 ) -> list[Sample]:
-    """The samples in their order. One that was continued has the tokens of its problem, of the label and of what the
-    model wrote after it, and no log-probabilities: those of the label would not be the model's own."""
+    """Return the samples in their order, those without a solution completed.
+
+    A completed sample has the tokens of its problem, of the label and of the continuation. It has no
+    log-probabilities, as the model did not sample the label.
+    """
     lacking = [place for place, sample in enumerate(samples) if _lacks_solution(lm, sample)]
     if not lacking:
         return list(samples)
     label, label_ids = lm.solution_label()
+    # Without the last token, which ended the model's turn.
     heads = {place: [*samples[place].tokens[:-1], *label_ids] for place in lacking}
     fitting = [place for place in lacking if len(prompts[place]) + len(heads[place]) < lm.context]
     continued = lm.writing().sample(
@@ -48,6 +52,6 @@ def with_solutions(
 
 
 def _lacks_solution(lm: LM, sample: Sample) -> bool:
-    """True where the model opened a problem and ended its turn without a solution."""
+    """Return True where the text begins with a problem and the model ended its turn without a solution."""
     opened = bool(lm.prompts.opens) and sample.finished and sample.tokens[-1] in lm.end_ids
     return opened and read(sample.text, lm.prompts.form, opening=lm.prompts.opens).reason == NO_SOLUTION

@@ -1,4 +1,4 @@
-"""A text -> its fenced blocks, by the rules of CommonMark: a block that is never closed goes on to the end."""
+"""Find the fenced code blocks of a text, by the rules of CommonMark: an unclosed block extends to the end."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ _CODE = re.compile(r"py\w*|python\w*|c|cpp|c\+\+|java\w*|js|ts|rust|go|bash|sh|s
 
 @dataclass(frozen=True)
 class Fence:
+    """A fenced block of a text."""
+
     start: int
-    """Of its first line."""
+    """Offset of its first line in the text."""
     end: int
-    """After its last line, the line end not among it."""
+    """Offset of the end of its last line, without the line end."""
     text: str
+    """The text between the two fences."""
     kind: str
+    """The word after the opening fence: a language, or empty."""
 
     @property
     def code(self) -> bool:
-        """Whether it names a programming language."""
+        """True if the block names a programming language."""
         return bool(_CODE.fullmatch(self.kind))
 
 
 def fences(text: str) -> list[Fence]:
-    """In their order; none lies in another."""
+    """Return the fenced blocks in their order; no block lies in another."""
     found: list[Fence] = []
     opened: tuple[int, int, str, str] | None = None
     at = 0

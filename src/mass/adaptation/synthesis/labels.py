@@ -1,4 +1,4 @@
-"""A text -> the labels in it that begin a problem or a solution, in any dress; those inside of code are none."""
+"""Find the labels in a text that begin a problem or a solution, in any markup; labels inside code do not count."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mass.adaptation.synthesis.fences import fences
 _PROBLEMS = ("practice problem", "problem statement", "problem", "question", "exercise", "task", "q")
 _SOLUTIONS = ("solution", "explanation", "proof", "answer", "response", "a")
 _ALONE = ("problem", "question", "exercise", "solution", "answer", "explanation")
-"""Words that are labels where they are all that a line holds."""
+"""Words that are labels where they stand alone on a line."""
 _BLANK = r"[ \t]{0,12}"
 _BULLET = r"(?:[-+•][ \t]{1,4}|\d{1,3}[.)][ \t]{1,4})?"
 _DRESS = rf"{_BLANK}(?:>{_BLANK})?{_BULLET}\#{{0,6}}{_BLANK}(?P<open>[*_]{{0,3}})[\[(]?"
@@ -30,15 +30,21 @@ _CHOICES = re.compile(r"^[ \t]{0,12}[*_(]{0,3}B[:.)]", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Label:
+    """A label found in a text."""
+
     part: Literal["problem", "solution"]
     word: str
+    """The word of the label, in lower case."""
     number: str
+    """The number after the word ("Problem 2"); empty without one."""
     start: int
+    """Offset of the label in the text."""
     end: int
+    """Offset of the text after the label."""
 
 
 def find_labels(text: str, form: str) -> list[Label]:
-    """In their order. `form` is the example of the prompts: its own labels count too."""
+    """Return the labels in their order. `form` is the example form of the prompts, whose own labels count too."""
     code = [(fence.start, fence.end) for fence in fences(text) if fence.code]
     found: list[Label] = []
     for match in _pattern(form).finditer(text):
@@ -47,7 +53,7 @@ def find_labels(text: str, form: str) -> list[Label]:
         if (code and code[0][0] <= match.start()) or not _is_label(match, found, text):
             continue
         end = match.end()
-        if match["open"] and not match["shut"]:  # **Problem:** with the emphasis closed after the colon
+        if match["open"] and not match["shut"]:  # "**Problem:**", where the emphasis closes after the colon
             end += len(text[end : end + 3]) - len(text[end : end + 3].lstrip("*_"))
         part: Literal["problem", "solution"] = "problem" if match["problem"] else "solution"
         found.append(Label(part, _word(match), match["number"] or "", match.start(), end))
@@ -59,10 +65,11 @@ def _word(match: re.Match[str]) -> str:
 
 
 def _is_label(match: re.Match[str], before: Sequence[Label], text: str) -> bool:
+    """Return True where a match is a label, and not a word that merely looks like one."""
     word = _word(match)
-    if word == "a":  # of "Q: … A: …", and not the first of some choices
+    if word == "a":  # the "A:" of "Q: … A: …", and not the first of several choices
         return match["mark"] is None and match["alone"] is None and _answers_q(match, before, text)
-    if match["mark"] is not None:
+    if match["mark"] is not None:  # a dot or dash for a colon: "Problem 1." is a label, "Answer." may be text
         return bool(match["number"] or match["open"])
     if match["alone"] is not None:
         return word in _ALONE or bool(match["open"] or "#" in match[0])
@@ -70,6 +77,7 @@ def _is_label(match: re.Match[str], before: Sequence[Label], text: str) -> bool:
 
 
 def _answers_q(match: re.Match[str], before: Sequence[Label], text: str) -> bool:
+    """Return True for an "A:" after a "Q:" that no choice "B:" follows."""
     choices = _CHOICES.search(text, match.end(), match.end() + 400)
     return choices is None and any(label.word == "q" for label in before)
 
@@ -82,7 +90,7 @@ def _pattern(form: str) -> re.Pattern[str]:
 
 
 def _own_labels(form: str) -> tuple[str, str]:
-    """The words before the two places of the prompt's form, without what dresses them."""
+    """Return the words before {problem} and {solution} in the prompt's form, without their markup."""
     before, _, after = form.partition("{problem}")
     lines = (before.rpartition("\n")[2], after.partition("{solution}")[0].rpartition("\n")[2])
     first, second = (line.strip().strip("*#_ ").rstrip(":").strip("*#_ ").lower() for line in lines)

@@ -1,7 +1,7 @@
-r"""A text that holds JSON -> the problem and solution in its first object that has both.
+r"""Read the problem and solution from JSON in a text: from its first object that has both.
 
-Models write LaTeX into JSON without doubling the backslashes, and `\frac` then reads as a form feed: such commands are
-told by their names before the JSON is read.
+Models write LaTeX into JSON without doubling the backslashes, and `\frac` would then be read as a form feed and "rac".
+Such commands are recognised by their names, and their backslashes doubled, before the JSON is parsed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _COMMAND = re.compile(rf"(?<!\\)((?:\\\\)*)\\(?=(?:{_LATEX})(?![A-Za-z]))")
 _INVALID = re.compile(r"(?<!\\)((?:\\\\)*)\\(?![\"\\/bfnrtu])|(?<!\\)((?:\\\\)*)\\(?=u(?![0-9a-fA-F]{4}))")
 _START = re.compile(r"\{\s*\"")
 _ATTEMPTS = 8
-"""Places where an object may begin that are tried; each is read to its end once."""
+"""Most places in a text at which an object is tried to be read."""
 
 
 def read(text: str) -> Reading | None:
-    """None for a text whose first words are not those of JSON, or that holds no object with a problem."""
+    """Read the first complete example; None for a text without the beginning of an object or a name of a problem."""
     starts = [match.start() for match in _START.finditer(text)][:_ATTEMPTS]
     if not starts or not any(f'"{name}"' in text.lower().replace(" ", "_") for name in _PROBLEM):
         return None
@@ -52,6 +52,7 @@ def read(text: str) -> Reading | None:
 
 
 def _values(text: str) -> Iterator[Any]:
+    """Yield the JSON objects of a text, after escaping backslashes that are invalid in JSON."""
     decoder, at = json.JSONDecoder(strict=False), 0
     repaired = _INVALID.sub(lambda match: f"{match[1] or match[2] or ''}\\\\", text)
     for _ in range(_ATTEMPTS):
@@ -67,7 +68,7 @@ def _values(text: str) -> Iterator[Any]:
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, str]]:
-    """Of an object, or of objects in a list under any of its names."""
+    """Yield (problem, solution) of an object, or of the objects nested in it; a missing part is empty."""
     if not isinstance(value, dict):
         return
     items = {
@@ -89,7 +90,7 @@ def _first(items: dict[str, Any], names: tuple[str, ...]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Texts and numbers; lists of them as lines."""
+    """Return a value as text: strings and numbers as they are, lists as lines, anything else as an empty text."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, list):

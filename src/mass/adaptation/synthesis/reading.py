@@ -1,12 +1,13 @@
-r"""What a model wrote when asked for practice -> the first complete problem with its solution, or why there is none.
+r"""Parse a generated text into the first complete problem with its solution, or the reason why there is none.
 
-Read are: labels in any dress ("Problem:", "**New Problem 1**", "### Question", "Q:"; "Solution:", "Answer:", "A:"),
-labels of the prompt's own form, numbered lists, JSON, `<problem>` tags, any of these in a fence, after a preamble and
-before small talk. Thinking (`<think>…</think>`) is left out. Labels inside code are none. Of several problems the first
-complete one is taken, and their number is said. Every pass is linear in the text.
+Accepted forms are: labels in any markup ("Problem:", "**New Problem 1**", "### Question", "Q:"; "Solution:", "Answer:",
+"A:"), labels of the prompt's own form, numbered lists, JSON, `<problem>` tags, and any of these in a fenced block,
+after a preamble, or before small talk. Thinking (`<think>…</think>`) is removed. Labels inside code do not count. Of
+several problems the first complete one is taken, and the number of the others is reported. Every pass is linear in the
+text.
 
-Nothing is invented: both parts are pieces of the text. Of JSON they are its values, and an answer that the solution
-leaves out is added to it as a line "Answer: x".
+Nothing is invented: problem and solution are pieces of the text. In JSON they are its values, and an answer that the
+solution leaves out is added to it as a line "Answer: x".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mass.adaptation.synthesis.result import Reading
 FORM = "Problem: {problem}\nSolution: {solution}"
 
 NO_SOLUTION = "a problem without a marked solution"
-"""Why a text with a problem alone is no practice."""
+"""Reason for a text with a problem and no solution."""
 
 _SAID = re.compile(
     r"\s*(?:sure|certainly|of course|ok(?:ay)?|absolutely|great|alright|here(?:'s|’s| is| are)|below is|i will|i'll|"
@@ -47,21 +48,23 @@ _INLINE = re.compile(
 _BULLET = re.compile(r"[\s>+•*\d.)-]*")
 _QUESTION = re.compile(r"\s*([^\n]{1,2000}\?)[ \t]*\n")
 _WORKED = re.compile(r"\\boxed\s?\{|\banswer\b[^\n]{0,20}(?:\bis\b|:)|=", re.IGNORECASE)
-"""One of these stands in the lines after a question where they answer it."""
+"""One of these occurs in the lines after a question if they answer it."""
 _ITEM = re.compile(r"^[ \t]{0,12}(\d{1,3})[.)][ \t]+", re.MULTILINE)
 _PLACE = re.compile(
     r"[<\[{(]?\s{0,4}(?:the new problem|its solution|(?:your|the) (?:new |worked )?(?:problem|question|solution|"
     r"answer)|new problem|\.{3}|…)\s{0,4}[>\]})]?\.?",
     re.IGNORECASE,
 )
-"""What a form has in place of a text."""
+"""A placeholder of the form that the model repeated instead of filling it in."""
 
 
 def read(text: str, form: str = FORM, *, opening: str = "") -> Reading:
-    """Never raises. `form` is the example of the prompts, whose own labels are read too.
+    """Parse a text that a model wrote. Never raises: a text without an example gives a `Reading` with a reason.
 
-    `opening` are words that were written for the model before the text, and begin the problem. The text then begins
-    with a problem, and where no solution is marked, what follows the question in lines of its own is the solution.
+    Args:
+        form: the example form of the prompts, whose own labels are accepted too.
+        opening: words that the prompt already gave as the beginning of the answer. The text then begins with a problem,
+            and if no solution is marked, the lines after the question are the solution.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
@@ -69,6 +72,7 @@ def read(text: str, form: str = FORM, *, opening: str = "") -> Reading:
     text, thinking = _without_thinking(text)
     if not text.strip():
         return Reading(reason="the thinking never ends" if thinking else "nothing but thinking")
+    # From the strictest form to the loosest, so that a strict form is not misread as a loose one.
     found = objects.read(text)
     if found is not None and not found.reason:
         return _checked(found)
@@ -81,11 +85,11 @@ def read(text: str, form: str = FORM, *, opening: str = "") -> Reading:
 
 
 def _without_thinking(text: str) -> tuple[str, bool]:
-    """The text without what was thought, and whether the last thinking has no end."""
+    """Return the text without the model's thinking, and True if the last thinking block never ends."""
     kept: list[str] = []
     at, thinking = 0, False
     for tag in _THOUGHT.finditer(text):
-        if tag[1] and not thinking:  # the prompt had opened it
+        if tag[1] and not thinking:  # a closing tag alone: the prompt had opened the block
             kept.clear()
         elif not thinking:
             kept.append(text[at : tag.start()])
@@ -94,7 +98,7 @@ def _without_thinking(text: str) -> tuple[str, bool]:
 
 
 def _tagged(text: str) -> Reading | None:
-    """Of `<problem>…</problem> <solution>…</solution>`; None where both are not there."""
+    """Read `<problem>…</problem> <solution>…</solution>`; None unless both are there."""
     parts: dict[str, str] = {}
     opened: dict[str, int] = {}
     also = 0
@@ -109,7 +113,7 @@ def _tagged(text: str) -> Reading | None:
 
 
 def _unfenced(text: str, form: str) -> str:
-    """The inside of the first fence that holds the labels, where there is one; else the text."""
+    """Return the content of the first fenced block that holds the labels; the whole text where there is none."""
     for fence in fences(text):
         if not fence.code:
             parts = {label.part for label in find_labels(fence.text, form)}
@@ -119,7 +123,7 @@ def _unfenced(text: str, form: str) -> str:
 
 
 def _in_lines(text: str) -> str:
-    """With a line end before a bold label that stands within a line."""
+    """Return the text with a line end before each bold label that stands within a line."""
 
     def broken(match: re.Match[str]) -> str:
         line = text[max(text.rfind("\n", 0, match.start()) + 1, match.start() - 12) : match.start()]
@@ -129,8 +133,11 @@ def _in_lines(text: str) -> str:
 
 
 def _asked_and_answered(text: str, form: str) -> Reading | None:
-    """Reads a text that begins with a problem: its first paragraph, which ends with a question, is the problem, and
-    what follows is the solution. None where it has no such paragraph, or labels that say otherwise."""
+    """Read a text that begins with a problem and has no labels.
+
+    Its first line, which ends with a question mark, is the problem, and the rest is the solution. None where there is
+    no such line, where the text has labels, or where the rest does not look like an answer.
+    """
     match = _QUESTION.match(text)
     if match is None or find_labels(text, form) or not _WORKED.search(text, match.end()):
         return None
@@ -141,6 +148,7 @@ def _asked_and_answered(text: str, form: str) -> Reading | None:
 
 
 def _labelled(text: str, form: str) -> Reading:
+    """Read the first complete pair of a labelled problem and solution; else the reason of the first incomplete one."""
     labels = find_labels(text, form)
     solutions = [i for i, label in enumerate(labels) if label.part == "solution"]
     if not solutions:
@@ -148,6 +156,7 @@ def _labelled(text: str, form: str) -> Reading:
         return Reading(reason=NO_SOLUTION if asked else "no solution is marked")
     readings: list[Reading] = []
     for i in solutions:
+        # A second solution label ("Explanation: … Answer: …") continues the solution instead of starting another.
         goes_on = i > 0 and labels[i - 1].part == "solution" and not _ends(labels[i], labels[i - 1])
         if not goes_on:
             readings.append(_checked(_pair(text, labels, i)))
@@ -157,7 +166,7 @@ def _labelled(text: str, form: str) -> Reading:
 
 
 def _pair(text: str, labels: Sequence[Label], at: int) -> Reading:
-    """The problem that the solution label at place `at` solves, and the solution up to the next problem."""
+    """Read the problem that belongs to the solution label `labels[at]`, and the solution up to the next problem."""
     label = labels[at]
     problem, numbered = _problem_before(text, labels, at)
     end = next((other for other in labels[at + 1 :] if _ends(other, label)), None)
@@ -174,14 +183,14 @@ def _pair(text: str, labels: Sequence[Label], at: int) -> Reading:
 
 
 def _ends(other: Label, label: Label) -> bool:
-    """Whether a label after a solution's is the end of it."""
+    """Return True where the label `other` ends the solution that `label` began."""
     if other.part == "problem":
         return True
     return bool(other.number) and other.number != label.number and other.word == label.word
 
 
 def _problem_before(text: str, labels: Sequence[Label], at: int) -> tuple[str, bool]:
-    """The text of the problem, and whether it is an item of a numbered list without labels."""
+    """Return the text of the problem, and True if it is an item of a numbered list without labels."""
     label = labels[at]
     places = [i for i in range(at) if labels[i].part == "problem"]
     same = [i for i in places if label.number and labels[i].number == label.number]
@@ -196,7 +205,7 @@ def _problem_before(text: str, labels: Sequence[Label], at: int) -> tuple[str, b
 
 
 def _asks_within(labels: Sequence[Label], place: int) -> bool:
-    """Whether a label "Question:" is a part of the problem that the label before it began."""
+    """Return True where a label "Question:" is a part of the problem that the label before it began."""
     if place == 0 or labels[place].word not in ("question", "task"):
         return False
     before = labels[place - 1]
@@ -204,17 +213,17 @@ def _asks_within(labels: Sequence[Label], place: int) -> bool:
 
 
 def _next_item(solution: str, later: Sequence[Label]) -> int | None:
-    """Where the next item of a numbered list begins, if a solution is marked after it."""
+    """Return the offset at which item 2 of a numbered list begins, if a solution is marked after it; else None."""
     if not any(label.part == "solution" for label in later):
         return None
     return next((item.start() for item in _ITEM.finditer(solution) if item[1] == "2"), None)
 
 
-# --- what stands around
+# --- text around the example
 
 
 def _without_preamble(text: str) -> str:
-    """Without "Sure! Here is a new problem:" before the problem itself."""
+    """Return the text without a beginning such as "Sure! Here is a new problem:"."""
     for _ in range(3):
         said = _SAID.match(text)
         if said is None or not _ABOUT.search(said[0]) or not text[said.end() :].strip():
@@ -224,7 +233,7 @@ def _without_preamble(text: str) -> str:
 
 
 def _without_talk(text: str) -> str:
-    """Without "Let me know if..." after the solution."""
+    """Return the text without an ending such as "Let me know if..."."""
     for _ in range(3):
         start = max(0, len(text) - _TALK_CHARS)
         talk = _TALK.search(text, start)
@@ -235,7 +244,7 @@ def _without_talk(text: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """Without rules, fences or brackets around all of it, and without emphasis that only its label opened."""
+    """Return the text without rules, fences or brackets around it, and without emphasis that only its label opened."""
     lines = text.strip().split("\n")
     while lines and (_RULE.fullmatch(lines[0]) or not lines[0].strip()):
         lines.pop(0)
@@ -253,6 +262,7 @@ def _tidy(text: str) -> str:
 
 
 def _checked(found: Reading) -> Reading:
+    """Return the reading if both parts have content of their own, else one with the reason."""
     problem, solution = found.problem.strip(), found.solution.strip()
     if found.reason:
         return Reading(reason=found.reason)

@@ -1,4 +1,4 @@
-"""Practice examples -> why those that are not used are not, by reason, as shares of all that was written."""
+"""Count the reasons for which practice examples were rejected, as shares of all that were written."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Iterable
 from mass.types import Example
 
 UNFINISHED, UNPARSED, REPEAT, COPY, TOO_LONG = REASONS = ("unfinished", "unparsed", "repeat", "copy", "too long")
-"""The reasons that `Example.rejected` can begin with."""
+"""The reasons with which `Example.rejected` can begin."""
 
 
 def reason_of(example: Example) -> str:
-    """Which of `REASONS` an example is not used for; empty for a valid one."""
+    """Return the one of `REASONS` for which an example was rejected; empty for a valid one."""
     return next((reason for reason in REASONS if example.rejected.startswith(reason)), example.rejected)
 
 
 def rejected_shares(examples: Iterable[Example]) -> dict[str, float]:
-    """The share of all examples that each reason keeps from being used, the commonest reason first."""
+    """Return the share of all examples that were rejected for each reason, the commonest reason first."""
     every = list(examples)
     counts = Counter(reason_of(example) for example in every if not example.valid)
     return {reason: count / len(every) for reason, count in counts.most_common()}
 
 
 def sentence(examples: Iterable[Example]) -> str:
-    """For example '91% of 96 practice examples usable (5% unfinished, 4% copy)'; empty without examples."""
+    """Return for example '91% of 96 practice examples usable (5% unfinished, 4% copy)'; empty without examples."""
     every = list(examples)
     if not every:
         return ""

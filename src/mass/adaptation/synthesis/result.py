@@ -1,4 +1,4 @@
-"""What reading a generated text gives: `Reading`, whatever form the text has."""
+"""The result of parsing a generated text (`Reading`), whatever form the text has."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reading:
-    """A practice example, or why the text holds none."""
+    """A practice example, or the reason why the text holds none."""
 
     problem: str = ""
     solution: str = ""
     reason: str = ""
-    """Why there is none; empty where there is one."""
+    """The reason why there is no example; empty if there is one."""
     also: int = 0
-    """Further problems in the text, which are left out."""
+    """Number of further problems in the text, which are left out."""
     closed: bool = False
-    """Whether something of the text follows the solution, so that it is whole even where the text was cut off."""
+    """True if more text follows the solution, so that the solution is complete even where the text was cut off."""

@@ -1,6 +1,7 @@
-"""Who samples: a language model in this process, or a server that holds the same model.
+"""Sample at a server that serves the same model (vLLM), in place of this process.
 
-Whatever has `Engine.sample` is an engine. `mass.lm.LM` is one; `HttpEngine` is one that asks a server.
+Both implement the protocol `Engine`, which has one method, `sample`: `mass.lm.LM` samples here, `HttpEngine` sends
+requests to a server. The reasons are in docs/adr/0010.
 """
 
 from mass.lm.remote.agreement import check_agreement

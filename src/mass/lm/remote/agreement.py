@@ -1,10 +1,10 @@
-"""A server and the model here -> nothing, or an EngineError that says in what they differ.
+"""Check that a sampling server serves the same model as this process, and applies adapters in the same way.
 
-What is sampled elsewhere is only right if it is sampled from the same weights. Another base, another precision, a
-tokenizer of another version, and above all an adapter that the server loads without an error and does not apply
-(vllm-project/vllm issue 34186: names of layers that do not match) all give text that looks as it should. So before the
-first real request two short samples are drawn, and each token's log-probability is compared with that computed here:
-of the base, and of a test adapter strong enough to change them by a nat on average.
+Samples of a server are only right if they come from the same weights. Another base, another precision, a tokenizer of
+another version, and above all an adapter that the server loads without an error and does not apply
+(vllm-project/vllm issue 34186: names of layers that do not match) all give text that looks correct. So two short
+samples are drawn before the first real request, and the log-probability of each token is compared with the one computed
+here: under the base, and under a test adapter strong enough to change log-probabilities by one nat on average.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from mass.types import Params
 
 PROBE = SamplingConfig(max_tokens=24, temperature=1.0)
 EFFECT = 1.0
-"""Nats per token by which the test adapter changes log-probabilities at least."""
+"""Least change of log-probabilities by the test adapter, in nats per token."""
 DOUBLINGS = 24
+"""Number of times that the test adapter is made twice as strong before giving up."""
 
 
 def check_agreement(engine: HttpEngine) -> None:
-    """Raises EngineError where log-probabilities differ by more than `engine.agreement`."""
+    """Compare the server with the model here. Raises EngineError for a difference of more than `engine.agreement`."""
     local, config = engine.local, engine.config
     (base,) = engine.sample([local.prompt], PROBE, [1], with_logprobs=True)
     difference = mean_difference(base.logprobs, local.logprobs(local.prompt, base.tokens, None))
@@ -40,10 +41,13 @@ def check_agreement(engine: HttpEngine) -> None:
 
 
 def _check_adapter(engine: HttpEngine, adapter: Params) -> None:
+    """Compare log-probabilities under the test adapter. Raises EngineError."""
     local, allowed = engine.local, engine.config.agreement
     (sample,) = engine.sample([local.prompt], PROBE, [2], adapter, with_logprobs=True)
     adapted, plain = (local.logprobs(local.prompt, sample.tokens, one) for one in (adapter, None))
     difference, effect = mean_difference(sample.logprobs, adapted), mean_difference(adapted, plain)
+    # Rounding is magnified by so strong an adapter, so an eighth of its effect is allowed too; an adapter that is not
+    # applied differs by its whole effect.
     if difference <= max(allowed, effect / 8) and difference < effect / 2:
         return
     ignored = mean_difference(sample.logprobs, plain) < difference
@@ -55,9 +59,9 @@ def _check_adapter(engine: HttpEngine, adapter: Params) -> None:
 
 
 def strong_adapter(local: Local, tokens: tuple[int, ...]) -> Params:
-    """Random, and just strong enough to change the log-probabilities of `tokens` by `EFFECT` on average.
+    """Make a random adapter just strong enough to change the log-probabilities of `tokens` by `EFFECT` on average.
 
-    Raises EngineError where none is.
+    Raises EngineError where no adapter changes them.
     """
     plain = local.logprobs(local.prompt, tokens, None)
     generator = torch.Generator().manual_seed(0)

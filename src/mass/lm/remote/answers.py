@@ -1,8 +1,8 @@
-"""A completion as the server sends it -> a `Sample`, or an error: nothing in between.
+"""Read a server's completion as a `Sample`, or raise an error if anything in it is missing or wrong.
 
-The server's token ids are what counts, as sampled; text, stops and end are worked out from them exactly as for text
-sampled in this process, and must then agree with what the server says. vLLM keeps the tokens of a stop string among
-the ids, and, stepping several tokens at a time, now and then a few more; what follows the stop is dropped here.
+Only the server's token ids are used. Text, stop strings and end are computed from them exactly as for text sampled in
+this process, and must then agree with the server's own. vLLM returns the tokens of a stop string too and, as it may
+compute several tokens in one step, sometimes a few more; tokens after the stop string are dropped here.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from mass.lm.remote.transport import json_of
 from mass.types import Sample
 
 LEAST_LOGPROB = -9999.0
-"""What vLLM writes for minus infinity."""
+"""The number that vLLM writes for minus infinity."""
 UNDECODED = "�"
+"""The character that decoders write for an incomplete character."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one completion was asked for."""
+    """The request for one completion."""
 
     prompt: tuple[int, ...]
     limit: int
-    """Tokens at most."""
+    """Most tokens to generate."""
     names: frozenset[str]
-    """What the server may call the model that answers."""
+    """Names that the server may give to the model that answers."""
     with_logprobs: bool
 
 
 def read_completion(response: httpx2.Response, asked: Asked, local: Local) -> Sample:
-    """The one sample of an answer.
+    """Read the one sample of an answer.
 
-    Raises Passing for an answer that cannot be one; EngineError for one of another model or tokenizer, which asking
-    again would not mend.
+    Raises Passing for an answer that is incomplete or malformed, so that the request is repeated; EngineError for one
+    of another model or tokenizer, where repeating would not help.
     """
     data = json_of(response)
     _require_model(data, response, asked)
@@ -62,6 +63,7 @@ def read_completion(response: httpx2.Response, asked: Asked, local: Local) -> Sa
 
 
 def _require_model(data: dict[str, Any], response: httpx2.Response, asked: Asked) -> None:
+    """Check that the answer comes from the requested model or adapter. Raises Passing or EngineError."""
     model = data.get("model")
     if model is None:
         raise Passing(f"the answer names no model: {message_of(response.text)}")
@@ -73,7 +75,10 @@ def _require_model(data: dict[str, Any], response: httpx2.Response, asked: Asked
 
 
 def _tokens(choice: dict[str, Any], data: dict[str, Any], asked: Asked, local: Local) -> tuple[int, ...]:
-    """The ids, checked for number and range, and the prompt's, checked for having arrived as sent."""
+    """Return the token ids, with their number and range checked, and check that the server read the prompt as sent.
+
+    Raises Passing or EngineError.
+    """
     given = choice.get("token_ids")
     if given is None and isinstance(choice.get("text"), str):
         raise EngineError(
@@ -102,14 +107,14 @@ def _tokens(choice: dict[str, Any], data: dict[str, Any], asked: Asked, local: L
 
 
 def _up_to_the_end(tokens: tuple[int, ...], local: Local) -> tuple[int, ...]:
-    """Without what follows an end token, or the token that completes a stop string."""
+    """Return the tokens without those after an end token, or after the token that completes a stop string."""
     for place, token in enumerate(tokens):
         if token in local.end_ids:
             tokens = tokens[: place + 1]
             break
     if local.cut(local.text(tokens)) is None:
         return tokens
-    low, high = 1, len(tokens)  # the shortest beginning whose text holds a stop
+    low, high = 1, len(tokens)  # binary search for the shortest beginning whose text holds a stop string
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if local.cut(local.text(tokens[:middle])) is not None else (middle + 1, high)
@@ -117,7 +122,10 @@ def _up_to_the_end(tokens: tuple[int, ...], local: Local) -> tuple[int, ...]:
 
 
 def _require_reason(choice: dict[str, Any], tokens: tuple[int, ...], finished: bool, asked: Asked) -> None:
-    """Raises unless the answer ends as the server says: by an end token or a stop, or at the limit."""
+    """Check that the answer ends as the server says: by an end token or a stop string, or at the limit.
+
+    Raises Passing or EngineError.
+    """
     reason = choice.get("finish_reason")
     if reason == "length" and (finished or len(tokens) == asked.limit):
         return
@@ -133,7 +141,10 @@ def _require_reason(choice: dict[str, Any], tokens: tuple[int, ...], finished: b
 
 
 def _require_text(choice: dict[str, Any], kept: tuple[int, ...], local: Local) -> None:
-    """Raises unless the server's text is that of the tokens. Blanks do not count: decoders differ in them."""
+    """Check that the server's text is that of the tokens. Blanks do not count, as decoders differ in them.
+
+    Raises Passing or EngineError.
+    """
     theirs = choice.get("text")
     if not isinstance(theirs, str):
         raise Passing(f"the answer's text is {theirs!r}, expected a string")
@@ -152,6 +163,7 @@ def _letters(text: str) -> str:
 
 
 def _logprobs(choice: dict[str, Any], count: int) -> tuple[float, ...]:
+    """Return the log-probability of each token. Raises Passing where one is missing or cannot be one."""
     given = choice.get("logprobs")
     values = given.get("token_logprobs") if isinstance(given, dict) else None
     if not isinstance(values, list) or len(values) != count or not all(map(_is_logprob, values)):
@@ -166,8 +178,11 @@ def _is_logprob(value: Any) -> bool:
 def request_body(
     model: str, asked: Asked, local: Local, *, seed: int, temperature: float, top_p: float
 ) -> dict[str, Any]:
-    """What `/v1/completions` is sent. Everything that vLLM would else take from the model's generation_config.json is
-    said, so that sampling is the plain softmax that the policy gradient assumes."""
+    """Return the body of a request to `/v1/completions`.
+
+    It sets every option that vLLM would otherwise take from the model's generation_config.json, so that sampling is the
+    plain softmax that the policy gradient assumes.
+    """
     return {
         "model": model,
         "prompt": list(asked.prompt),
@@ -193,5 +208,5 @@ def request_body(
 
 
 def mean_difference(one: Sequence[float], other: Sequence[float]) -> float:
-    """Mean absolute difference, of equally many."""
+    """Return the mean absolute difference of two sequences of the same length."""
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)

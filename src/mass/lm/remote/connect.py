@@ -1,4 +1,4 @@
-"""An `LM` and the configuration of a server -> the same `LM`, which samples there; everything else stays here."""
+"""Connect an `LM` to a sampling server; everything but sampling stays in this process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mass.lm.remote import HttpEngine, Local, check_agreement
 from mass.types import Params
 
 PROBLEM = "Find the sum of the first 20 odd numbers, and say in words why it is a square."
-"""What the two are compared with."""
+"""The problem whose prompt is used to compare the server with the model here."""
 
 
 def sample_at_server(lm: LM, config: EngineConfig) -> None:
-    """Let `lm.sample` ask the server, once it has shown that it holds the same model. Raises EngineError."""
+    """Make `lm.sample` use the server, after checking that it serves the same model. Raises EngineError."""
     engine = HttpEngine.connect(_local(lm), config)
     if config.check:
         check_agreement(engine)
@@ -25,6 +25,8 @@ def sample_at_server(lm: LM, config: EngineConfig) -> None:
 
 
 def _local(lm: LM) -> Local:
+    """Describe the model of this process for its sampling server."""
+
     @torch.no_grad()
     def logprobs(prompt: Sequence[int], tokens: Sequence[int], adapter: Params | None) -> list[float]:
         values, _ = lm.token_logprobs(lm.batch([(list(prompt), list(tokens))]), adapter)

@@ -1,4 +1,4 @@
-"""What a server did wrong -> an `EngineError`, and whether asking again may help."""
+"""The failures of a server as `EngineError`s: those after which a request is repeated, and those that are final."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from mass.errors import EngineError
 
 SHOWN = 300
-"""Characters of a server's own message that an error repeats."""
+"""Most characters of a server's own message that an error repeats."""
 
 
 class Passing(EngineError):
-    """Asking again may help: the server is busy, unreachable, or its answer cannot be one."""
+    """A failure that may pass on repetition: the server is busy or unreachable, or its answer is malformed."""
 
     def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
@@ -22,7 +22,7 @@ class Passing(EngineError):
 
 
 class Refused(EngineError):
-    """The server understood and said no; asking again does not help."""
+    """A refusal: the server understood the request and rejected it, so repeating does not help."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"the server answered {status}: {message}")
@@ -30,7 +30,7 @@ class Refused(EngineError):
 
 
 def message_of(body: str) -> str:
-    """One line of a server's error: vLLM's `error.message` (older: `message`), FastAPI's `detail`, or of a page."""
+    """Return a server's error as one line: vLLM's `error.message` (older: `message`), FastAPI's `detail`, or a page."""
     try:
         data: Any = json.loads(body)
     except ValueError:
@@ -42,7 +42,7 @@ def message_of(body: str) -> str:
 
 
 def _of_page(body: str) -> str:
-    """An HTML page's title or text; other text as it is."""
+    """Return the title or text of an HTML page; other text as it is."""
     if not re.search(r"<(?:!doctype|html|head|body|h1)\b", body, re.IGNORECASE):
         return body
     title = re.search(r"<title>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)

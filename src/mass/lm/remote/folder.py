@@ -1,7 +1,8 @@
-"""Adapter parameters -> a PEFT folder that the server can read, and what killed processes left there.
+"""Write adapters as PEFT folders that the server can read, and find folders that killed processes left behind.
 
-A name is never used twice: vLLM's prefix cache takes what it computed for a name as computed by whatever adapter now
-has that name (vllm-project/vllm issues 30931 and 42125). It also says when it was made, so that old ones are known.
+A name is never used twice: vLLM's prefix cache is keyed by the adapter's name, and would reuse results of an earlier
+adapter for a later one with the same name (vllm-project/vllm issues 30931 and 42125). A name also contains the time at
+which it was made, so that old folders can be recognised.
 """
 
 from __future__ import annotations
@@ -22,28 +23,29 @@ _NAME = re.compile(r"mass-([0-9a-f]{8})-[0-9a-f]{32}")
 
 
 def fresh_name() -> str:
-    """`mass-<seconds since 1970, in hex>-<a random UUID>`."""
+    """Return a new name: `mass-<seconds since 1970, in hex>-<a random UUID>`."""
     return f"mass-{int(time.time()):08x}-{uuid.uuid4().hex}"
 
 
 def older_than(names: Iterable[str], hours: float) -> list[str]:
-    """Those of `fresh_name` that were made so long ago; names of others are never among them."""
+    """Return the names that `fresh_name` made more than `hours` ago; names made elsewhere are never among them."""
     before = time.time() - hours * 3600
     return [name for name in names if (match := _NAME.fullmatch(name)) and int(match[1], 16) < before]
 
 
 class SharedFolder:
-    """`engine.lora_dir`, as seen here and as seen by the server."""
+    """The folder `engine.lora_dir`, by its path here and by its path on the server."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.here = None if config.lora_dir is None else Path(config.lora_dir).expanduser().resolve()
         self.there = config.lora_dir_on_server or (self.here and self.here.as_posix())
 
     def path_at_server(self, name: str) -> str:
+        """Return the path of an adapter's folder on the server."""
         return str(PurePosixPath(self.there or "", name))
 
     def write(self, name: str, params: Params, sites: LoraSites, base: str) -> None:
-        """Raises ConfigError without a folder, EngineError when it cannot be written."""
+        """Write an adapter. Raises ConfigError if no folder is configured, EngineError when it cannot be written."""
         folder = self._required() / name
         try:
             save_peft(params, sites, folder, base)
@@ -55,10 +57,12 @@ class SharedFolder:
             ) from error
 
     def delete(self, name: str) -> None:
+        """Delete an adapter's folder; names that were not made here are left alone."""
         if self.here is not None and _NAME.fullmatch(name):
             shutil.rmtree(self.here / name, ignore_errors=True)
 
     def orphans(self, hours: float) -> list[str]:
+        """Return the names of folders that are older than `hours`, which killed processes left behind."""
         if self.here is None or not self.here.is_dir():
             return []
         return older_than((folder.name for folder in self.here.iterdir() if folder.is_dir()), hours)
@@ -73,7 +77,7 @@ class SharedFolder:
 
 
 def check_loadable(sites: LoraSites, config: EngineConfig) -> None:
-    """Raises ConfigError for adapters that vLLM does not load."""
+    """Check that vLLM can load adapters of these layers and this rank. Raises ConfigError."""
     if sites.config.rank > config.max_lora_rank:
         raise ConfigError(
             f"lora.rank is {sites.config.rank}, but the server takes at most {config.max_lora_rank}; start it with "

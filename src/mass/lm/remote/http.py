@@ -1,14 +1,14 @@
-"""Prompts, seeds, adapters -> samples of a server that speaks vLLM's API, checked one by one.
+"""Sample at a server that speaks vLLM's API, and check each sample.
 
     POST /v1/load_lora_adapter {lora_name, lora_path}    each adapter of the stack, under a name of its own
     POST /v1/completions {model: lora_name, prompt: token ids, seed, ...}    one for each prompt
     POST /v1/unload_lora_adapter {lora_name}    also after an error or Ctrl-C, and then the folder is deleted
 
-All or nothing: a sample that is still missing or wrong after its retries raises EngineError, and the run stops with
-what it has recorded. Leaving out the problems that a server fails on would favour the short ones.
+A call returns all samples or none: a sample that is still missing or wrong after its retries raises EngineError, and
+the run stops with what it has recorded. Leaving out the problems that a server fails on would favour short ones.
 
-An adapter known to one replica is unknown to the others, so a load balancer before several servers does not do
-(vllm-project/vllm issue 12174): give each process of a run a server of its own, by {rank} in its address.
+An adapter that one replica has loaded is unknown to the others, so a load balancer in front of several servers does not
+work (vllm-project/vllm issue 12174). Give each process of a run a server of its own, by {rank} in its address.
 
 References: https://docs.vllm.ai/en/latest/features/lora/ (adapters at run time);
 https://docs.vllm.ai/en/latest/serving/openai_compatible_server/ (completions);
@@ -42,7 +42,7 @@ T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, None]]
 LOAD, UNLOAD, COMPLETIONS, MODELS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions", "/v1/models"
 UNLOAD_S = 10.0
-"""Seconds an unloading may take, after whatever came before it."""
+"""Most seconds that unloading an adapter may take, beyond the deadline of the call."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ class Block:
     """The prompts of one adapter."""
 
     adapter: Params | None
+    """The adapter; None for the plain base."""
     places: range
+    """Indices of the prompts."""
 
 
 class HttpEngine:
-    """Samples by a server. `connect` makes one; a call holds its own connections, so threads may share it."""
+    """Samples at a server. Made by `connect`; each call has connections of its own, so threads may share an engine."""
 
     def __init__(self, local: Local, config: EngineConfig, served: Served) -> None:
         self.local, self.config, self.served = local, config, served
@@ -64,9 +66,10 @@ class HttpEngine:
 
     @classmethod
     def connect(cls, local: Local, config: EngineConfig) -> HttpEngine:
-        """Find the base at the server, and remove adapters that killed processes left.
+        """Find the base on the server, and remove adapters that killed processes left behind.
 
-        Raises ConfigError for adapters it would not load; EngineError when it cannot be reached or has not the base.
+        Raises ConfigError for adapters that the server would not load; EngineError when it cannot be reached or does
+        not serve the base.
         """
         check_loadable(local.sites, config)
         transport, folder = Transport(config), SharedFolder(config)
@@ -86,7 +89,7 @@ class HttpEngine:
 
     @property
     def description(self) -> str:
-        """For records: what samples, without its address."""
+        """Name and version of the server for records, without its address."""
         version = f", vLLM {self.served.version}" if self.served.version else ""
         return f"http {self.served.name}{version}"
 
@@ -99,9 +102,13 @@ class HttpEngine:
         *,
         with_logprobs: bool = False,
     ) -> list[Sample]:
-        """As `mass.lm.LM.sample`. The server draws its own random numbers from the seeds, and rounds its own way.
+        """Sample as `mass.lm.LM.sample` does, except that the server draws other random numbers and rounds otherwise.
 
-        Raises EngineError where one sample cannot be had; ConfigError for an adapter without `engine.lora_dir`.
+        Raises:
+            ShapeError: seeds or a stack that do not fit the prompts.
+            DataError: a prompt that is too long for the server.
+            EngineError: a sample that could not be obtained.
+            ConfigError: an adapter without `engine.lora_dir`.
         """
         if len(seeds) != len(prompts):
             raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
@@ -125,6 +132,7 @@ class HttpEngine:
     async def _complete(
         self, client: httpx2.AsyncClient, name: str, asked: Asked, config: SamplingConfig, seed: int
     ) -> Sample:
+        """Request one completion and read it. Raises EngineError."""
         body = request_body(name, asked, self.local, seed=seed, temperature=config.temperature, top_p=config.top_p)
         try:
             return await self._transport.ask(
@@ -141,8 +149,12 @@ class HttpEngine:
     async def _all(
         self, blocks: Sequence[Block], row: Callable[[httpx2.AsyncClient, int, str], Coroutine[Any, Any, None]]
     ) -> None:
-        """Every row of every block, within the deadline. The first failure cancels the rest."""
+        """Run `row` for every prompt of every block, within the deadline. The first failure cancels the rest.
+
+        Raises the first failure, or EngineError after the deadline.
+        """
         failures: list[MassError] = []
+        # Two limits: a server has slots for few adapters at a time, each of which serves many requests.
         side_by_side = anyio.CapacityLimiter(self.config.adapters)
         requests = anyio.CapacityLimiter(self.config.requests)
         with anyio.move_on_after(self.config.deadline_s) as deadline:
@@ -174,7 +186,10 @@ class HttpEngine:
 
     @asynccontextmanager
     async def _loaded(self, client: httpx2.AsyncClient, adapter: Params | None) -> AsyncGenerator[str, None]:
-        """The name to ask for within the block. However it ends, the server forgets the adapter and the files go."""
+        """Load an adapter for the length of the block; yields the name to request.
+
+        However the block ends, the server unloads the adapter, and its files are deleted.
+        """
         if adapter is None:
             yield self.served.name
             return
@@ -185,13 +200,17 @@ class HttpEngine:
             await self._load(client, name)
             yield name
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):  # cleans up also where the call was cancelled
                 if asked:
                     await _unload(self._transport, client, name)
                 self._folder.delete(name)
 
     async def _load(self, client: httpx2.AsyncClient, name: str) -> None:
-        """A lost answer is asked for again, and then the name may be there already: it is ours alone."""
+        """Load an adapter under a name. Raises EngineError.
+
+        A request whose answer was lost is repeated. The name may then be loaded already, which is a success: the name
+        is used for this adapter only.
+        """
         body = {"lora_name": name, "lora_path": self._folder.path_at_server(name)}
         try:
             await self._transport.ask(client, LOAD, body, _nothing, once_more=_not_there_yet)
@@ -201,7 +220,7 @@ class HttpEngine:
             raise EngineError(f"{error}{self._why_not_loaded(error)}") from error
 
     def _why_not_loaded(self, error: EngineError) -> str:
-        """Advice to the user, which names the folder: vLLM hides paths in its own messages."""
+        """Return advice for the user, with the path of the folder, which vLLM hides in its own messages."""
         said = error.message if isinstance(error, Refused) else str(error)
         if "adapter " in said.lower() or "add_lora" in said:
             return (
@@ -217,14 +236,15 @@ class HttpEngine:
 
 
 async def _version(transport: Transport, client: httpx2.AsyncClient) -> str:
+    """Return the server's version; empty where it does not say."""
     try:
         return str((await transport.ask(client, "/version", None, json_of)).get("version", ""))[:40]
-    except EngineError:  # not every server says
+    except EngineError:  # other servers than vLLM may not have this address
         return ""
 
 
 async def _unload(transport: Transport, client: httpx2.AsyncClient, name: str) -> None:
-    """Best effort: what was sampled is good whether or not the server forgets; the next start sweeps what it kept."""
+    """Unload an adapter, ignoring failures: the samples are valid anyway, and a later start removes what was left."""
     with anyio.move_on_after(UNLOAD_S):
         try:
             await transport.ask(client, UNLOAD, {"lora_name": name}, _nothing)
@@ -233,16 +253,19 @@ async def _unload(transport: Transport, client: httpx2.AsyncClient, name: str) -
 
 
 def _not_there_yet(refused: Refused) -> bool:
-    """Whether the server has not found the folder, as over a network drive it may not for a moment."""
+    """Return True where the server has not found the folder, which may take a moment to appear on a network drive."""
     return refused.status == 404 and "adapter" in refused.message.lower()
 
 
 def _nothing(response: httpx2.Response) -> None:
-    """vLLM says `Success: ...` in plain text, other servers something else; the status says it all."""
+    """Ignore the body of an answer: vLLM sends `Success: ...`, other servers something else; the status is enough."""
 
 
 def _blocks(adapter: Params | None, count: int) -> list[Block]:
-    """Which rows use which adapter. One that changes nothing (all of B is zero) is the base, exactly."""
+    """Return which prompts use which adapter. An adapter that changes nothing (all of B is zero) counts as the base.
+
+    Raises ShapeError for a number of prompts that the stack does not divide.
+    """
     if count == 0:
         return []
     if adapter is None or all(not bool(t.any()) for name, t in adapter.items() if name.endswith("lora_B")):
@@ -251,7 +274,7 @@ def _blocks(adapter: Params | None, count: int) -> list[Block]:
     tensors = list(adapter.values())
     if tensors[0].dim() == 2:
         return [Block(adapter, range(count))]
-    if all(t.stride(0) == 0 or len(t) == 1 for t in tensors):  # one, repeated
+    if all(t.stride(0) == 0 or len(t) == 1 for t in tensors):  # one adapter, expanded to a stack by `repeat`
         return [Block(pick(adapter, 0), range(count))]
     many = len(tensors[0])
     if count % many:
@@ -261,7 +284,9 @@ def _blocks(adapter: Params | None, count: int) -> list[Block]:
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """In an event loop of its own, in a thread of its own: also where a loop already runs, as in a notebook. Ctrl-C
-    cancels the work, and waits until it has cleaned up."""
+    """Run a coroutine in an event loop and a thread of its own, and return its result.
+
+    So it also works where a loop already runs, as in a notebook. Ctrl-C cancels the work and waits for its clean-up.
+    """
     with anyio.from_thread.start_blocking_portal() as portal:
         return portal.call(work)

@@ -1,4 +1,4 @@
-"""`/v1/models` of a server -> the base to ask for, what else it may be called, and which adapters are loaded."""
+"""Read a server's `/v1/models`: the name of the base, its other names, and the adapters that are loaded."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from mass.errors import EngineError, nearest
 
 @dataclass(frozen=True)
 class Served:
-    """The base as the server has it."""
+    """The base on the server."""
 
     name: str
-    """To ask for."""
+    """Name to use in requests."""
     names: frozenset[str]
-    """What answers may say: vLLM answers with the first of several names, whichever was asked for."""
+    """Names that answers may have: of several names vLLM always answers with the first."""
     context: int | None
-    """Longest sequence, in tokens (its --max-model-len); None where the server does not say."""
+    """Longest sequence in tokens (the server's --max-model-len); None where the server does not say."""
     adapters: tuple[str, ...]
     """Names of loaded adapters."""
     version: str = ""
-    """Of the server, where it says."""
+    """Version of the server; empty where it does not say."""
 
 
 def read_served(cards: dict[str, Any], local_name: str, config: EngineConfig) -> Served:
-    """Raises EngineError when the server does not list its models, or not the base."""
+    """Find the base among the server's models. Raises EngineError when it is not listed, or nothing is."""
     data = cards.get("data")
     if not isinstance(data, list) or not all(isinstance(card, dict) and card.get("id") for card in data):
         raise EngineError(

@@ -1,4 +1,4 @@
-"""What an engine does, and what one that asks a server must know of the model here."""
+"""The protocol of what can sample (`Engine`), and the facts about the local model that a server is checked against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mass.types import Params, Sample
 
 
 class Engine(Protocol):
-    """Continues prompts. Row i is a function of its prompt, seed and adapter, as far as arithmetic repeats itself."""
+    """Anything that continues prompts. Row i is a function of its prompt, seed and adapter, except for rounding."""
 
     def sample(
         self,
@@ -23,14 +23,17 @@ class Engine(Protocol):
         *,
         with_logprobs: bool = False,
     ) -> list[Sample]:
-        """One continuation of each prompt, under the base, one adapter for all, or a stack of G adapters for G equal
-        consecutive blocks of prompts."""
+        """Sample one continuation of each prompt.
+
+        The adapter is None for the base, one adapter for all, or a stack of G adapters for G equal consecutive blocks
+        of prompts.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Local:
-    """The model here, which the server's must equal."""
+    """The model of this process, which the server's model must equal."""
 
     name: str
     tokenizer: Any
@@ -43,13 +46,14 @@ class Local:
     stop: tuple[str, ...]
     """Texts that end a continuation."""
     cut: Callable[[str], str | None]
-    """The text before the first of them; None where there is none."""
+    """A function that returns the text before the first of these texts; None where there is none."""
     logprobs: Callable[[Sequence[int], Sequence[int], Params | None], list[float]]
     """(prompt, tokens, adapter) -> log-probability (nats) of each token."""
     init_adapter: Callable[[int], Params]
-    """A fresh adapter of a seed, which changes nothing."""
+    """(seed) -> a new adapter, which changes nothing."""
     prompt: tuple[int, ...]
-    """Some prompt, to compare the two with."""
+    """A prompt for the comparison of the two models."""
 
     def text(self, tokens: Sequence[int]) -> str:
+        """Decode tokens, without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)

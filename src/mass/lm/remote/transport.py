@@ -1,9 +1,9 @@
-"""A request -> its answer, through timeouts, retries with growing waits, and one-line errors.
+"""Send requests to a server, with timeouts, retries with growing waits, and one-line errors.
 
-Retried: connections refused, lost or late, 408, 425, 429 and 5xx (which a load balancer or a vLLM that is starting or
-overloaded gives), and answers that cannot be one. Everything else, a redirect included, is the server's last word.
-The waits double from half a second to half a minute, each cut at random so that many clients do not come back at
-once; a `Retry-After` of the server's is kept to.
+A request is repeated after a refused, lost or slow connection, after the status codes 408, 425, 429 and 5xx (from a
+load balancer, or a vLLM that is starting or overloaded), and after a malformed answer. Any other answer, a redirect
+included, is final. The waits double from half a second to half a minute. Each is shortened at random, so that many
+clients do not return at the same time; a `Retry-After` of the server is respected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Transport:
-    """Speaks to one server. Holds no connection: each `session` has its own."""
+    """Sends requests to one server. It holds no connection: each `session` has its own."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -42,10 +42,10 @@ class Transport:
         return httpx2.create_ssl_context() if self.config.root.startswith("https") else False
 
     def session(self) -> httpx2.AsyncClient:
-        """A client with connections of its own; use it as an asynchronous context manager.
+        """Make a client with connections of its own; use it as an asynchronous context manager.
 
-        The user's proxy is honoured, but not for this very machine. Redirects are not followed: they would carry the
-        key elsewhere.
+        The user's proxy is used, except for a server on this machine. Redirects are not followed, because they would
+        send the key to another server.
         """
         config, key = self.config, self._key()
         return httpx2.AsyncClient(
@@ -66,11 +66,11 @@ class Transport:
         *,
         once_more: Callable[[Refused], bool] = lambda _: False,
     ) -> T:
-        """`read` of the answer to a POST of `body`, or to a GET where it is None.
+        """Send a POST of `body`, or a GET if it is None, and return what `read` makes of the answer.
 
         Args:
-            read: raises `Passing` for what cannot be an answer.
-            once_more: whether a refusal may pass.
+            read: raises `Passing` for a malformed answer.
+            once_more: returns True for a refusal after which the request is repeated.
 
         Raises EngineError when all tries fail, or the server refuses.
         """
@@ -93,7 +93,9 @@ class Transport:
         raise AssertionError("unreachable")
 
     async def _once(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any] | None) -> httpx2.Response:
+        """Send one request. Raises Passing or Refused."""
         config = self.config
+        # The client's timeout is for each phase of a request; `fail_after` limits the whole of it.
         try:
             with anyio.fail_after(config.timeout_s):
                 response = await client.request("GET" if body is None else "POST", path, json=body)
@@ -106,6 +108,7 @@ class Transport:
         return self._checked(response)
 
     def _checked(self, response: httpx2.Response) -> httpx2.Response:
+        """Return a response with status 200. Raises Passing or Refused for another."""
         status = response.status_code
         if status == 200:
             return response
@@ -118,17 +121,18 @@ class Transport:
         return os.environ.get(self.config.key_variable, "").strip()
 
     def _without_key(self, text: str) -> str:
+        """Return a text without the key, which a server may repeat in its message."""
         key = self._key()
         return text.replace(key, "(the key)") if key else text
 
 
 def wait_s(attempt: int) -> float:
-    """Between a half and the whole of the wait before try number `attempt` + 2."""
+    """Return the seconds to wait before try number `attempt` + 2, at random between half and all of the full wait."""
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0)
 
 
 def json_of(response: httpx2.Response) -> dict[str, Any]:
-    """The JSON object of an answer. Raises Passing for anything else: half of one, or a proxy's page."""
+    """Return the JSON object of an answer. Raises Passing for anything else: an incomplete one, or a proxy's page."""
     try:
         data: Any = response.json()
     except ValueError as error:
@@ -139,6 +143,7 @@ def json_of(response: httpx2.Response) -> dict[str, Any]:
 
 
 def _retry_after_s(response: httpx2.Response) -> float:
+    """Return the seconds that the server asks to wait, from its `Retry-After`; 0 without a valid one."""
     given = response.headers.get("retry-after", "")
     try:
         seconds = float(given) if not given.endswith("GMT") else parsedate_to_datetime(given).timestamp() - time()
