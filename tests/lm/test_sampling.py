@@ -11,6 +11,7 @@ from mass.lm import LM
 from mass.lm.drawing import draw
 from mass.lm.lora import pick
 from mass.lm.prefill import left_pad
+from mass.lm.sampling import LOOP_CHECK_EVERY, StopStrings, repeats_itself, sample_rows
 from mass.types import Params, Sample
 from small_lms import ARCHITECTURES, make_lm, prompt_ids, random_adapter, sample
 
@@ -234,3 +235,39 @@ def test_seeds_and_stacks_that_do_not_fit() -> None:
         lm.sample(prompt_ids(lm), SamplingConfig(), [0])
     with pytest.raises(ShapeError, match="6 prompts for a stack of 4"):
         sample(lm, prompt_ids(lm), random_adapter(lm, count=4))
+
+
+# ------------------------------------------------------------------------------- loops
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("He has 2 apples. " * 4, True),
+        ("x" * 48, True),
+        ("x" * 47, False),
+        ("He has 2 apples. " * 3, False),
+        ("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21", False),
+        ("0." + "3" * 30, False),
+        ("He has 2 apples. " * 9 + "So he is rich.", False),
+        ("", False),
+    ],
+)
+def test_a_text_that_ends_in_a_loop_is_told_from_one_that_counts(text: str, expected: bool) -> None:
+    assert repeats_itself(text) is expected
+
+
+def test_a_row_in_a_loop_is_given_up_where_that_is_asked_for_and_the_others_go_on() -> None:
+    lm = end_likely(make_lm(), 0.0)
+    word = next(i for i in range(len(lm.tokenizer)) if lm.tokenizer.decode([i]).strip().isalpha())
+    lm.model.get_output_embeddings().bias[word] = 40.0
+    prompts = prompt_ids(lm)[:2]
+    config, seeds = SamplingConfig(max_tokens=100, temperature=1.0), [1, 2]
+    on = sample_rows(lm, prompts, config, seeds, None, StopStrings(lm.tokenizer, ()))
+    assert [(len(s.tokens), s.finished) for s in on] == [(100, False)] * 2
+    off = sample_rows(lm, prompts, config, seeds, None, StopStrings(lm.tokenizer, (), loops=True))
+    for whole, cut in zip(on, off, strict=True):
+        assert not cut.finished
+        assert len(cut.tokens) % LOOP_CHECK_EVERY == 0
+        assert cut.tokens == whole.tokens[: len(cut.tokens)]
+        assert len(cut.tokens) < 100

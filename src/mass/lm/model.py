@@ -108,12 +108,13 @@ class LM:
         return self._views[kind]
 
     def writing(self) -> LM:
-        """Return a view of the model whose samples also end at a text of `Prompts.synthesis_stop`."""
+        """Return a view of the model whose samples also end at a text of `Prompts.synthesis_stop`, or in a loop."""
         if not self.prompts.synthesis_stop:
             return self
         if WRITING not in self._views:
             prompts = dataclasses.replace(self.prompts, stop=(*self.prompts.stop, *self.prompts.synthesis_stop))
             self._views[WRITING] = self.with_prompts({**self.prompt_set, self.kind: prompts})
+            self._views[WRITING]._stop = StopStrings(self.tokenizer, prompts.stop, loops=True)
         return self._views[WRITING]
 
     def with_lora(self, config: LoraConfig) -> LM:

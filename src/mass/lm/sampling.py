@@ -53,11 +53,30 @@ class Decodes(Protocol):
     def pad_id(self) -> int: ...
 
 
-class StopStrings:
-    """Finds the first stop string in a row's text, and decodes a text only if its newest token can complete one."""
+LOOP_CHECK_EVERY = 32
+"""Tokens between two looks at whether a text repeats itself."""
+LOOP_CHARACTERS, LOOP_TIMES = 48, 4
+"""A text that ends with one passage repeated at least 4 times, and over at least 48 characters, repeats itself."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+
+def repeats_itself(text: str) -> bool:
+    """Return True for a text whose end is one passage of up to 100 characters, again and again."""
+    for length in range(1, 101):
+        times = max(LOOP_TIMES, -(-LOOP_CHARACTERS // length))
+        if len(text) >= length * times and text.endswith(text[-length:] * times):
+            return True
+    return False
+
+
+class StopStrings:
+    """Finds the first stop string in a row's text, and decodes a text only if its newest token can complete one.
+
+    With `loops`, a row that repeats itself is not continued either: it will not end by itself.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, loops: bool = False) -> None:
         self.stop = tuple(stop)
+        self.loops = loops
         self.tokenizer = tokenizer
         self._can_end: Tensor | None = None
 
@@ -232,6 +251,10 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
         done = torch.isin(chosen, end_ids)
         _find_stops(lm, asked.stop, tokens, rows.index, chosen, live & ~done, done, t)
         finished[rows.index] |= done & live
+        if asked.stop.loops and (t + 1) % LOOP_CHECK_EVERY == 0:
+            for i in rows.index[live & ~done].tolist():
+                if repeats_itself(lm.tokenizer.decode(tokens[i, : t + 1].tolist(), skip_special_tokens=True)):
+                    limits[i] = t + 1
         ended = finished | (limits <= t + 1)
         pace.tokens, going = pace.tokens + going, int((~ended).sum())
         pace.tell(count, going, t + 1, limit)
