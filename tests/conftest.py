@@ -148,7 +148,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(*arguments: str | Path) -> Ran:
         capsys.readouterr()
-        program = RESEARCH if str(arguments[0]) in RESEARCH.verbs else MASS
+        program = RESEARCH if arguments and str(arguments[0]) in RESEARCH.verbs else MASS
         code = program.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,15 +39,6 @@ print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
 """)
     assert ran.stdout.endswith("loaded: []\n"), ran
     assert all(f"\n  {verb} " in ran.stdout for verb in VERBS)
-
-
-def test_help_takes_less_than_half_a_second() -> None:
-    times: list[float] = []
-    for _ in range(3):  # the best of three, as other work shares the machine
-        began = time.perf_counter()
-        assert python("from mass.cli.main import main; main(['--help'])").returncode == 0
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.5
 
 
 @pytest.mark.parametrize("verb", VERBS)
