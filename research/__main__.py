@@ -2,7 +2,7 @@
 
 import sys
 
-from mass.cli.main import Program
+from mass.cli.main import CommandLine
 from research.program import PROGRAM
 
 USAGE = """usage: python -m research VERB [options]
@@ -27,7 +27,7 @@ VERBS = {
     "collect": "store what finished runs measured in a few kilobytes each",
     "document": "fill a document from stored results, so that no number in it is typed by hand",
 }
-RESEARCH = Program(PROGRAM, "research.cli", VERBS, ("collect", "document"), USAGE)
+RESEARCH = CommandLine(PROGRAM, "research.cli", VERBS, ("collect", "document"), USAGE)
 
 if __name__ == "__main__":
     sys.exit(RESEARCH.main())

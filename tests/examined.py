@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mass.preflight.doctor import Report, examine
+from mass.preflight.doctor import DoctorReport, examine
 from small_lms import make_model, tokenizer
 
 
@@ -17,10 +17,10 @@ def saved(folder: Path, kind: str = "Llama", **changes: Any) -> Path:
     return folder
 
 
-def examined(folder: Path, *attentions: str, dtype: str = "float64") -> Report:
+def examined(folder: Path, *attentions: str, dtype: str = "float64") -> DoctorReport:
     """Float64 leaves the check of precision out."""
     return examine(str(folder), attentions=attentions or ("eager",), dtype=dtype)
 
 
-def failed(report: Report) -> set[tuple[str, str]]:
+def failed(report: DoctorReport) -> set[tuple[str, str]]:
     return {(check.attention, check.name) for check in report.checks if check.status == "fail"}

@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mass.bootstrap import Sample, Values, percentiles, two_level
+from mass.bootstrap import Resample, Values, percentiles, two_level
 
 
-def crossed(values: Values) -> Sample:
+def crossed(values: Values) -> Resample:
     """[S, P] on one set of problems."""
-    return Sample(tuple(values), ("test",) * len(values))
+    return Resample(tuple(values), ("test",) * len(values))
 
 
-def nested(values: Values) -> Sample:
+def nested(values: Values) -> Resample:
     """[S, P], each seed with problems of its own."""
-    return Sample(tuple(values), tuple(f"set {s}" for s in range(len(values))))
+    return Resample(tuple(values), tuple(f"set {s}" for s in range(len(values))))
 
 
 def test_one_seed_is_the_ordinary_bootstrap_over_problems() -> None:
     rng = np.random.default_rng(0)
     row = rng.integers(0, 2, 300).astype(float)
-    draws = two_level(Sample((row,), ("a",)), 20_000)
+    draws = two_level(Resample((row,), ("a",)), 20_000)
     assert draws.mean() == pytest.approx(row.mean(), abs=1e-3)
     assert draws.std() == pytest.approx(row.std() / np.sqrt(300), rel=0.03)
 
@@ -37,16 +37,16 @@ def test_equal_problems_leave_students_t_of_the_seeds() -> None:
 
 def test_equal_seeds_leave_the_spread_of_the_problems() -> None:
     row = np.random.default_rng(1).integers(0, 2, 400).astype(float)
-    one = two_level(Sample((row,), ("a",)))
-    assert np.allclose(two_level(Sample((row,) * 5, ("a",) * 5)), one)
+    one = two_level(Resample((row,), ("a",)))
+    assert np.allclose(two_level(Resample((row,) * 5, ("a",) * 5)), one)
 
 
 def test_a_problem_without_outcome_does_not_count() -> None:
     row = np.array([1.0, 0.0, np.nan, 1.0])
-    sample = Sample((row, np.array([1.0, 1.0, 0.0, 0.0])), ("a", "a"))
+    sample = Resample((row, np.array([1.0, 1.0, 0.0, 0.0])), ("a", "a"))
     assert sample.mean == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert np.isfinite(two_level(sample)).all()
-    same = Sample((np.full(4, np.nan) * [0, 1, 0, 1] + 1.0,), ("a",))
+    same = Resample((np.full(4, np.nan) * [0, 1, 0, 1] + 1.0,), ("a",))
     assert np.isnan(same.values[0]).all()
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from examined import examined, failed, saved
 from mass.lm import LM
 from mass.metagrad import layerwise
-from mass.preflight.doctor.problem import Point, Problem
-from mass.preflight.doctor.weights import Weights
+from mass.preflight.doctor.problem import BilevelProblem, Point
+from mass.preflight.doctor.weights import SharedWeights
 from mass.preflight.doctor.wide import widen
 from small_lms import make_model
 
@@ -41,13 +41,13 @@ def test_the_part_of_the_meta_gradient_that_is_wrong_is_named(
     llama: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One direction tests all three; one per cent of any shows, and then each is tested alone."""
-    right = Problem.meta_gradients
+    right = BilevelProblem.meta_gradients
 
-    def wrong(problem: Problem, at: Point) -> Point:
+    def wrong(problem: BilevelProblem, at: Point) -> Point:
         found = right(problem, at)
         return found.moved(part, found.parts()[part], 0.01)
 
-    monkeypatch.setattr(Problem, "meta_gradients", wrong)
+    monkeypatch.setattr(BilevelProblem, "meta_gradients", wrong)
     report = examined(llama)
     assert failed(report) == {("eager", f"meta-gradient of {part}")}
     assert not report.usable
@@ -67,7 +67,7 @@ def test_a_fault_of_checkpointed_layers_leaves_micro_batches_safe(llama: Path, m
 
 def test_copies_of_a_model_share_its_weights_and_not_its_modules() -> None:
     model = make_model("Llama", torch.float32)
-    weights = Weights(model, torch.float64)
+    weights = SharedWeights(model, torch.float64)
     one, two = weights.copy(), weights.copy()
     widen(one)
     for (name, a), b, own in zip(one.named_parameters(), two.parameters(), model.parameters(), strict=True):
@@ -78,7 +78,7 @@ def test_copies_of_a_model_share_its_weights_and_not_its_modules() -> None:
     assert "forward" not in vars(two.model)
     assert "forward" not in vars(model.model)
     assert all(
-        a is b for a, b in zip(Weights(model, torch.float32).copy().parameters(), model.parameters(), strict=True)
+        a is b for a, b in zip(SharedWeights(model, torch.float32).copy().parameters(), model.parameters(), strict=True)
     )
 
 

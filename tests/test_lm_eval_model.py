@@ -21,7 +21,7 @@ from mass.config import AdaptConfig, InnerConfig, SamplingConfig, SynthesisConfi
 from mass.errors import ConfigError, DataError, ModelError, RunError
 from mass.evaluation.lm_eval import practice as practices
 from mass.evaluation.lm_eval import registration
-from mass.evaluation.lm_eval.asking import Asking, Scored
+from mass.evaluation.lm_eval.asking import Scored, TextSampler
 from mass.evaluation.lm_eval.model import MassModel
 from mass.evaluation.lm_eval.practice import TOO_LONG
 from mass.lm import LM
@@ -215,7 +215,7 @@ def test_likelihoods_are_those_of_a_forward_pass(stacked: bool) -> None:
     """Choices of one token share a row; others do not; greedy or not."""
     lm = make_lm("Llama")
     stack = random_adapter(lm, 1, 2)
-    asking, asked = Asking(lm), list[Scored]()
+    asking, asked = TextSampler(lm), list[Scored]()
     for which, context in ((0, [3, 4, 5]), (1, [6, 7]), (0, [3, 4, 5])):
         adapter = {n: t[which] for n, t in stack.items()}
         likely = full_logits(lm, lm.batch([(context, [1])]), adapter)[0, len(context) - 1].argmax()
@@ -237,15 +237,15 @@ def test_choices_of_one_token_share_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     lm, rows = make_lm("Llama"), list[int]()
     right = lm.predictions
     monkeypatch.setattr(lm, "predictions", lambda batch, *rest: rows.append(len(batch)) or right(batch, *rest))
-    Asking(lm).likelihoods([Scored((1, 2), (3,)), Scored((1, 2), (4,)), Scored((1, 2), (5, 6))], None)
+    TextSampler(lm).likelihoods([Scored((1, 2), (3,)), Scored((1, 2), (4,)), Scored((1, 2), (5, 6))], None)
     assert rows == [2]
     lm.decode_rows = 1
-    Asking(lm).likelihoods([Scored((1, 2), (3,)), Scored((1, 2), (4,)), Scored((1, 2), (5, 6))], None)
+    TextSampler(lm).likelihoods([Scored((1, 2), (3,)), Scored((1, 2), (4,)), Scored((1, 2), (5, 6))], None)
     assert rows == [2, 1, 1]
 
 
 def test_space_before_a_continuation_is_its_own(lm: LM) -> None:
-    asking = Asking(lm)
+    asking = TextSampler(lm)
     one, other = asking.encode_pair("Compute 1 + 2. ", "3"), asking.encode_pair("Compute 1 + 2.", " 3")
     assert one == other
     assert lm.tokenizer.decode(one[1]) == " 3"
@@ -264,7 +264,7 @@ def test_windows_predict_each_token_once(count: int) -> None:
     lm = READS_16()
     text = "".join(str(i % 10) for i in range(count))
     tokens = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    windows = Asking(lm).windows(text)
+    windows = TextSampler(lm).windows(text)
     assert [token for window in windows for token in window.tokens] == tokens
     assert all(len(w.context) >= 1 and len(w.context) + len(w.tokens) <= lm.context for w in windows)
 

@@ -20,8 +20,8 @@ from mass.lm.lora import LoraSites
 from mass.metagrad.live import LiveMemory
 from mass.preflight.dryrun.data import examine
 from mass.preflight.dryrun.lengths import Lengths
-from mass.preflight.dryrun.passes import Passes, Rows, shape_of
-from mass.preflight.dryrun.room import Step, memory_of
+from mass.preflight.dryrun.passes import PassForecast, Rows, shape_of
+from mass.preflight.dryrun.room import StepRows, memory_of
 from mass.runs.data import read_problems
 from mass.runs.folder import RunFolder
 from mass.training.trainer import Trainer
@@ -51,7 +51,7 @@ def test_bytes_without_weights_are_those_of_the_pass_itself(kind: str) -> None:
     params = {name: t.requires_grad_() for name, t in random_adapter(lm).items()}
     with LiveMemory(torch.device("cpu")) as live:
         torch.autograd.grad(lm.losses(batch, params).sum(), list(params.values()))
-    assert Passes(without_weights(lm)).gradient(rows) == pytest.approx(live.peak, rel=0.15)
+    assert PassForecast(without_weights(lm)).gradient(rows) == pytest.approx(live.peak, rel=0.15)
 
 
 @pytest.mark.parametrize("second", [False, True])
@@ -119,7 +119,7 @@ def test_a_step_s_peak_is_as_expected(sums: Path, tmp_path: Path, monkeypatch: p
     trainer = Trainer(lm, config, read_problems(lm, config), RunFolder(tmp_path))
     with LiveMemory(torch.device("cpu")) as live:
         trainer.outer_step()
-    memory = memory_of(Passes(without_weights(lm)), Step(config, lengths_of(config), 1, "cpu"))
+    memory = memory_of(PassForecast(without_weights(lm)), StepRows(config, lengths_of(config), 1, "cpu"))
     expected = memory.peak - memory.stays[0].bytes
     assert expected == pytest.approx(live.peak, rel=0.1)
 

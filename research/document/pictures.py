@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mass.report import figures
 from mass.report.figures import Plot
-from mass.report.rows import Group, Row
+from mass.report.rows import ReportGroup, ReportRow
 from mass.report.svg import MARKERS, MUTED, SERIES, drawing
 from mass.report.words import percent
 from research.document.asking import Answers, NotMeasured, Question
@@ -32,23 +32,23 @@ LABEL_RATIO = 1.5
 # --- the table
 
 
-def rows_of(answers: Answers, of: str, methods: Sequence[str], at: str) -> list[Row]:
+def rows_of(answers: Answers, of: str, methods: Sequence[str], at: str) -> list[ReportRow]:
     """Return the methods as rows of a comparison, with intervals over seeds as well; methods without such answers
     are left out."""
-    rows: list[Row] = []
+    rows: list[ReportRow] = []
     for method in methods:
         with suppress(NotMeasured):
             rows.append(_row(answers, of, method, at))
     return rows
 
 
-def _row(answers: Answers, of: str, method: str, at: str) -> Row:
+def _row(answers: Answers, of: str, method: str, at: str) -> ReportRow:
     question, stored = Question(of, at), answers.rows(of, method)
     found = answers.accuracy(method, question)
     evaluations = answers.evaluations(of).values()
     subjects = [s for s in dict.fromkeys(s for e in evaluations for s in e.subjects) if s]
     levels = sorted({level for e in evaluations for level in e.levels if level is not None})
-    return Row(
+    return ReportRow(
         label=label_of(stored),
         method=method,
         n=found.problems,
@@ -67,8 +67,8 @@ def _row(answers: Answers, of: str, method: str, at: str) -> Row:
     )
 
 
-def _group(estimate: Estimate) -> Group:
-    return Group(estimate.problems, estimate.mean, estimate.interval)
+def _group(estimate: Estimate) -> ReportGroup:
+    return ReportGroup(estimate.problems, estimate.mean, estimate.interval)
 
 
 TABLE = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mass.bootstrap import Interval, Sample, Values, percentiles, two_level
+from mass.bootstrap import Interval, Resample, Values, percentiles, two_level
 from research.results.stored import GREEDY, Evaluation
 
 
@@ -45,9 +45,9 @@ class Series:
     trained: bool
     """True if the method was trained, so that its seeds differ in more than sampling."""
 
-    def sample(self) -> Sample:
+    def sample(self) -> Resample:
         """Return the outcomes for resampling."""
-        return Sample(tuple(self.outcomes.values()), tuple(self.problems.values()))
+        return Resample(tuple(self.outcomes.values()), tuple(self.problems.values()))
 
     def draws(self, resamples: int = 4000) -> Values:
         """Return draws of the mean."""
@@ -108,7 +108,7 @@ def difference(one: Series, other: Series) -> Estimate | None:
     if pair is None:
         return None
     (a, b), names = pair, tuple(pair[0].problems.values())
-    sample = Sample(tuple(a.outcomes[s] - b.outcomes[s] for s in a.outcomes), names)
+    sample = Resample(tuple(a.outcomes[s] - b.outcomes[s] for s in a.outcomes), names)
     return _estimate(sample.mean, two_level(sample), sample)
 
 
@@ -143,7 +143,7 @@ def _of(one: Series, seeds: Sequence[int]) -> Series:
     return Series({s: one.outcomes[s] for s in seeds}, {s: one.problems[s] for s in seeds}, one.trained)
 
 
-def _estimate(mean: float, draws: Values, sample: Sample) -> Estimate:
+def _estimate(mean: float, draws: Values, sample: Resample) -> Estimate:
     """Return an estimate, rounded far below the digits that are shown, so that different machines give the same
     file."""
     low, high = percentiles(draws)

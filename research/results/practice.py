@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mass.bootstrap import Sample, Values, percentiles, two_level
+from mass.bootstrap import Resample, Values, percentiles, two_level
 from research.results.estimates import Estimate
 
 BEFORE, AFTER = "before", "after"
@@ -114,7 +114,7 @@ def measured(by_seed: Mapping[int, Mapping[str, Any]], when: str, measure: str) 
     if not rows:
         return None
     names = tuple(str(by_seed[seed]["tasks"]["hash"]) for seed in rows)
-    sample = Sample(tuple(rows.values()), names)
+    sample = Resample(tuple(rows.values()), names)
     low, high = percentiles(two_level(sample))
     return Estimate(round(sample.mean, 9), (round(low, 9), round(high, 9)), len(rows), len(sample.values[0]))
 
@@ -136,7 +136,7 @@ def _ranked(rows: list[Values], names: tuple[str, ...], rank: int) -> Estimate |
     columns = [row[:, rank] for row in rows if row.shape[1] > rank]
     if len(columns) < len(rows) or any(np.isnan(column).all() for column in columns):
         return None
-    sample = Sample(tuple(columns), names)
+    sample = Resample(tuple(columns), names)
     low, high = percentiles(two_level(sample))
     return Estimate(round(sample.mean, 9), (round(low, 9), round(high, 9)), len(columns), len(columns[0]))
 

@@ -56,7 +56,7 @@ def wilson(correct: int, judged: int) -> Interval | None:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Resample:
     """Measurements of one quantity: for each seed, one value per problem."""
 
     values: tuple[Values, ...]
@@ -71,7 +71,7 @@ class Sample:
         return float(np.mean([np.nanmean(row) for row in self.values]))
 
 
-def two_level(sample: Sample, resamples: int = 4000) -> Float[Values, " R"]:
+def two_level(sample: Resample, resamples: int = 4000) -> Float[Values, " R"]:
     """Return draws of the mean over problems and seeds: both are drawn again with replacement.
 
         draw = mean over seeds of (mean over the problems drawn) + t sqrt(S / (S - 1)) mean over the seeds drawn of d_s

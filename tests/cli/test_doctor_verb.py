@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mass.preflight.doctor.loading import load
-from mass.preflight.doctor.report import Check, Loaded, Reach, Report
+from mass.preflight.doctor.report import Check, DoctorReport, Loaded, Reach
 
 
 def test_the_shipped_model_is_healthy(run: Callable) -> None:
@@ -60,7 +60,7 @@ def test_nothing_safe_is_exit_code_1_with_a_way_out(
 def test_what_was_not_finite_is_null_in_json(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = Loaded("m", "M", 1, 1, (), 2, 2, 3, 0.0, "float32")
     check = Check("first derivative", "fail", "eager", float("inf"), 1e-6, "", "")
-    report = Report(loaded, Reach(1, ("q",), 0.5, ()), (check,), 0.0)
+    report = DoctorReport(loaded, Reach(1, ("q",), 0.5, ()), (check,), 0.0)
     monkeypatch.setattr("mass.preflight.doctor.examine", lambda *_, **__: report)
     ran = run("doctor", "m", "--json")
     assert ran.code == 1

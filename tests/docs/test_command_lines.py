@@ -15,12 +15,12 @@ from reading import PAGES, ROOT, SHELLS, Block, Command
 from research.__main__ import RESEARCH
 
 from mass.cli import options
-from mass.cli.main import MASS, Program
+from mass.cli.main import MASS, CommandLine
 from mass.errors import MassError
 from mass.evaluation.lm_eval.arguments import arguments_of
 
 COMMANDS = [c for page in PAGES for b in reading.blocks(page) if b.language in SHELLS for c in reading.commands(b)]
-PROGRAMS: dict[str, Program] = {"mass": MASS, "research": RESEARCH}
+PROGRAMS: dict[str, CommandLine] = {"mass": MASS, "research": RESEARCH}
 HARNESS = "lm-eval"
 """The verb whose options, but for the model arguments, are another program's."""
 INLINE = re.compile(r"`(--[A-Za-z][\w.-]*)")
@@ -45,7 +45,7 @@ def known_options() -> set[str]:
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 
-def parser_of(program: Program, verb: str) -> ArgumentParser:
+def parser_of(program: CommandLine, verb: str) -> ArgumentParser:
     return importlib.import_module(program.module_of(verb))._parser()
 
 

@@ -17,7 +17,7 @@ from research.results.packing import pack, unpack
 from research.results.practice import by_rank, measured, per_problem, spearman
 from research.results.stored import is_results
 
-from mass.bootstrap import Sample, percentiles, two_level
+from mass.bootstrap import Resample, percentiles, two_level
 from mass.config import AdaptConfig, EvalConfig, SamplingConfig, SynthesisConfig
 from mass.errors import DataError, RunError
 from mass.evaluation.evaluate import evaluate
@@ -142,7 +142,7 @@ def test_means_and_paired_differences_over_seeds_and_problems(tmp_path: Path) ->
     assert gain is not None
     assert gain.mean == pytest.approx((2 / 3 + 1 / 4) / 2)
     rows = (np.array([0, 1, 1, np.nan]), np.array([-1.0, 1, 0, 1]))
-    assert gain.interval == pytest.approx(percentiles(two_level(Sample(rows, ("x", "x")))))
+    assert gain.interval == pytest.approx(percentiles(two_level(Resample(rows, ("x", "x")))))
     factor = ratio(mass, base)
     assert factor is not None
     assert factor.mean == pytest.approx(0.75 / 0.25)

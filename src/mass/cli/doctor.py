@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.table import Table
 
-    from mass.preflight.doctor import Check, Report
+    from mass.preflight.doctor import Check, DoctorReport
 
 EXAMPLES = (
     "mass doctor tiny",
@@ -86,10 +86,10 @@ def _checked(given: Namespace) -> list[str]:
     return attentions
 
 
-def _examine(given: Namespace, attentions: Sequence[str]) -> Report:
+def _examine(given: Namespace, attentions: Sequence[str]) -> DoctorReport:
     from mass.preflight.doctor import examine
 
-    def report(progress: Callable[[str], None]) -> Report:
+    def report(progress: Callable[[str], None]) -> DoctorReport:
         return examine(
             given.model,
             layers=given.layers,
@@ -106,7 +106,7 @@ def _examine(given: Namespace, attentions: Sequence[str]) -> Report:
         return report(status.update)
 
 
-def _print(report: Report) -> None:
+def _print(report: DoctorReport) -> None:
     loaded, reach, out = report.loaded, report.reach, console.stdout()
     kinds = f" ({', '.join(loaded.kinds)})" if loaded.kinds else ""
     console.say(f"{loaded.model}: {loaded.architecture}")

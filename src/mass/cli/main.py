@@ -45,7 +45,7 @@ examples:
 
 
 @dataclass(frozen=True)
-class Program:
+class CommandLine:
     """A program with several commands, each a module with a function `run(arguments) -> exit code`."""
 
     name: str
@@ -96,7 +96,7 @@ class Program:
         return importlib.import_module(self.module_of(verb)).run(rest)
 
 
-MASS = Program("mass", "mass.cli", VERBS, ("report", "prompts"), USAGE)
+MASS = CommandLine("mass", "mass.cli", VERBS, ("report", "prompts"), USAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

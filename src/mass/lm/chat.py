@@ -29,7 +29,7 @@ _ANCHOR_CHARS = 16
 """Characters of a prompt's end that are encoded together with the text after it."""
 
 
-class Asking:
+class PromptTokens:
     """The encoding of one set of prompts by one tokenizer."""
 
     def __init__(self, tokenizer: Any, name: str, prompts: Prompts, end_ids: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from mass.config import EngineConfig, LoraConfig, SamplingConfig
 from mass.errors import DataError, ModelError
 from mass.lm import logprobs
 from mass.lm.attention import use_exact_attention
-from mass.lm.chat import Asking
+from mass.lm.chat import PromptTokens
 from mass.lm.elementwise import use_closed_forms
 from mass.lm.head import Head, HeadReader
 from mass.lm.head_input import use_contiguous_head
@@ -85,7 +85,7 @@ class LM:
         self.prompt_set, self.kind = prompts, kind
         self._views: dict[str, LM] = {}
         self.prompts = prompts[kind]
-        self._asking = Asking(self.tokenizer, self.name, self.prompts, sorted(self._model_end_ids()))
+        self._asking = PromptTokens(self.tokenizer, self.name, self.prompts, sorted(self._model_end_ids()))
         self._stop = StopStrings(self.tokenizer, self.prompts.stop)
 
     def with_prompts(self, prompts: PromptSet, kind: str | None = None) -> LM:

@@ -99,7 +99,7 @@ def adapt(
         graph = graph and any(t.requires_grad for t in tensors)
         autocast = autocast_state(next(iter(params.values())).device.type)
         objective = Objective(losses, autocast, wants_layers=bool(checkpoint))
-        request = memory.Request(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph, spare_gb)
+        request = memory.PlanRequest(micro_batch, memory_gb, bool(checkpoint), checkpoint is None, graph, spare_gb)
         update = Update(optimizer, stacked)
         schedule = memory.choose(objective, params, weights_Km.detach(), update, how, request)
         passes = TracedPasses(objective, losses) if isinstance(losses, TracedLosses) else Passes(objective)

@@ -20,7 +20,7 @@ from mass.errors import ConfigError
 from mass.metagrad.arguments import Mode
 from mass.metagrad.objective import Objective
 from mass.metagrad.optimizers import wide
-from mass.metagrad.probe import Cost, Probe
+from mass.metagrad.probe import PassBytes, Probe
 from mass.metagrad.update import Update, update_bytes
 from mass.types import Params
 
@@ -46,7 +46,7 @@ KEPT_SAVES = 1 / 3
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """The caller's wishes, from the arguments of `mass.metagrad.inner_loop.adapt`."""
 
     micro_batch: int | None
@@ -60,7 +60,7 @@ class Request:
     """Memory that may be held without `memory_gb`; it changes nothing where it is enough."""
 
     @property
-    def limited(self) -> Request:
+    def limited(self) -> PlanRequest:
         """A copy of the request with `spare_gb` as its budget, and free to choose another micro-batch."""
         return replace(self, memory_gb=max(self.spare_gb or 0.0, LEAST_GB), micro_batch=None)
 
@@ -82,7 +82,7 @@ class Schedule:
 
 
 def choose(
-    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
+    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: PlanRequest
 ) -> Schedule:
     """Choose the schedule of an adaptation. Raises ConfigError when the budget does not hold a single example."""
     graphs = _graphs(mode, len(weights_Km))
@@ -98,7 +98,7 @@ def choose(
     return _chosen(probe, room, weights_Km, mode, limited)
 
 
-def _holds(probe: Probe, room: Room, schedule: Schedule, count: int, *, second_order: bool) -> bool:
+def _holds(probe: Probe, room: FreeBytes, schedule: Schedule, count: int, *, second_order: bool) -> bool:
     """Return True where a schedule that keeps no graph fits the budget."""
     cost = (probe.second_order if second_order else probe.first_order)(schedule.checkpoint)
     return cost.peak(_largest(schedule.chunks, count)) <= room.passes and room.updates >= 0
@@ -115,14 +115,14 @@ class Expected(NamedTuple):
 
 
 def forecast(
-    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: Request
+    objective: Objective, params: Params, weights_Km: Tensor, update: Update, mode: Mode, request: PlanRequest
 ) -> Expected:
     """Predict the choice of `choose` on another device, and the memory it holds there, from tensors on the meta device.
 
     Passes are measured to their end whatever the budget is. Raises ConfigError as `choose` does.
     """
     if len(weights_Km) == 0:
-        return Expected(_chosen(None, Room(math.inf, math.inf), weights_Km, mode, request), 0.0, 0.0)
+        return Expected(_chosen(None, FreeBytes(math.inf, math.inf), weights_Km, mode, request), 0.0, 0.0)
     graphs = _graphs(mode, len(weights_Km))
     room = _room(params, update, mode, request, graphs)
     probe = Probe(objective, params, weights_Km[0], math.inf, graphs + 1, in_full=True)
@@ -147,11 +147,11 @@ def _graphs(mode: Mode, steps: int) -> int:
     return steps if mode.last is None else min(mode.last, steps)
 
 
-def _second_order(mode: Mode, request: Request) -> bool:
+def _second_order(mode: Mode, request: PlanRequest) -> bool:
     return request.differentiable and mode.hessian != "difference" and mode.last != 0
 
 
-def _chosen(probe: Probe | None, room: Room, weights_Km: Tensor, mode: Mode, request: Request) -> Schedule:
+def _chosen(probe: Probe | None, room: FreeBytes, weights_Km: Tensor, mode: Mode, request: PlanRequest) -> Schedule:
     steps, count = weights_Km.shape
     device, graphs = weights_Km.device, _graphs(mode, steps)
     request = replace(request, micro_batch=request.micro_batch and min(request.micro_batch, count))
@@ -182,7 +182,7 @@ def _largest(chunks: Chunks, count: int) -> int:
     return max(count if index is None else len(index) for index in chunks)
 
 
-def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Cost) -> tuple[int, int]:
+def _cheapest(sizes: Iterable[int], count: int, steps: int, room: FreeBytes, cost: PassBytes) -> tuple[int, int]:
     """Return the size of a micro-batch, and the number of such graphs to keep, that take the least time.
 
     Graphs are kept in the last micro-batches of the last of `steps` steps and used first, so kept graphs and one that
@@ -206,7 +206,7 @@ def _cheapest(sizes: Iterable[int], count: int, steps: int, room: Room, cost: Co
     return best, kept(best)
 
 
-class Room(NamedTuple):
+class FreeBytes(NamedTuple):
     """Bytes that a budget leaves for the graphs of examples."""
 
     passes: float
@@ -222,7 +222,7 @@ def _tape(params: Params, update: Update, graphs: int) -> float:
     return graphs * (_bytes(params) + gradient + state)
 
 
-def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: int) -> Room:
+def _room(params: Params, update: Update, mode: Mode, request: PlanRequest, graphs: int) -> FreeBytes:
     """Return what the tape of `graphs` steps and the recursion's own tensors leave of the budget."""
     budget = (request.memory_gb or math.inf) * GIGABYTE
     state = _bytes(update.optimizer.init({name: p.detach() for name, p in params.items()}))
@@ -230,21 +230,21 @@ def _room(params: Params, update: Update, mode: Mode, request: Request, graphs: 
     updated = update_bytes(update, params, differentiated=request.differentiable)
     if not request.differentiable:
         free = budget - FORWARD * adapter - state
-        return Room(free, free - updated)
+        return FreeBytes(free, free - updated)
     free = budget - _tape(params, update, graphs) - state
     copies = DURING_DIFFERENCES if mode.hessian == "difference" else DURING_PASS
-    return Room(free - copies * adapter, free - DURING_UPDATE * adapter - updated)
+    return FreeBytes(free - copies * adapter, free - DURING_UPDATE * adapter - updated)
 
 
 @dataclass(frozen=True)
 class _Budget:
     """A request with the bytes that it leaves for passes of `count` examples."""
 
-    request: Request
-    room: Room
+    request: PlanRequest
+    room: FreeBytes
     count: int
 
-    def fit(self, cost: Callable[..., Cost]) -> tuple[int, bool]:
+    def fit(self, cost: Callable[..., PassBytes]) -> tuple[int, bool]:
         """Return how many examples fit, and whether that needs layer checkpointing.
 
         Checkpointing recomputes every layer, so it is used only where too few examples fit without it.

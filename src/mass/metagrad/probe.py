@@ -34,7 +34,7 @@ Line = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Cost:
+class PassBytes:
     """The bytes of a pass of n examples, as lines in n."""
 
     graph: Line
@@ -90,23 +90,23 @@ class Probe:
     ) -> None:
         self._objective, self._params, self._weights_m = objective, leaves(params), weights_m
         self._limit, self._plenty, self._in_full = max(limit, 0.0), plenty, in_full
-        self._known: dict[tuple[bool, bool, bool], Cost] = {}
+        self._known: dict[tuple[bool, bool, bool], PassBytes] = {}
 
-    def first_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+    def first_order(self, checkpoint: bool, *, limited: bool = True) -> PassBytes:
         """Return the cost of a gradient."""
         return self._cost(False, checkpoint, limited)
 
-    def second_order(self, checkpoint: bool, *, limited: bool = True) -> Cost:
+    def second_order(self, checkpoint: bool, *, limited: bool = True) -> PassBytes:
         """Return the cost of a gradient with its graph and the double backward through it."""
         return self._cost(True, checkpoint, limited)
 
-    def _cost(self, second_order: bool, checkpoint: bool, limited: bool) -> Cost:
+    def _cost(self, second_order: bool, checkpoint: bool, limited: bool) -> PassBytes:
         key = second_order, checkpoint, limited
         if key not in self._known:
             self._known[key] = self._measured(second_order, checkpoint, self._limit if limited else math.inf)
         return self._known[key]
 
-    def _measured(self, second_order: bool, checkpoint: bool, limit: float) -> Cost:
+    def _measured(self, second_order: bool, checkpoint: bool, limit: float) -> PassBytes:
         passes = list[_Pass]()
         with suppress(LimitReached):
             passes.append(self._run(1, second_order, checkpoint, limit))
@@ -145,22 +145,22 @@ class Probe:
         return _Pass(examples, max(held, 1.0), max(peak, 1.0), live.history, in_full)
 
 
-def _joined(passes: Sequence[_Pass]) -> Cost:
+def _joined(passes: Sequence[_Pass]) -> PassBytes:
     """Make a cost from passes of one example, and perhaps of more; without any, the first exceeded the limit."""
     if not passes:
-        return Cost((0.0, math.inf), ((0.0, math.inf),))
+        return PassBytes((0.0, math.inf), ((0.0, math.inf),))
     one, before, last = passes[0], passes[max(0, len(passes) - 2)], passes[-1]
     if last is one:
-        return Cost((0.0, one.held), ((0.0, one.peak),))
+        return PassBytes((0.0, one.held), ((0.0, one.peak),))
     graph = _line((before.examples, before.held), (last.examples, last.held))
     if before.history and len(before.history) == len(last.history):
         moments = {
             _line((before.examples, a), (last.examples, b)) for a, b in zip(before.history, last.history, strict=True)
         }
-        return Cost(graph, _highest(moments))
+        return PassBytes(graph, _highest(moments))
     # Only peaks are known: a line through that of one example, with the slope of the larger pass as a bound.
     each = last.peak / last.examples
-    return Cost(graph, ((one.peak - each, each),))
+    return PassBytes(graph, ((one.peak - each, each),))
 
 
 def _line(a: tuple[int, float], b: tuple[int, float]) -> Line:

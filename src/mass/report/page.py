@@ -13,7 +13,7 @@ from mass.errors import RunError
 from mass.report import words
 from mass.report.curves import curves_of, training_plots, training_summary
 from mass.report.figures import comparison_plots
-from mass.report.rows import Row, rows_of
+from mass.report.rows import ReportRow, rows_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -104,7 +104,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _cells(row: Row) -> dict[str, Any]:
+def _cells(row: ReportRow) -> dict[str, Any]:
     return {
         "label": row.label,
         "n": row.n,
@@ -122,7 +122,7 @@ def _cells(row: Row) -> dict[str, Any]:
     }
 
 
-def _sampled(rows: Sequence[Row], temperature: float, samples: int) -> dict[str, Any]:
+def _sampled(rows: Sequence[ReportRow], temperature: float, samples: int) -> dict[str, Any]:
     """Return the table for one temperature."""
     lines = [
         {

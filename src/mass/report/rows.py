@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Group:
+class ReportGroup:
     """A method's accuracy on a part of the problems."""
 
     n: int
@@ -43,7 +43,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One method."""
 
     label: str
@@ -62,8 +62,8 @@ class Row:
     """Wall-clock seconds per answer."""
     fallbacks: int
     no_verdict: int
-    by_subject: dict[str, Group]
-    by_level: dict[str, Group]
+    by_subject: dict[str, ReportGroup]
+    by_level: dict[str, ReportGroup]
     sampled: tuple[Sampled, ...] = ()
     """One entry per temperature."""
 
@@ -73,7 +73,7 @@ class Row:
         return self.method == "base"
 
 
-def rows_of(comparison: Mapping[str, Any]) -> list[Row]:
+def rows_of(comparison: Mapping[str, Any]) -> list[ReportRow]:
     """Return the rows of a comparison.
 
     Raises:
@@ -85,12 +85,12 @@ def rows_of(comparison: Mapping[str, Any]) -> list[Row]:
     return [_row(row, index) for index, row in enumerate(rows)]
 
 
-def _row(data: Mapping[str, Any], index: int) -> Row:
+def _row(data: Mapping[str, Any], index: int) -> ReportRow:
     missing = [key for key in ("label", "n", "accuracy") if key not in data]
     if missing:
         raise DataError(f"row {index} of the comparison has no {missing[0]!r}; give the JSON that `mass eval` writes")
     base = data.get("method") == "base"
-    return Row(
+    return ReportRow(
         label=str(data["label"]),
         method=str(data.get("method", data["label"])),
         n=int(data["n"]),
@@ -125,9 +125,9 @@ def _sampled(data: Mapping[str, Any]) -> Sampled:
     )
 
 
-def _groups(data: Mapping[str, Any] | None) -> dict[str, Group]:
+def _groups(data: Mapping[str, Any] | None) -> dict[str, ReportGroup]:
     return {
-        str(name): Group(int(group["n"]), _number(group.get("accuracy")), _interval(group.get("interval")))
+        str(name): ReportGroup(int(group["n"]), _number(group.get("accuracy")), _interval(group.get("interval")))
         for name, group in (data or {}).items()
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mass.report import words
-from mass.report.rows import Row, Sampled, rows_of
+from mass.report.rows import ReportRow, Sampled, rows_of
 from mass.report.words import amount, percent, percent_interval, points, points_interval, standing, task_text
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _sampled_cells(part: Sampled) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ReportRow) -> list[str]:
     return [
         f"{percent(row.accuracy)} {percent_interval(row.interval)}",
         "" if row.is_base else f"{points(row.difference)} {points_interval(row.difference_interval)}",
@@ -82,7 +82,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _caption(rows: Sequence[Row]) -> str:
+def _caption(rows: Sequence[ReportRow]) -> str:
     unjudged = [f"{row.label} {row.no_verdict}" for row in rows if row.no_verdict]
     said = [
         "[]: 95% intervals, those against base paired; green or red where they exclude 0.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mass.report.rows import Interval, Row, Sampled
+from mass.report.rows import Interval, ReportRow, Sampled
 
 MISSING = "–"
 
@@ -35,7 +35,7 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def standing(row: Row | Sampled) -> int | None:
+def standing(row: ReportRow | Sampled) -> int | None:
     """Return 1 when the interval of the difference lies above 0, -1 when below, 0 when it contains 0; None without
     an interval."""
     if row.difference_interval is None:
@@ -44,12 +44,12 @@ def standing(row: Row | Sampled) -> int | None:
     return 1 if low > 0 else -1 if high < 0 else 0
 
 
-def temperatures(rows: Sequence[Row]) -> list[tuple[float, int]]:
+def temperatures(rows: Sequence[ReportRow]) -> list[tuple[float, int]]:
     """Return the temperatures at which answers were sampled, each with the number of answers per problem."""
     return list(dict.fromkeys((part.temperature, part.samples) for row in rows for part in row.sampled))
 
 
-def at_temperature(rows: Sequence[Row], temperature: float) -> list[tuple[Row, Sampled]]:
+def at_temperature(rows: Sequence[ReportRow], temperature: float) -> list[tuple[ReportRow, Sampled]]:
     """Return the methods that have answers at a temperature."""
     return [(row, part) for row in rows for part in row.sampled if part.temperature == temperature]
 
@@ -59,7 +59,7 @@ def sampled_title(temperature: float, samples: int) -> str:
     return f"sampled at temperature {temperature:g}, {samples} answers to each problem"
 
 
-def summary(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def summary(comparison: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
     """Return a paragraph on a comparison."""
     base = next((row for row in rows if row.is_base), None)
     mass = next((row for row in rows if row.method == "mass"), None)
@@ -82,7 +82,7 @@ def task_text(comparison: Mapping[str, Any]) -> str:
     return f"{source} ({', '.join(details)})" if details else source
 
 
-def _setting(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _setting(comparison: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
     sizes = sorted({row.n for row in rows})
     count = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "no"
     methods = "One method" if len(rows) == 1 else f"{len(rows)} methods"
@@ -90,7 +90,7 @@ def _setting(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return f"{methods} answered {count} problems of {task_text(comparison)} with the model {model}."
 
 
-def _against_base(base: Row | None, rows: Sequence[Row]) -> list[str]:
+def _against_base(base: ReportRow | None, rows: Sequence[ReportRow]) -> list[str]:
     if base is None:
         return ["There is no base row, so nothing is compared."]
     interval = f" (95% interval {_span(base.interval, percent)})" if base.interval else ""
@@ -107,7 +107,7 @@ def _against_base(base: Row | None, rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def _gain(row: Row) -> str:
+def _gain(row: ReportRow) -> str:
     return f"{row.label} ({points(row.difference)} points, {_span(row.difference_interval, points)})"
 
 
@@ -115,7 +115,7 @@ def _span(interval: Interval | None, show: Any) -> str:
     return MISSING if interval is None else f"{show(interval[0])} to {show(interval[1])}"
 
 
-def _adapting(mass: Row, base: Row | None) -> list[str]:
+def _adapting(mass: ReportRow, base: ReportRow | None) -> list[str]:
     said: list[str] = []
     if mass.helped is not None and mass.hurt is not None:
         said.append(
@@ -132,7 +132,7 @@ def _adapting(mass: Row, base: Row | None) -> list[str]:
     return said
 
 
-def _caveats(rows: Sequence[Row]) -> list[str]:
+def _caveats(rows: Sequence[ReportRow]) -> list[str]:
     said: list[str] = []
     unjudged = sum(row.no_verdict for row in rows)
     if unjudged:

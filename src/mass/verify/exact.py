@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 from mass.types import Task, Verdict
-from mass.verify.extract import Found, find
+from mass.verify.extract import FoundAnswer, find
 
 MAX_NUMBER_CHARS = 400
 """Longer numbers are compared as text: arithmetic on them would cost more than any answer is worth."""
@@ -84,7 +84,7 @@ def check(task: Task, text: str) -> Verdict:
     return verdict(equal, found, task.answer)
 
 
-def verdict(correct: bool, found: Found, gold: str, how: str = "") -> Verdict:
+def verdict(correct: bool, found: FoundAnswer, gold: str, how: str = "") -> Verdict:
     """Return a verdict with its reason: the two answers, how they compare, and whether the answer was a last resort."""
     sign = "is" if correct else "is not"
     reason = f"{shorten(found.text)} {sign} {shorten(gold)}" + (f" ({how})" if how else "")

@@ -116,7 +116,7 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z*$]|\\[(\[])|(?<=[.!?]\$)\s+(?=[A-
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundAnswer:
     """A final answer and where it was found."""
 
     text: str
@@ -132,7 +132,7 @@ def final_answer(text: str) -> str | None:
     return found.text if found else None
 
 
-def find(text: str) -> Found | None:
+def find(text: str) -> FoundAnswer | None:
     """Return the final answer in `text` with the place where it was found, or None."""
     text = settled(text)
     if box := boxed(text):
@@ -142,7 +142,7 @@ def find(text: str) -> Found | None:
             if found := _in_mark(phrase, how):
                 return found
     if whole := _whole(text):
-        return Found(whole, "whole text")
+        return FoundAnswer(whole, "whole text")
     return _last(text)
 
 
@@ -202,23 +202,23 @@ def _affirmed(after: str) -> str:
     return after
 
 
-def _in_mark(phrase: str, how: str) -> Found | None:
+def _in_mark(phrase: str, how: str) -> FoundAnswer | None:
     """Return the answer at a mark: its formula, its value where it is a sentence, else all of it."""
     # The quick way for most answers: a value without words needs no reading.
     if not _LETTER.search(phrase) and "$" not in phrase and "(" not in phrase and ";" not in phrase:
         answer = _tidy(_STRAY.sub("", phrase))
-        return Found(answer, how) if answer else None
+        return FoundAnswer(answer, how) if answer else None
     formula = FORMULA.match(phrase)
     if formula and not (_LETTER.search(phrase, formula.end()) or "$" in phrase[formula.end() :]):
-        return Found(content(formula), how)
+        return FoundAnswer(content(formula), how)
     phrase = _clause(phrase)
     if value := prose.leading(phrase) if formula else _in_sentence(phrase):
-        return Found(value.text, how, value.number)
+        return FoundAnswer(value.text, how, value.number)
     answer = content(formula) if formula else _tidy(phrase)
-    return Found(answer, how) if answer else None
+    return FoundAnswer(answer, how) if answer else None
 
 
-def _in_box(box: str) -> Found:
+def _in_box(box: str) -> FoundAnswer:
     r"""Return the content of a box, without emphasis and dollar signs; of a sentence, the value it states.
 
     Examples: `\boxed{**7**}`, `\boxed{\text{There are 7 apples}}`.
@@ -228,7 +228,7 @@ def _in_box(box: str) -> Found:
     box = _without_dollars(box)
     words = _TEXT.fullmatch(box)
     value = _in_sentence(words[1] if words else box) if _TWO_WORDS.search(box) else None
-    return Found(value.text, "boxed", value.number) if value else Found(box, "boxed")
+    return FoundAnswer(value.text, "boxed", value.number) if value else FoundAnswer(box, "boxed")
 
 
 def _clause(phrase: str) -> str:
@@ -270,7 +270,7 @@ def _whole(text: str) -> str:
     return right.strip() if equals and not _LETTER.search(_LATEX_WORD.sub(" ", left)) else value
 
 
-def _last(text: str) -> Found | None:
+def _last(text: str) -> FoundAnswer | None:
     """Return the value stated by the last line that has one; notes and checks come after all other lines."""
     end = max(text.rfind(sign) for sign in _VALUE_ENDS) + 2
     # A bounded window before the last sign that can end a value keeps the work linear in a huge text.
@@ -280,7 +280,7 @@ def _last(text: str) -> Found | None:
     value = next(filter(None, map(_in_line, _latest(window.split("\n")))), None)
     if value is None:
         return None
-    return Found(value.text, "last number" if value.number[:1].isdigit() else "last formula", value.number)
+    return FoundAnswer(value.text, "last number" if value.number[:1].isdigit() else "last formula", value.number)
 
 
 def _latest(parts: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from mass.types import Task, Verdict
 from mass.verify.exact import verdict
-from mass.verify.extract import Found, boxed
+from mass.verify.extract import FoundAnswer, boxed
 
 MAX_DRESS_CHARS = 1000
 """A text that is longer than the gold by this much is not the gold in other formatting."""
@@ -54,26 +54,26 @@ def check(task: Task, text: str) -> Verdict:
     return verdict(equal is not None, equal or readings[0], task.answer)
 
 
-def _readings(text: str, *, signs: bool) -> Iterator[Found]:
+def _readings(text: str, *, signs: bool) -> Iterator[FoundAnswer]:
     """Yield the places where the answer may stand, all of them behind the most trusted mark."""
     box = next(reversed(_BOX_OF_SIGNS.findall(text)), "") if signs else ""
     if box := box or boxed(text):
-        yield Found(box, "boxed")
+        yield FoundAnswer(box, "boxed")
         return
     for how, mark in (("####", _HASHES), ("answer is", _MARK)):
         last = None
         for last in mark.finditer(text):  # noqa: B007
             pass
         if last:
-            yield Found(last[1], how)
-            yield Found(_SENTENCE_END.split(last[1], maxsplit=1)[0], how)
-            yield Found(_ITEM.sub("", text[last.start(1) :]), how)  # a list, one to a line
+            yield FoundAnswer(last[1], how)
+            yield FoundAnswer(_SENTENCE_END.split(last[1], maxsplit=1)[0], how)
+            yield FoundAnswer(_ITEM.sub("", text[last.start(1) :]), how)  # a list, one to a line
             return
     text = _ITEM.sub("", text.strip())
-    yield Found(text, "whole text")
-    yield Found(text.rpartition("\n\n")[2], "last paragraph")
-    yield Found(text.rpartition("\n")[2], "last line")
-    yield Found(text.rpartition(":")[2], "last part")
+    yield FoundAnswer(text, "whole text")
+    yield FoundAnswer(text.rpartition("\n\n")[2], "last paragraph")
+    yield FoundAnswer(text.rpartition("\n")[2], "last line")
+    yield FoundAnswer(text.rpartition(":")[2], "last part")
 
 
 def _tokens(text: str, *, signs: bool) -> list[str]:
@@ -87,11 +87,11 @@ def _same(tokens: list[str], gold: list[str]) -> bool:
     return tokens == gold or ("and" not in gold and [token for token in tokens if token != "and"] == gold)
 
 
-def _settled(found: Found, pair: tuple[str, str], gold: str) -> Verdict:
+def _settled(found: FoundAnswer, pair: tuple[str, str], gold: str) -> Verdict:
     side = _side(found.text, pair)
     if side is None:
         return Verdict(False, f"neither {pair[0]} nor {pair[1]} found in the answer", found.text[:200])
-    return verdict(side == gold, Found(side, found.how), gold)
+    return verdict(side == gold, FoundAnswer(side, found.how), gold)
 
 
 def _side(text: str, pair: tuple[str, str]) -> str | None:

@@ -36,7 +36,7 @@ class Scored:
 
 
 @dataclass
-class Asking:
+class TextSampler:
     """A language model that is asked in the harness's way."""
 
     lm: LM

@@ -20,14 +20,14 @@ from tqdm import tqdm
 from mass.config import AdaptConfig, config_hash
 from mass.errors import ConfigError, ModelError
 from mass.evaluation.lm_eval.arguments import arguments_of
-from mass.evaluation.lm_eval.asking import Asking, Scored
-from mass.evaluation.lm_eval.practice import Cost, Practice, Weights, append_entry, new_log
+from mass.evaluation.lm_eval.asking import Scored, TextSampler
+from mass.evaluation.lm_eval.practice import AdaptedWeights, Cost, DocumentPractice, append_entry, new_log
 from mass.evaluation.lm_eval.problem import FRAMES
 from mass.evaluation.lm_eval.requests import (
     AsksText,
     Continuation,
     Document,
-    Request,
+    HarnessRequest,
     continuation_of,
     documents_of,
     rounds,
@@ -57,8 +57,8 @@ class MassModel:
         self.ranks, device = self._held.enter_context(parallel.joined(self.arguments.device))
         if model is None:
             model = self._loaded(device)
-        self.practice = Practice(model, self._config(model.config), self.arguments.seed, self.arguments.adapt)
-        self.asking = Asking(model.lm)
+        self.practice = DocumentPractice(model, self._config(model.config), self.arguments.seed, self.arguments.adapt)
+        self.asking = TextSampler(model.lm)
         self.tasks: dict[str, AsksText] = {}
         """By name; the harness's, handed over before it asks (`mass.evaluation.lm_eval.register`)."""
         self._rank, self._world_size, self._device = self.ranks.rank, self.ranks.size, model.lm.device
@@ -103,7 +103,7 @@ class MassModel:
 
     # --- the harness's requests
 
-    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[str]:
         """Return a continuation of each request's text, up to the stop texts of its task."""
         asks = [continuation_of(request.args[1], self.arguments.max_gen_toks) for request in requests]
         answers = [""] * len(requests)
@@ -117,9 +117,9 @@ class MassModel:
     def _continue(
         self,
         part: Sequence[Document],
-        weights: Weights,
+        weights: AdaptedWeights,
         group: Sequence[tuple[int, int]],
-        requests: Sequence[Request],
+        requests: Sequence[HarnessRequest],
         asks: Sequence[Continuation],
         answers: list[str],
     ) -> None:
@@ -137,7 +137,7 @@ class MassModel:
         turn = document.places.index(place)
         return derive(self.practice.seed_of(document.key), "answer", *([turn] if turn else []))
 
-    def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return (log-likelihood, True if greedy decoding would give it) for each request's continuation."""
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for part, weights in self._adapted(requests, "scoring", disable_tqdm):
@@ -151,11 +151,11 @@ class MassModel:
             self._record(part, answers)
         return answers
 
-    def _scored(self, request: Request, number: int) -> Scored:
+    def _scored(self, request: HarnessRequest, number: int) -> Scored:
         context, tokens = self.asking.encode_pair(*map(str, request.args[:2]))
         return Scored(tuple(context), tuple(tokens), number)
 
-    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
+    def loglikelihood_rolling(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """Return the log-likelihood of each whole text under the unadapted weights.
 
         The windows do not overlap in what they predict; a window after the first sees as much of the text before it as
@@ -170,8 +170,8 @@ class MassModel:
         return totals
 
     def _adapted(
-        self, requests: Sequence[Request], doing: str, quiet: bool
-    ) -> Iterator[tuple[list[Document], Weights]]:
+        self, requests: Sequence[HarnessRequest], doing: str, quiet: bool
+    ) -> Iterator[tuple[list[Document], AdaptedWeights]]:
         """Yield (documents, their adapters), a stack at a time. All problems are found before the first practice."""
         frames = (self.practice.model.lm.prompts.solve, *FRAMES)
         documents = documents_of(requests, self.tasks, frames, practise=self.arguments.adapt)

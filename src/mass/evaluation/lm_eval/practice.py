@@ -35,7 +35,7 @@ practice, it exceeds the model's context. Other reasons are those of `Adaptation
 
 
 @dataclass(frozen=True)
-class Weights:
+class AdaptedWeights:
     """The adapters that documents are answered with."""
 
     params: Params
@@ -91,7 +91,7 @@ class Entry:
 
 
 @dataclass
-class Practice:
+class DocumentPractice:
     """A model that practises on documents, with an entry for each document so far."""
 
     model: Mass
@@ -104,7 +104,7 @@ class Practice:
         """Return the seed of a document's practice."""
         return derive(self.seed, "eval", key[1])
 
-    def weights(self, documents: Sequence[Document], kind: str | None = None) -> Weights:
+    def weights(self, documents: Sequence[Document], kind: str | None = None) -> AdaptedWeights:
         """Return the adapters for these documents. A document seen before is adapted again on the same examples.
 
         Args:
@@ -116,7 +116,7 @@ class Practice:
             entry = Entry(document.key, document.problem, self.seed_of(document.key))
             self.entries.setdefault(document.key, entry)
         if not self.adapt:
-            return Weights(self.model.state.theta, stacked=False)
+            return AdaptedWeights(self.model.state.theta, stacked=False)
         theta = self.model.state.theta
         each: list[Params] = [theta] * len(documents)
         known = [self.entries[document.key].adaptation is not None for document in documents]
@@ -124,7 +124,7 @@ class Practice:
             chosen = [i for i, document in enumerate(documents) if known[i] == replayed and self._fits(lm, document)]
             for i, adapter in zip(chosen, self._adapters(lm, [documents[i] for i in chosen], replayed), strict=True):
                 each[i] = adapter
-        return Weights({name: torch.stack([params[name] for params in each]) for name in theta}, stacked=True)
+        return AdaptedWeights({name: torch.stack([params[name] for params in each]) for name in theta}, stacked=True)
 
     def _fits(self, lm: LM, document: Document) -> bool:
         try:

@@ -17,7 +17,7 @@ Key = tuple[str, int]
 """A document: the name of its task, and its number there."""
 
 
-class Request(Protocol):
+class HarnessRequest(Protocol):
     """The parts of the harness's `Instance` that are read here. `doc` holds the gold; it is only passed on to the
     document's own task."""
 
@@ -58,7 +58,11 @@ class Continuation:
 
 
 def documents_of(
-    requests: Sequence[Request], tasks: Mapping[str, AsksText], frames: Sequence[str] = FRAMES, *, practise: bool = True
+    requests: Sequence[HarnessRequest],
+    tasks: Mapping[str, AsksText],
+    frames: Sequence[str] = FRAMES,
+    *,
+    practise: bool = True,
 ) -> list[Document]:
     """Return the documents that are asked, in order of first appearance.
 
@@ -75,12 +79,12 @@ def documents_of(
     ]
 
 
-def key_of(request: Request) -> Key:
+def key_of(request: HarnessRequest) -> Key:
     """Return the document of a request."""
     return str(request.task_name), int(request.doc_id or 0)
 
 
-def _problem(request: Request, key: Key, tasks: Mapping[str, AsksText], frames: Sequence[str]) -> str:
+def _problem(request: HarnessRequest, key: Key, tasks: Mapping[str, AsksText], frames: Sequence[str]) -> str:
     name, number = key
     if name not in tasks:
         raise ConfigError(

@@ -26,7 +26,7 @@ from mass.metagrad.check import (
     value_and_gradient,
 )
 from mass.metagrad.objective import Sum
-from mass.preflight.doctor.problem import Point, Problem
+from mass.preflight.doctor.problem import BilevelProblem, Point
 from mass.types import Params
 
 
@@ -34,7 +34,7 @@ class Around:
     """The practice losses around a point, along one random direction u. Values that two checks need are computed
     once."""
 
-    def __init__(self, problem: Problem, at: Point, gradient: Params, seed: int) -> None:
+    def __init__(self, problem: BilevelProblem, at: Point, gradient: Params, seed: int) -> None:
         self.problem, self.at, self.gradient = problem, at.start, gradient
         self.u = random_direction(at.start, seed)
         self._seen: dict[float, tuple[float, Params]] = {}
@@ -73,14 +73,14 @@ class Around:
         return self._seen[h]
 
 
-def meta_gradient(problem: Problem, at: Point, part: str, exact: Point, seed: int) -> float:
+def meta_gradient(problem: BilevelProblem, at: Point, part: str, exact: Point, seed: int) -> float:
     """Return the error of ⟨dE/d part, u⟩ for the outer loss E after adaptation; `part` is weights, start or rates."""
     u = random_direction(at.parts()[part], seed)
     with torch.no_grad():
         return slope_error(lambda h: float(problem.adapted_loss(at.moved(part, u, h))), exact.parts()[part], u)
 
 
-def meta_gradients_at_once(problem: Problem, at: Point, exact: Point, seed: int) -> float:
+def meta_gradients_at_once(problem: BilevelProblem, at: Point, exact: Point, seed: int) -> float:
     """Return a bound on the errors of all parts, from one direction in which each part has the same share of the slope.
 
     If it is small, every part is right. If not, `meta_gradient` tells which part is wrong.

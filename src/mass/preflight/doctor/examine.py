@@ -25,10 +25,10 @@ from mass.metagrad.check import gradient, relative_error
 from mass.preflight.doctor import precision
 from mass.preflight.doctor.derivatives import Around, meta_gradient, meta_gradients_at_once
 from mass.preflight.doctor.loading import Base, load
-from mass.preflight.doctor.problem import Point, Problem, make_point, make_problem
-from mass.preflight.doctor.report import CHECKPOINTING, MICRO_BATCHES, Check, Report
+from mass.preflight.doctor.problem import BilevelProblem, Point, make_point, make_problem
+from mass.preflight.doctor.report import CHECKPOINTING, MICRO_BATCHES, Check, DoctorReport
 from mass.preflight.doctor.text import CutVocabulary, differing_texts
-from mass.preflight.doctor.weights import Weights
+from mass.preflight.doctor.weights import SharedWeights
 from mass.preflight.doctor.wide import widen
 from mass.types import Params
 
@@ -50,7 +50,7 @@ def examine(
     dtype: str = "auto",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> Report:
+) -> DoctorReport:
     """Load the first layers of a model and measure on them, in float64, what the engine relies on; then in `dtype`.
 
     Args:
@@ -69,7 +69,7 @@ def examine(
     progress(f"loading {name}")
     base = load(name, layers, dtype, seed)
     bench = Bench(base, seed, progress)
-    checks, known = [_tokenizer(base.tokenizer), _same_text(bench, attentions)], list[Found]()
+    checks, known = [_tokenizer(base.tokenizer), _same_text(bench, attentions)], list[Findings]()
     for attention in attentions:
         with always_fused(), always_chunked():
             rows, found = examine_attention(bench, attention, known)
@@ -77,7 +77,7 @@ def examine(
         if found is not None:
             checks += _agreement(known, found)
             known.append(found)
-    return Report(base.loaded, base.reach, tuple(checks), time.monotonic() - began)
+    return DoctorReport(base.loaded, base.reach, tuple(checks), time.monotonic() - began)
 
 
 class Bench:
@@ -90,15 +90,15 @@ class Bench:
         """The error that rounding to `dtype` makes: it depends on the modules, not on the attention."""
 
     @functools.cached_property
-    def _wide(self) -> Weights:
-        return Weights(self.base.model, torch.float64)
+    def _wide(self) -> SharedWeights:
+        return SharedWeights(self.base.model, torch.float64)
 
-    def problem(self, attention: str, dtype: torch.dtype) -> Problem:
+    def problem(self, attention: str, dtype: torch.dtype) -> BilevelProblem:
         """Return the test problem on the model with this attention. In float64 its experts are plain: grouped
         kernels have no float64."""
         if attention not in EXACT_ATTENTIONS:  # refused before transformers looks for kernels on the hub
             raise ModelError(f"attention {attention!r} has no exact second derivative; expected eager or sdpa")
-        weights = self._wide if dtype == torch.float64 else Weights(self.base.model, dtype)
+        weights = self._wide if dtype == torch.float64 else SharedWeights(self.base.model, dtype)
         model = weights.copy()
         model.set_attn_implementation(attention)
         if dtype == torch.float64 and self.has_grouped_experts:
@@ -115,7 +115,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Found:
+class Findings:
     """The results of one attention, with which others are compared."""
 
     attention: str
@@ -154,7 +154,7 @@ def _same_text(bench: Bench, attentions: Sequence[str]) -> Check:
     return last or Check(name, "skipped", note="no attention to decode with")
 
 
-def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> tuple[list[Check], Found | None]:
+def examine_attention(bench: Bench, attention: str, known: Sequence[Findings]) -> tuple[list[Check], Findings | None]:
     """Make all checks with this attention. Return them, and its results if meta-gradients could be computed."""
     rows, proof = _Rows(attention, bench.progress), next((found for found in known if found.proven), None)
     bench.progress(f"{attention}: preparing float64")
@@ -175,7 +175,7 @@ def examine_attention(bench: Bench, attention: str, known: Sequence[Found]) -> t
     found += _economies(rows, problem, around)
     proven = all(row.status != "fail" for row in found if row.needed)
     found.append(_precision(rows, bench, problem, at, meta))
-    return found, Found(attention, at, slope, around.product if proven else {}, meta, proven)
+    return found, Findings(attention, at, slope, around.product if proven else {}, meta, proven)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class _Rows:
         )  # fmt: skip
 
 
-def _repeats(rows: _Rows, problem: Problem, at: Point) -> Check:
+def _repeats(rows: _Rows, problem: BilevelProblem, at: Point) -> Check:
     """Check that the loss is the same bit for bit when it is computed twice.
 
     In between, the random state changes and the model is called with other parameters: dropout or stored state would
@@ -229,10 +229,10 @@ def _repeats(rows: _Rows, problem: Problem, at: Point) -> Check:
     return rows.error("same loss twice", 0.0, "bit for bit: no dropout, no state", STATEFUL, difference)
 
 
-def _derivatives(rows: _Rows, around: Around, proof: Found | None) -> list[Check]:
+def _derivatives(rows: _Rows, around: Around, proof: Findings | None) -> list[Check]:
     """Check the first and second derivative of the practice losses."""
 
-    def row(name: str, note: str, way_out: str, make: Callable[[], float], same: Callable[[Found], float]) -> Check:
+    def row(name: str, note: str, way_out: str, make: Callable[[], float], same: Callable[[Findings], float]) -> Check:
         if proof is not None:
             check = rows.error(name, SAME, _proof_of(proof), way_out, functools.partial(same, proof))
             if check.status == "pass":
@@ -252,7 +252,7 @@ def _derivatives(rows: _Rows, around: Around, proof: Found | None) -> list[Check
 
 
 def _meta_gradients(
-    rows: _Rows, problem: Problem, at: Point, exact: Point, proof: Found | None, seed: int
+    rows: _Rows, problem: BilevelProblem, at: Point, exact: Point, proof: Findings | None, seed: int
 ) -> list[Check]:
     """Check the meta-gradients by differences: all parts at once, and each part separately only where that fails."""
     parts = list(at.parts())
@@ -271,7 +271,7 @@ def _meta_gradients(
     return [row(part, functools.partial(meta_gradient, problem, at, part, exact, seed)) for part in parts]
 
 
-def _economies(rows: _Rows, problem: Problem, around: Around) -> list[Check]:
+def _economies(rows: _Rows, problem: BilevelProblem, around: Around) -> list[Check]:
     """Check that ways of saving memory do not change numbers: both ways at once, and each separately only where that
     fails."""
     sizes = rows.attempt(CHECKPOINTING, lambda: [problem.saved_bytes(around.at, flag) for flag in (False, True)])
@@ -295,7 +295,7 @@ def _economies(rows: _Rows, problem: Problem, around: Around) -> list[Check]:
     return [micro, rows.check(CHECKPOINTING, "skipped", note=NO_LAYERS, needed=False)]
 
 
-def _precision(rows: _Rows, bench: Bench, wide: Problem, at: Point, exact: Point) -> Check:
+def _precision(rows: _Rows, bench: Bench, wide: BilevelProblem, at: Point, exact: Point) -> Check:
     """Check the meta-gradients in the precision asked for against float64 with the same weights."""
     name = f"in {bench.base.loaded.dtype}"
     if bench.dtype == torch.float64:
@@ -326,7 +326,7 @@ def _precision(rows: _Rows, bench: Bench, wide: Problem, at: Point, exact: Point
     )  # fmt: skip
 
 
-def _agreement(known: Iterable[Found], found: Found) -> list[Check]:
+def _agreement(known: Iterable[Findings], found: Findings) -> list[Check]:
     for other in known:
         error = _difference(found.meta, other.meta)
         status, way_out = ("pass", "") if error <= SAME else ("fail", "use the one whose other checks pass")
@@ -335,7 +335,7 @@ def _agreement(known: Iterable[Found], found: Found) -> list[Check]:
     return []
 
 
-def _proof_of(found: Found) -> str:
+def _proof_of(found: Findings) -> str:
     return f"the same with {found.attention}, which is proven above"
 
 

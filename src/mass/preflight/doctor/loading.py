@@ -95,7 +95,7 @@ def _require_plain_weights(config: Any, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelKind:
     """A description that is equal for layers of the same construction."""
 
     label: str
@@ -103,17 +103,17 @@ class Kind:
     """Names and shapes of the parameters."""
 
 
-def layer_kinds(config: Any) -> list[Kind]:
+def layer_kinds(config: Any) -> list[ModelKind]:
     """Return the kind of each decoder layer: its kind of attention, and whether it has experts."""
     layers = _decoder_layers(_skeleton(config))
     attention = getattr(config.get_text_config(), "layer_types", None) or [""] * len(layers)
     return [_kind(str(kind), layer) for kind, layer in zip(attention, layers, strict=True)]
 
 
-def _kind(attention: str, layer: nn.Module) -> Kind:
+def _kind(attention: str, layer: nn.Module) -> ModelKind:
     experts = any("expert" in name for name, _ in layer.named_modules())
     label = f"{attention.replace('_', ' ')}{' with experts' if experts else ''}".strip()
-    return Kind(label, frozenset((name, p.shape) for name, p in layer.named_parameters()))
+    return ModelKind(label, frozenset((name, p.shape) for name, p in layer.named_parameters()))
 
 
 def _skeleton(config: Any) -> nn.Module:
@@ -135,7 +135,7 @@ def _decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 
-def _cut_layers(config: Any, kinds: Sequence[Kind], layers: int | None) -> int:
+def _cut_layers(config: Any, kinds: Sequence[ModelKind], layers: int | None) -> int:
     """Shorten the configuration to the first layers, and return their number."""
     first_of_each = [kinds.index(kind) for kind in set(kinds)]
     count = min(len(kinds), max(2, max(first_of_each) + 1)) if layers is None else layers

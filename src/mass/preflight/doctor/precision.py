@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mass.metagrad.check import relative_error
-from mass.preflight.doctor.problem import Point, Problem
+from mass.preflight.doctor.problem import BilevelProblem, Point
 
 ALLOWANCE = 8.0
 COARSEST = 0.3
@@ -29,13 +29,13 @@ FINEST = 1e-4
 """Errors up to here are not examined further: sums in float32 matrix products alone can reach it."""
 
 
-def error_of(narrow: Problem, at: Point, exact: Point) -> float:
+def error_of(narrow: BilevelProblem, at: Point, exact: Point) -> float:
     """Return the larger relative error of the meta-gradients of weights and start in the precision of `narrow`."""
     point = Point(at.weights, {name: p.to(narrow.lm.adapter_dtype) for name, p in at.start.items()}, at.rates)
     return _worse(narrow.meta_gradients(point), exact)
 
 
-def explained(wide: Problem, at: Point, exact: Point, dtype: torch.dtype) -> float:
+def explained(wide: BilevelProblem, at: Point, exact: Point, dtype: torch.dtype) -> float:
     """Return the error that rounding to `dtype` alone makes, on a model with eager attention, whose products are
     plain."""
     start = {name: p.to(dtype).double() for name, p in at.start.items()}

@@ -47,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Problem:
+class BilevelProblem:
     """Two practice examples and a target for one model."""
 
     lm: LM
@@ -86,11 +86,11 @@ class Problem:
         return held
 
 
-def make_problem(lm: LM, rows: Sequence[tuple[Sequence[int], int]]) -> Problem:
+def make_problem(lm: LM, rows: Sequence[tuple[Sequence[int], int]]) -> BilevelProblem:
     """Build the problem from rows of (token ids, how many of them come before those that count). The last row is the
     target."""
     *practice, target = rows
-    return Problem(lm, _batch(practice), _batch([target]))
+    return BilevelProblem(lm, _batch(practice), _batch([target]))
 
 
 def _batch(rows: Sequence[tuple[Sequence[int], int]]) -> Batch:
@@ -102,7 +102,7 @@ def _batch(rows: Sequence[tuple[Sequence[int], int]]) -> Batch:
     return Batch(padded, mask.long(), counted)
 
 
-def make_point(problem: Problem, seed: int) -> tuple[Point, Params]:
+def make_point(problem: BilevelProblem, seed: int) -> tuple[Point, Params]:
     """Return a random point, and the gradient of the practice loss there.
 
     B is away from zero, since at LoRA's usual start (B = 0) the gradient of A vanishes. The rates let one step move the

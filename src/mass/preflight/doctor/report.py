@@ -67,7 +67,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All checks of one model."""
 
     loaded: Loaded

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Weights:
+class SharedWeights:
     """Weights and buffers of a model, converted once; the model's own tensors where they have the precision already."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:

@@ -20,8 +20,8 @@ from mass.preflight.dryrun.data import Data, examine
 from mass.preflight.dryrun.device import Device, measure, told
 from mass.preflight.dryrun.duration import Duration, duration_of
 from mass.preflight.dryrun.lengths import Counter, Lengths, at_most, usual
-from mass.preflight.dryrun.passes import Passes, Shape
-from mass.preflight.dryrun.room import MARGIN, Memory, Step, memory_of
+from mass.preflight.dryrun.passes import PassForecast, Shape
+from mass.preflight.dryrun.room import MARGIN, Memory, StepRows, memory_of
 from mass.types import Task
 
 __all__ = ["Rehearsal", "rehearse", "told"]
@@ -112,10 +112,10 @@ def rehearse(
     counter = Counter(lm, exact=architecture.own_tokenizer)
     sample = data.sample or [ASSUMED]
     lengths = usual(counter, sample, config), at_most(counter, sample, config)
-    passes = Passes(lm)
+    passes = PassForecast(lm)
     device = device or measure(architecture, config.model, config.lora, memory_gb)
     problems = list(data.problems)
-    steps = [Step(config, each, ranks, device.kind) for each in lengths]
+    steps = [StepRows(config, each, ranks, device.kind) for each in lengths]
     memory = None
     try:
         memory = memory_of(passes, steps[1])

@@ -12,7 +12,7 @@ from mass.config import RunConfig
 from mass.metagrad.memory import Expected
 from mass.preflight.dryrun.device import Device
 from mass.preflight.dryrun.passes import Rows, Shape
-from mass.preflight.dryrun.room import Step, likelihood_pass
+from mass.preflight.dryrun.room import StepRows, likelihood_pass
 
 GRADIENT, DERIVATIVE = 3, 8
 """Python's work for a gradient, and for a gradient with its derivative, in units of one forward pass."""
@@ -40,7 +40,7 @@ class Duration:
         return self.steps * self.step + self.evaluations * self.evaluation
 
 
-class Clock:
+class DeviceTime:
     """Estimates the seconds of a model's passes on a device."""
 
     def __init__(self, shape: Shape, device: Device) -> None:
@@ -74,9 +74,9 @@ class Clock:
         return self.device.seconds(flops, parts * worth * self.shape.weights, parts * worth * self.shape.layers)
 
 
-def duration_of(shape: Shape, step: Step, inner: Expected | None, device: Device) -> Duration:
+def duration_of(shape: Shape, step: StepRows, inner: Expected | None, device: Device) -> Duration:
     """Estimate the duration of a run."""
-    clock, train = Clock(shape, device), step.config.train
+    clock, train = DeviceTime(shape, device), step.config.train
     stacks = -(-step.problems // step.stack)
     stages = _practice(clock, step, inner) if train.practises else {}
     stages["outer"] = _outer(clock, step)
@@ -85,7 +85,7 @@ def duration_of(shape: Shape, step: Step, inner: Expected | None, device: Device
     return Duration({name: stacks * s for name, s in stages.items()}, evaluation, evaluations, train.steps)
 
 
-def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, float]:
+def _practice(clock: DeviceTime, step: StepRows, inner: Expected | None) -> dict[str, float]:
     """Return the seconds of the stages for one stack, except the outer loss."""
     config, written, examples = step.config, step.written, step.examples
     found = {"synthesis": clock.decoding(written, min(written.count, config.model.decode_rows))}
@@ -107,13 +107,13 @@ def _practice(clock: Clock, step: Step, inner: Expected | None) -> dict[str, flo
     return found
 
 
-def _likelihood(clock: Clock, config: RunConfig, written: Rows) -> float:
+def _likelihood(clock: DeviceTime, config: RunConfig, written: Rows) -> float:
     """Return the seconds of the scorer's second pass, which reads likelihoods."""
     few = likelihood_pass(config, written, clock.shape.vocabulary)
     return clock.forward(written, few) if few else 0.0
 
 
-def _outer(clock: Clock, step: Step) -> float:
+def _outer(clock: DeviceTime, step: StepRows) -> float:
     """Return the seconds of the outer loss for one stack."""
     config, rows = step.config, step.targets
     found = clock.gradient(rows, step.outer_pass(rows).count)
@@ -127,7 +127,7 @@ def _outer(clock: Clock, step: Step) -> float:
     return found
 
 
-def _evaluation(clock: Clock, step: Step) -> float:
+def _evaluation(clock: DeviceTime, step: StepRows) -> float:
     """Return the seconds of an evaluation: practice, K gradients and two answers for each problem; one answer if the
     method does not adapt."""
     config, lengths = step.config, step.lengths

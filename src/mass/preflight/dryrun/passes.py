@@ -106,7 +106,7 @@ def shape_of(lm: LM) -> Shape:
     )
 
 
-class Passes:
+class PassForecast:
     """The passes of one model on the meta device, each measured once."""
 
     def __init__(self, lm: LM) -> None:
@@ -174,7 +174,7 @@ class Passes:
 
         rates = {name: torch.empty((), device="meta") for name in params}
         limited = config.memory_gb is not None
-        request = memory.Request(
+        request = memory.PlanRequest(
             config.micro_batch if limited else micro_batch,
             config.memory_gb,
             bool(config.checkpoint),

@@ -15,7 +15,7 @@ from mass.adaptation.scoring import LIKELIHOOD, likelihood_rows
 from mass.config import RunConfig
 from mass.metagrad.memory import Expected
 from mass.preflight.dryrun.lengths import Lengths
-from mass.preflight.dryrun.passes import Passes, Rows
+from mass.preflight.dryrun.passes import PassForecast, Rows
 
 MARGIN = 0.06
 """Share of a device's memory that is lost to gaps between tensors and to libraries."""
@@ -53,7 +53,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRows:
     """The numbers of rows in a step."""
 
     config: RunConfig
@@ -102,7 +102,7 @@ class Step:
         return own if own is not None else rows_per_pass(self.device, rows.length)
 
 
-def memory_of(passes: Passes, step: Step) -> Memory:
+def memory_of(passes: PassForecast, step: StepRows) -> Memory:
     """Forecast the memory of a run.
 
     Raises:
@@ -143,7 +143,7 @@ def memory_of(passes: Passes, step: Step) -> Memory:
     return Memory(stays, tuple(stages), inner)
 
 
-def _outer(passes: Passes, step: Step, between: float, adapter: int) -> list[Part]:
+def _outer(passes: PassForecast, step: StepRows, between: float, adapter: int) -> list[Part]:
     """Return the stages of the outer loss, including what the inner loop keeps for its backward pass."""
     config, stack = step.config, step.stack if step.config.train.adapts else None
     parts: list[Part] = []
@@ -156,7 +156,7 @@ def _outer(passes: Passes, step: Step, between: float, adapter: int) -> list[Par
     return [*parts, Part("outer loss", held, lower)]
 
 
-def _sampling(passes: Passes, step: Step, name: str, rows: Rows, of_one: int) -> Part:
+def _sampling(passes: PassForecast, step: StepRows, name: str, rows: Rows, of_one: int) -> Part:
     """Return the stage of sampling `model.decode_rows` at a time. Adapted solutions of one problem are sampled
     together."""
     limit, lower = step.config.model.decode_rows, "model.decode_rows"
@@ -164,7 +164,7 @@ def _sampling(passes: Passes, step: Step, name: str, rows: Rows, of_one: int) ->
     return Part(name, passes.decoding(min(rows.count, together), rows.prompt, rows.counted), lower)
 
 
-def _scoring(passes: Passes, step: Step, rows: Rows) -> Part:
+def _scoring(passes: PassForecast, step: StepRows, rows: Rows) -> Part:
     at_once = min(rows.count, step.config.adapt.inner.micro_batch or rows.count)
     lower = "adapt.inner.micro_batch (set it)" if step.config.adapt.inner.micro_batch is None else "train.stack"
     needed = passes.reading(Rows(at_once, rows.prompt, rows.counted))
@@ -182,7 +182,7 @@ def likelihood_pass(config: RunConfig, rows: Rows, vocabulary: int) -> int:
     return min(at_once, few) if config.adapt.scoring.likelihood else 0
 
 
-def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
+def _evaluation(passes: PassForecast, step: StepRows, adapter: int) -> Part:
     """Return the largest stage of adapting to held-out problems and answering them."""
     config, lengths = step.config, step.lengths
     together = min(config.train.stack, config.train.eval_size)
@@ -203,7 +203,7 @@ def _evaluation(passes: Passes, step: Step, adapter: int) -> Part:
     return Part("evaluation", most.bytes, most.lower)
 
 
-def _scorer_bytes(passes: Passes, config: RunConfig) -> int:
+def _scorer_bytes(passes: PassForecast, config: RunConfig) -> int:
     if not config.train.adapts:
         return 0
     scoring, size = config.adapt.scoring, passes.lm.adapter_dtype.itemsize
