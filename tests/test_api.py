@@ -58,3 +58,12 @@ def test_a_file_that_is_none_is_a_one_line_error(tmp_path: Path, text: str) -> N
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         mass.EvalConfig.from_yaml(tmp_path / "missing.yaml")
+
+
+def test_loading_shows_no_bars_and_leaves_the_users_setting(capfd: pytest.CaptureFixture[str], tiny_base: Path) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    mass.load(str(tiny_base))
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()

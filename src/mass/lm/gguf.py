@@ -21,6 +21,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mass.errors import ConfigError, ModelError
+from mass.lm.quiet import without_progress_bars
 
 log = logging.getLogger(__name__)
 _MAGIC, _FORMAT = b"GGUF", 1
@@ -87,9 +88,10 @@ def _convert(file: Path, name: str, part: Path) -> None:
         dtype = _kept_dtype(file, name)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
         config = AutoConfig.from_pretrained(file.parent, **where)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, **where, config=config, dtype=dtype, output_loading_info=True, **_unpacking()
-        )
+        with without_progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, **where, config=config, dtype=dtype, output_loading_info=True, **_unpacking()
+            )
         model, found = loaded
     except ModelError:
         raise
@@ -108,7 +110,8 @@ def _convert(file: Path, name: str, part: Path) -> None:
     model.config.quantization_config = None
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False  # it is no longer quantised, and may be saved
-    model.save_pretrained(part)
+    with without_progress_bars():
+        model.save_pretrained(part)
     tokenizer.save_pretrained(part)
 
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from mass.errors import ModelError
 from mass.lm.gguf import unpacked
+from mass.lm.quiet import without_progress_bars
 
 TINY, TINY_TERMS = "tiny", "tiny-terms"
 SHIPPED_MODELS = {TINY: "minimath", TINY_TERMS: "minimath-terms"}
@@ -54,7 +55,8 @@ class Source:
     def make(self, what: str, kind: Any, **options: Any) -> Any:
         """Call `kind.from_pretrained`. Raises ModelError, which names the part `what`, when that fails."""
         try:
-            return kind.from_pretrained(self.place, **self._options(), **options)
+            with without_progress_bars():
+                return kind.from_pretrained(self.place, **self._options(), **options)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, ImportError) as error:
             raise self._cannot_load(what, error) from error
 
