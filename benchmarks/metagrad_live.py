@@ -1,7 +1,8 @@
 """A computation in torch -> the peak of the bytes that its tensors hold above those held before, and its operations.
 
 The bytes are counted by the package's own tracker, which sees each operation in the calling thread, where CPU backwards
-run; tests/test_memory.py and tests/test_probe.py hold its numbers against a tracker written apart from it.
+run; tests/metagrad/test_memory.py and tests/metagrad/test_probe.py hold its numbers against a tracker written apart
+from it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Each ends in an error or in the right numbers, but for one that only a comparison with central differences finds:
 `mass.metagrad.check_losses`, or `mass doctor`.
 
-Elsewhere: AdamW's eps_root from B = 0 and losses that changed before backward (tests/test_inner.py), fused SDPA made
-exact (tests/lm). Traps of forward-mode autograd (`silu` under dual numbers, `layer_norm` in reverse over forward) are
-out of the way: nothing here uses it, and GPT2's `layer_norm` equals the unroll (tests/test_families.py).
+Elsewhere: AdamW's eps_root from B = 0 and losses that changed before backward (tests/metagrad/test_inner.py), fused
+SDPA made exact (tests/lm). Traps of forward-mode autograd (`silu` under dual numbers, `layer_norm` in reverse over
+forward) are out of the way: nothing here uses it, and GPT2's `layer_norm` equals the unroll (tests/test_families.py).
 """
 
 from __future__ import annotations

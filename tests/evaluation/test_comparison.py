@@ -30,7 +30,7 @@ from mass.tasks import content_hash, minimath
 from mass.tasks import load as load_tasks
 from mass.types import Adaptation, Example, Task, Verdict
 
-GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_test.jsonl"
 CONFIG = EvalConfig(
     answer=SamplingConfig(max_tokens=8, temperature=0.0), ttt=InnerConfig(learning_rate=20.0), stack=3, resamples=500
 )

@@ -30,7 +30,7 @@ from mass.model import Mass, load
 from mass.seeds import derive
 from mass.types import Task
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 LOCAL = ROOT / "examples" / "lm_eval_tasks"
 FILES = {"gsm8k_train": 8, "gsm8k_test": 4, "math500": 3, "mmlu_stem": 4}

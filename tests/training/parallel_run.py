@@ -1,4 +1,4 @@
-"""What each of the processes does that tests/test_parallel.py starts with torchrun."""
+"""What each of the processes does that tests/training/test_parallel.py starts with torchrun."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A small server that behaves as vLLM 0.32 does, with a real model and real PEFT inside.
 
 It answers /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter and /health with vLLM's status
-codes and messages; tests/engines/contract holds it and a real vLLM to the same tests. Adapters are loaded by PEFT from
-the folder that it is given. Two habits that a client must live with are imitated on purpose: what was computed for a
-prompt is kept under the adapter's *name*, also after it was unloaded (vllm-project/vllm issues 30931, 42125), and an
+codes and messages; tests/lm/remote/contract holds it and a real vLLM to the same tests. Adapters are loaded by PEFT
+from the folder that it is given. Two habits that a client must live with are imitated on purpose: what was computed for
+a prompt is kept under the adapter's *name*, also after it was unloaded (vllm-project/vllm issues 30931, 42125), and an
 adapter that lost its place is read again from its folder (--max-cpu-loras): where that is gone, the server is dead for
 everybody. Its decoder is written for this file: no cache, one row at a time.
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_lm_eval_requests import Asked, Asks
 
 from mass.adaptation import adapt
 from mass.adaptation.checkpoint import init_state
@@ -28,7 +29,6 @@ from mass.lm import LM
 from mass.model import UNTRAINED, Mass
 from mass.seeds import derive
 from small_lms import full_logits, make_lm, random_adapter, small_sums
-from test_lm_eval_requests import Asked, Asks
 
 OWN = "Problem: {question}\nSolution:"
 """Our own prompt as a task's text, so that a request is what `mass.solve` asks."""
