@@ -1,6 +1,9 @@
 """`python -m research VERB`: the commands that produce docs/results.md."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 
 from mass.cli.main import CommandLine
 from research.program import PROGRAM
@@ -29,5 +32,11 @@ VERBS = {
 }
 RESEARCH = CommandLine(PROGRAM, "research.cli", VERBS, ("collect", "document"), USAGE)
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, `sys.argv` by default."""
+    return RESEARCH.main(argv)
+
+
 if __name__ == "__main__":
-    sys.exit(RESEARCH.main())
+    sys.exit(main())

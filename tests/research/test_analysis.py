@@ -161,7 +161,7 @@ def test_bad_input_is_one_line(taught_base: Path) -> None:
 def test_the_verb_leaves_a_file_and_says_what_it_found(
     taught_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mass.cli.main import main
+    from research.__main__ import main
 
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(json.dumps({"problem": t.problem, "answer": t.answer}) + "\n" for t in TASKS))

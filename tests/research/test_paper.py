@@ -272,13 +272,13 @@ def test_no_number_of_the_template_is_typed_by_hand() -> None:
 def test_the_document_is_written_checked_and_found_out_of_date(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mass.cli.main import main
+    from research.__main__ import main
 
     results, document = tmp_path / "results", tmp_path / "docs" / "results.md"
     shutil.copytree(folder, results)
     document.parent.mkdir()
     shutil.copy(TEMPLATE, f"{document}.in")
-    command = ["report", str(results), "--document", str(document)]
+    command = ["document", str(results), "--document", str(document)]
     assert main([*command, "--check"]) == 2
     assert "is not there" in capsys.readouterr().err
     assert main(command) == 0
@@ -289,16 +289,16 @@ def test_the_document_is_written_checked_and_found_out_of_date(
     assert main([*command, "--check"]) == 2
     said = capsys.readouterr().err
     assert "the results say '| mass |" in said
-    assert "run mass report" in said
+    assert "run python -m research document" in said
     assert main(command) == 0
     (results / "table" / "eval" / "test-1.json").unlink()
     assert main([*command, "--check"]) == 2
-    assert main(["report", str(tmp_path / "docs")]) == 2
-    assert "nor stored results" in capsys.readouterr().err
+    assert main(["document", str(tmp_path / "docs")]) == 2
+    assert "holds no stored results" in capsys.readouterr().err
 
 
 def test_collect_says_what_it_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mass.cli.main import main
+    from research.__main__ import main
 
     runs = whole_study(tmp_path / "runs", problems=6, seeds=1)
     assert main(["collect", str(runs / "table"), "--into", str(tmp_path / "r" / "table")]) == 0
@@ -310,17 +310,15 @@ def test_collect_says_what_it_stored(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_stored_results_are_read_without_torch() -> None:
-    code = (
-        "import sys; import research.document.build, research.cli.collect, mass.results; print('torch' in sys.modules)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import sys; import research.document.build, research.cli.collect, research.results; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.strip() == "False"
 
 
 def test_the_results_of_this_repository_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mass.cli.main import main
+    from research.__main__ import main
 
     if not (ROOT / "docs" / "results.md").is_file():
         pytest.skip("docs/results.md has not been written yet")
     monkeypatch.chdir(ROOT)
-    assert main(["report", "results/minimath", "--check"]) == 0
+    assert main(["document", "results/minimath", "--check"]) == 0

@@ -54,16 +54,16 @@ def test_each_part_is_a_command_for_each_seed(tmp_path: Path) -> None:
         "mass, seed 3", "first-order, seed 3", "test, seed 3", "practised, seed 3",
     ]  # fmt: skip
     assert found[5].command == [
-        "train", "--config", "mass.yaml", "--train.seed=3", "--tasks.seed=3", "--adapt.inner.mode=first_order",
+        "mass", "train", "--config", "mass.yaml", "--train.seed=3", "--tasks.seed=3", "--adapt.inner.mode=first_order",
         "--train.gamma=0.5", "--out", str(tmp_path / "train" / "first-order-3"),
     ]  # fmt: skip
     assert found[6].command == [
-        "eval", "--seed=3", "--methods=base,mass", "--size=10", "--checkpoint-of",
+        "mass", "eval", "--seed=3", "--methods=base,mass", "--size=10", "--checkpoint-of",
         f"mass={tmp_path / 'train' / 'mass-3'}", "--out", str(tmp_path / "eval" / "test-3"),
     ]  # fmt: skip
     assert found[7].command == [
-        "analyse", "--seed=3", "--name=practised", "--size=5", "--checkpoint", str(tmp_path / "train" / "mass-3"),
-        "--out", str(tmp_path / "analyse" / "practised-3"),
+        "research", "analyse", "--seed=3", "--name=practised", "--size=5", "--checkpoint",
+        str(tmp_path / "train" / "mass-3"), "--out", str(tmp_path / "analyse" / "practised-3"),
     ]  # fmt: skip
     assert len({run.folder for run in found}) == len(found)
 

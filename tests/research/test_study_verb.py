@@ -53,8 +53,8 @@ def test_a_study_trains_evaluates_and_does_nothing_twice(run: Callable, tiny_bas
 @pytest.mark.slow
 def test_a_study_that_is_told_to_end_ends_its_runs(tiny_base: Path, tmp_path: Path) -> None:
     file, out = study_file(tiny_base, tmp_path, steps=10_000), tmp_path / "out"
-    command = [sys.executable, "-m", "mass.cli.main", "study", "--config", str(file), "--out", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as study:
+    command = [sys.executable, "-m", "research", "study", "--config", str(file), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as study:
         while not (metrics := out / "train" / "mine-1" / "metrics.jsonl").is_file():
             assert study.poll() is None
             time.sleep(0.1)
@@ -87,7 +87,7 @@ def test_every_command_of_a_checked_in_study_is_one(
     monkeypatch.chdir(Path(__file__).parents[2])
     listed = run("study", "--config", path, "--seeds", "[0]", "--out", tmp_path / "out", "--dry_run")
     assert listed.code == 0, listed.err
-    commands = [shlex.split(line.split("mass ", 1)[1]) for line in listed.out.splitlines()]
+    commands = [shlex.split(line.split("python -m ", 1)[1])[1:] for line in listed.out.splitlines()]
     assert {"train"} <= {command[0] for command in commands} <= {"train", "eval", "analyse"}
     for command in commands:
         ran = run(*command, "--print_config")
@@ -98,7 +98,7 @@ def test_the_study_of_hard_problems_is_tested_on_a_level_that_nothing_is_trained
     run: Callable, tmp_path: Path
 ) -> None:
     listed = run("study", "--config", RECIPES / "minimath-terms" / "hard.yaml", "--out", tmp_path / "out", "--dry_run")
-    commands = [shlex.split(line.split("mass ", 1)[1]) for line in listed.out.splitlines()]
+    commands = [shlex.split(line.split("python -m ", 1)[1])[1:] for line in listed.out.splitlines()]
     assert [command[0] for command in commands] == 3 * [*4 * ["train"], "eval", "eval"]
     for command in commands:
         trained = {"--tasks.levels=[1, 2, 3, 4]", "--validation.levels=[1, 2, 3, 4]"}
