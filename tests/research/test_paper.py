@@ -310,7 +310,8 @@ def test_collect_says_what_it_stored(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_stored_results_are_read_without_torch() -> None:
-    code = "import sys; import research.document.build, research.cli.collect, research.results; print('torch' in sys.modules)"
+    modules = "research.document.build, research.cli.collect, research.results"
+    code = f"import sys; import {modules}; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.strip() == "False"
 

@@ -121,7 +121,7 @@ def disagreement(base: Path, tasks: Path, out: Path, ranks: Ranks) -> str:
     if not ranks.first:
         next(iter(trainer.state.theta.values())).data.add_(1e-7)
     with pytest.raises(RunError) as error:
-        trainer.fit(lambda _: None)
+        trainer.fit([])
     return str(error.value)
 
 
