@@ -26,7 +26,6 @@ from room_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_
 from room_report import write_report
 
 from mass.adaptation.checkpoint import init_state
-from mass.cli.console import duration
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, ScoringConfig
 from mass.errors import ConfigError, MassError
 from mass.evaluation.answers import Attempt, answer_adapted, answer_plain
@@ -37,6 +36,7 @@ from mass.evaluation.votes import Ballots, best_of
 from mass.model import UNTRAINED, load
 from mass.runs.folder import json_values, replace_text
 from mass.seeds import derive
+from mass.timing import duration
 from mass.types import Groups, Task
 
 RESULTS = "room.json"

@@ -14,6 +14,7 @@ from mass.cli.folders import new_folder
 from mass.config import to_dict
 from mass.errors import ConfigError, RunError
 from mass.runs.folder import held
+from mass.timing import duration
 from research.pretrain_config import PretrainConfig
 from research.program import PROGRAM
 
@@ -51,9 +52,9 @@ def run(arguments: Sequence[str]) -> int:
             def report(metrics: dict[str, float]) -> None:
                 step, left_s = int(metrics["step"]), pace.left_s(int(metrics["step"]))
                 line = f"loss {metrics['loss']:.4f}  {metrics['tokens_per_s']:,.0f} tokens/s"
-                bar.update(task, completed=step, description=line, left=console.duration(left_s))
+                bar.update(task, completed=step, description=line, left=duration(left_s))
                 if not screen.is_terminal and (step % LINE_EVERY == 0 or step == config.steps):
-                    screen.print(f"step {step}/{config.steps}  {line}  left {console.duration(left_s)}", markup=False)
+                    screen.print(f"step {step}/{config.steps}  {line}  left {duration(left_s)}", markup=False)
 
             pretrain(config, out, report)
     except KeyboardInterrupt:

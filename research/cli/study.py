@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mass.cli import console, options
-from mass.cli.console import duration
 from mass.cli.failures import INTERRUPTED
 from mass.config import to_dict
 from mass.errors import ConfigError, RunError
+from mass.timing import duration
 from research.program import PROGRAM
 
 if TYPE_CHECKING:

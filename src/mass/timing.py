@@ -109,3 +109,14 @@ class Clock:
                 if value is None:
                     return
                 yield value
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration as '45 s', '12 min' or '3.1 h'; '?' when it is unknown."""
+    if seconds is None:
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

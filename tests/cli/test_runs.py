@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mass.cli.console import Pace, duration
+from mass.cli.console import Pace
 from mass.cli.training import Monitor, plain_line
 from mass.evaluation import runner as running
 from mass.runs.folder import held
 from mass.tasks import minimath
+from mass.timing import duration
 
 METRICS = {
     "step": 2,

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from mass.cli import console
 from mass.cli.console import LINE_EVERY_S as STAGE_EVERY_S
-from mass.cli.console import REFRESH_EVERY_S, duration, progress_bar
+from mass.cli.console import REFRESH_EVERY_S, progress_bar
 from mass.cli.stages import watching
 from mass.config import EvalConfig
+from mass.timing import duration
 
 if TYPE_CHECKING:
     from mass.evaluation.evaluate import Comparison

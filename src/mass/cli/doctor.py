@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mass.cli import console, options
 from mass.errors import ConfigError, nearest
+from mass.timing import duration
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -123,7 +124,7 @@ def _print(report: DoctorReport) -> None:
             where = f"{check.attention}, " if check.attention else ""
             console.say(f"  fail: {where}{check.name}: {check.note}")
             console.say(f"        -> {check.way_out}")
-    console.say(f"\n{report.verdict} ({console.duration(report.seconds)})")
+    console.say(f"\n{report.verdict} ({duration(report.seconds)})")
 
 
 def _table(checks: Sequence[Check]) -> Table:

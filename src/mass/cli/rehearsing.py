@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mass.cli import console
-from mass.cli.console import duration
 from mass.cli.failures import USER_ERROR
 from mass.config import RunConfig
 from mass.errors import ConfigError
+from mass.timing import duration
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mass.cli.console import duration
-from mass.timing import Decoding, listening
+from mass.timing import Decoding, duration, listening
 
 LOOK_EVERY_S = 0.5
 FIRST_AFTER_S = 2.0

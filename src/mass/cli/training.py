@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mass.adaptation.synthesis.reasons import REASONS
-from mass.cli.console import LINE_EVERY_S, REFRESH_EVERY_S, Pace, duration
+from mass.cli.console import LINE_EVERY_S, REFRESH_EVERY_S, Pace
 from mass.cli.stages import watching
+from mass.timing import duration
 
 SHOWN = (
     ("outer loss", "outer loss", "{:.4f}"),
