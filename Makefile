@@ -1,4 +1,4 @@
-# Two commands from a fresh clone: `make demo` and `make test`. Both set up .venv first; neither touches anything outside
+# Commands from a fresh clone: `make demo`, `make test` and `make test-all`. Each sets up .venv first; none touches anything outside
 # this folder. PYTHON=python3.12 picks the interpreter, PIP_FLAGS="--find-links DIR" or "--extra-index-url URL" tells pip
 # where a CPU build of torch lies (without it, Linux gets the CUDA build: a few GB).
 
@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-vllm lint docs clean
+.PHONY: help setup demo test test-all test-vllm lint docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,11 +25,11 @@ help:  ## list the targets
 demo: $(STAMP)  ## watch a model practise on a few problems, then compare it with its baselines
 	$(BIN)/mass demo
 
-test: $(STAMP) lint  ## everything that must pass: lint, types, all tests
-	$(BIN)/python -m pytest -n 2 -m "not vllm" $(PYTEST_FLAGS)
-
-test-fast: $(STAMP)  ## the tests that take seconds
+test: $(STAMP) lint  ## what finds faults, in minutes: lint, types, and all tests that are not slow
 	$(BIN)/python -m pytest -n 2 -m "not slow and not vllm" $(PYTEST_FLAGS)
+
+test-all: test  ## everything that must pass: the slow tests after those of `make test`
+	$(BIN)/python -m pytest -n 2 -m "slow and not vllm" $(PYTEST_FLAGS)
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## sampling by a real vLLM on the CPU, beside the stand-in that `make test` has (minutes)
 	MASS_VLLM=$(VLLM_BIN)/vllm $(BIN)/python -m pytest -v tests/lm/remote/contract $(PYTEST_FLAGS)
