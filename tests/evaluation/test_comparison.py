@@ -499,9 +499,9 @@ def test_a_comparison_that_was_broken_off_comes_to_the_same_answers(
     assert kept == [6, 24, 35, 56, 70]
     assert [without_seconds(line) for line in lines(out)] == expected
     found, once = without_clock(again), without_clock(whole)
-    *notes, sittings = found.pop("notes")
+    *notes, sessions = found.pop("notes")
     assert notes == once.pop("notes")
-    assert sittings == "Answered in 7 sittings; broken off after 0, 6, 24, 35, 56, 70 answers."
+    assert sessions == "Answered in 7 sessions; interrupted after 0, 6, 24, 35, 56, 70 answers."
     assert found == once
     assert json.loads((out / "comparison.json").read_text()) == again.to_dict()
     with pytest.raises(RunError, match="is finished"):

@@ -169,7 +169,9 @@ def _parser() -> ArgumentParser:
         default=None,
         help="A folder: new, or with --resume a used one; runs/eval-DATE by default.",
     )
-    parser.add_argument("--resume", action="store_true", help="Go on with the comparison in --out that was broken off.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on with the comparison in --out that was interrupted."
+    )
     parser.add_argument("--json", action="store_true", help="Print the comparison as one JSON object.")
     parser.add_class_arguments(EvalConfig)
     return parser

@@ -155,7 +155,7 @@ def _opened(
         found = folder.resume(asked, runner.tasks, in_order(names), runner.config.stack)
     else:
         folder.begin(asked)
-    folder.note(provenance.sitting(model.lm, sum(map(len, found.values()))))
+    folder.note(provenance.session(model.lm, sum(map(len, found.values()))))
     return found
 
 

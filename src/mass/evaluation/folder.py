@@ -27,7 +27,7 @@ from mass.runs.folder import (
     json_values,
     replace_text,
 )
-from mass.runs.provenance import Sitting
+from mass.runs.provenance import Session
 from mass.types import Task
 
 
@@ -47,7 +47,7 @@ class ComparisonFolder:
             if is_used(self.path):
                 raise RunError(
                     f"{self.path} is in use; a comparison needs an empty folder; name another with --out, or go on "
-                    "with one that was broken off by --resume"
+                    "with one that was interrupted by --resume"
                 )
         elif not is_begun(self.path, "methods"):
             raise RunError(
@@ -128,14 +128,14 @@ class ComparisonFolder:
         with (self.path / RECORDS).open("a", encoding="utf-8") as file:
             file.write(lines)
 
-    def note(self, sitting: Sitting) -> None:
+    def note(self, session: Session) -> None:
         """Add this process's versions and device to the folder's provenance."""
-        RunFolder(self.path).note(asdict(sitting))
+        RunFolder(self.path).note(asdict(session))
 
-    def sittings(self) -> list[dict[str, Any]]:
+    def sessions(self) -> list[dict[str, Any]]:
         """Return the periods in which the comparison was worked on, as `mass.runs.provenance` notes them, oldest
         first."""
-        return RunFolder(self.path).sittings()
+        return RunFolder(self.path).sessions()
 
     def commits(self) -> list[str]:
         """Return the distinct commits of the source at which it was worked on, oldest first."""

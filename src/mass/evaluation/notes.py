@@ -21,12 +21,12 @@ from mass.types import Example
 
 def sessions_note(folder: ComparisonFolder) -> list[str]:
     """Return a note if the comparison was interrupted, with the commits if there were several."""
-    sittings, commits = folder.sittings(), folder.commits()
-    if len(sittings) < 2:
+    sessions, commits = folder.sessions(), folder.commits()
+    if len(sessions) < 2:
         return []
-    begun = ", ".join(str(sitting["step"]) for sitting in sittings[1:])
+    begun = ", ".join(str(session["step"]) for session in sessions[1:])
     at = f" At commits {', '.join(commit[:7] for commit in commits)}." if len(commits) > 1 else ""
-    return [f"Answered in {len(sittings)} sittings; broken off after {begun} answers.{at}"]
+    return [f"Answered in {len(sessions)} sessions; interrupted after {begun} answers.{at}"]
 
 
 def notes_of(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:

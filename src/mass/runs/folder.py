@@ -49,7 +49,7 @@ class RunFolder:
         file = self.path / METRICS
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def sittings(self) -> list[dict[str, Any]]:
+    def sessions(self) -> list[dict[str, Any]]:
         """Return the periods in which the run was worked on, as `mass.runs.provenance` notes them, oldest first.
         Empty for runs made before these were noted."""
         file = self.path / PROVENANCE
@@ -58,11 +58,11 @@ class RunFolder:
     def commits(self) -> list[str]:
         """Return the distinct commits of the source at which it was worked on, oldest first; empty where none was
         noted."""
-        return list(dict.fromkeys(sitting["commit"] for sitting in self.sittings() if sitting.get("commit")))
+        return list(dict.fromkeys(session["commit"] for session in self.sessions() if session.get("commit")))
 
-    def note(self, sitting: dict[str, Any]) -> None:
+    def note(self, session: dict[str, Any]) -> None:
         """Add a period in which the run was worked on."""
-        replace_text(self.path / PROVENANCE, json.dumps([*self.sittings(), sitting], indent=2) + "\n")
+        replace_text(self.path / PROVENANCE, json.dumps([*self.sessions(), session], indent=2) + "\n")
 
     def write_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a hidden folder, then rename it to the checkpoint of the step, replacing one that exists."""

@@ -25,7 +25,7 @@ GIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Sitting:
+class Session:
     """One process's work on a run, from its start or from where it resumed it."""
 
     step: int
@@ -42,10 +42,10 @@ class Sitting:
     """`rows` and `hash` of the validation tasks."""
 
 
-def sitting(lm: LM, step: int, processes: int = 1, problems: Problems | None = None) -> Sitting:
+def session(lm: LM, step: int, processes: int = 1, problems: Problems | None = None) -> Session:
     """Describe this process's work on a run that starts or resumes at `step`."""
     cuda = lm.device.type == "cuda"
-    return Sitting(
+    return Session(
         step,
         torch.cuda.get_device_name(lm.device) if cuda else lm.device.type,
         processes,

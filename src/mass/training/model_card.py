@@ -46,12 +46,12 @@ def write_card(run: RunFolder, config: RunConfig, folder: Path | None = None) ->
 
 def card(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> str:
     """Return the text of the card of a checkpoint; `config` is the run's configuration in plain values."""
-    sittings, metrics = run.sittings(), run.metrics()
+    sessions, metrics = run.sessions(), run.metrics()
     sections = (
         _what(config, checkpoint),
         _use(run, config, checkpoint),
-        _measured(config, checkpoint, metrics, sittings),
-        _made(config, checkpoint, sittings),
+        _measured(config, checkpoint, metrics, sessions),
+        _made(config, checkpoint, sessions),
         _limits(),
     )
     return f"---\n{_metadata(config, checkpoint)}---\n\n" + "\n".join("\n".join(section) + "\n" for section in sections)
@@ -110,14 +110,14 @@ def _measured(
     config: Mapping[str, Any],
     checkpoint: Description,
     metrics: Sequence[Mapping[str, Any]],
-    sittings: Sequence[Mapping[str, Any]],
+    sessions: Sequence[Mapping[str, Any]],
 ) -> Iterator[str]:
     rows = [row for row in metrics if row.get("eval/accuracy") is not None]
     yield "\n## Measured\n"
     if not rows:
         yield "No evaluation on held-out problems was part of the run."
         return
-    problems = next((s["validation"]["rows"] for s in reversed(sittings) if s.get("validation")), None)
+    problems = next((s["validation"]["rows"] for s in reversed(sessions) if s.get("validation")), None)
     count = "its" if problems is None else f"{problems}"
     yield (
         f"On {count} held-out problems of {_source(config['validation'])}, in training, one answer each; shares with "
@@ -155,9 +155,9 @@ def _number(row: Mapping[str, Any], key: str) -> str:
     return "" if value is None else f"{value:.0f}"
 
 
-def _made(config: Mapping[str, Any], checkpoint: Description, sittings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _made(config: Mapping[str, Any], checkpoint: Description, sessions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     train, inner, synthesis = config["train"], config["adapt"]["inner"], config["adapt"]["synthesis"]
-    last = sittings[-1] if sittings else {}
+    last = sessions[-1] if sessions else {}
     yield "\n## How it was made\n"
     yield f"- method `{train['method']}`, seed {train['seed']}, {train['tasks_per_step']} problems a step"
     if train["method"] in ("mass", "mass-gold"):
@@ -169,7 +169,7 @@ def _made(config: Mapping[str, Any], checkpoint: Description, sittings: Sequence
     for kind, key in (("tasks", "training"), ("validation", "validation")):
         yield f"- {key}: {_source(config[kind])}{_rows(last.get(key))}"
     yield f"- base weights in {config['model']['dtype']}"
-    for one in sittings:
+    for one in sessions:
         at = f"from step {one['step']}" if one["step"] else "from the start"
         versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
         commit = f"; commit `{one['commit']}`" if one["commit"] else ""

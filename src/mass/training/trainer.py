@@ -291,7 +291,7 @@ def train(
             trainer = Trainer(lm, config, problems, run, ranks)
             trainer.start(resume=resume)
             if ranks.first:
-                run.note(dataclasses.asdict(provenance.sitting(lm, trainer.step, ranks.size, problems)))
+                run.note(dataclasses.asdict(provenance.session(lm, trainer.step, ranks.size, problems)))
             trainer.fit(callbacks)
             if ranks.first and run.latest() is not None:
                 write_card(run, config)
