@@ -32,6 +32,21 @@ settings.register_profile("mass", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("mass")
 
 
+SLOW = Path(__file__).with_name("slow.txt")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that slow.txt names. A line that names none is an error where all tests are collected."""
+    lines = [line for line in SLOW.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    for item in items:
+        if item.nodeid.startswith(tuple(lines)):
+            item.add_marker(pytest.mark.slow)
+    if config.args == [str(config.rootpath / "tests")] or config.args == config.getini("testpaths"):
+        names = [item.nodeid for item in items]
+        if stale := [line for line in lines if not any(name.startswith(line) for name in names)]:
+            raise pytest.UsageError(f"{SLOW}: no test begins with {stale[0]!r}; correct or remove the line")
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained `LlamaForCausalLM` of width 32 and 2 layers, and its tokenizer."""
