@@ -106,7 +106,7 @@ def prepare_mass(point: Point) -> Run:
             self.seconds = self.seconds or state.seconds
 
     def run(tokens: int) -> float:
-        first, config = First(), SamplingConfig(max_tokens=tokens, temperature=1.0)
+        first, config = First(), SamplingConfig(max_new_tokens=tokens, temperature=1.0)
         with timing.listening(first):
             found = sample_rows(lm, prompts, config, range(len(prompts)), adapter, StopStrings(lm.tokenizer, ()))
         _check([len(sample.tokens) for sample in found], tokens)

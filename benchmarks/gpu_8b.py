@@ -119,7 +119,7 @@ def build(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LM:
     with torch.device(device):
         model: Any = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
-    sites = LoraSites(model, LoraConfig(rank=RANK, alpha=2.0 * RANK))
+    sites = LoraSites(model, LoraConfig(r=RANK, lora_alpha=2.0 * RANK))
     return LM(model, AutoTokenizer.from_pretrained(find_source(TINY).place), "random Llama", PLAIN, sites)
 
 

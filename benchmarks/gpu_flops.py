@@ -44,7 +44,7 @@ def _counted(config: LlamaConfig, layers: int, rank: int, rows: int, tokens: int
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
         mask = torch.zeros(rows, 1, tokens, tokens, dtype=torch.bfloat16)  # ready made: making one reads data
     model.eval().requires_grad_(False)
-    sites = LoraSites(model, LoraConfig(rank=rank))
+    sites = LoraSites(model, LoraConfig(r=rank))
     params = {
         name: torch.empty(shape, device="meta", requires_grad=True) for name, shape in stack.shapes_of(sites).items()
     }

@@ -118,7 +118,7 @@ def make_problem(setting: Setting, dtype: torch.dtype = torch.float32, *, prepar
     if prepared:
         use_exact_attention(model)
         use_closed_forms(model)
-    sites = LoraSites(model, LoraConfig(rank=setting.rank, alpha=2.0 * setting.rank), closed_form=prepared)
+    sites = LoraSites(model, LoraConfig(r=setting.rank, lora_alpha=2.0 * setting.rank), closed_form=prepared)
     checkpoint_layers(model, sites)
     generator = torch.Generator().manual_seed(setting.seed + 1)
     params = {

@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """What a process of its own does."""
     torch.set_num_threads(args.threads)
     before = resident()
-    lm = load_lm(ModelConfig(name=args.model, dtype=args.dtype), LoraConfig(rank=args.rank, alpha=2.0 * args.rank))
+    lm = load_lm(ModelConfig(name=args.model, dtype=args.dtype), LoraConfig(r=args.rank, lora_alpha=2.0 * args.rank))
     weights = sum(p.numel() * p.element_size() for p in {id(p): p for p in lm.model.parameters()}.values())
     Path("/proc/self/clear_refs").write_text("5")  # the mark is now what is resident
     left = resident() - before - weights

@@ -107,7 +107,7 @@ def random_stack(lm: LM, count: int, seed: int = 0) -> Params:
 
 
 def shapes_of(sites: LoraSites) -> dict[str, tuple[int, int]]:
-    rank = sites.config.rank
+    rank = sites.config.r
     shapes: dict[str, tuple[int, int]] = {}
     for site in sites.sites:
         shapes[f"{site.name}.lora_A"] = (rank, site.in_features)

@@ -106,14 +106,14 @@ def straight(taught_base: Path, sums: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def lm(taught_base: Path) -> LM:
     """`taught_base` with the adapter of `config_for`."""
-    return load_lm(ModelConfig(name=str(taught_base)), LoraConfig(rank=2, alpha=4.0))
+    return load_lm(ModelConfig(name=str(taught_base)), LoraConfig(r=2, lora_alpha=4.0))
 
 
 @pytest.fixture(scope="session")
 def wide(taught_base: Path) -> LM:
     """The same in float64 throughout."""
     base = ModelConfig(name=str(taught_base), dtype="float64")
-    return float64_throughout(load_lm(base, LoraConfig(rank=2, alpha=4.0)))
+    return float64_throughout(load_lm(base, LoraConfig(r=2, lora_alpha=4.0)))
 
 
 def _page(rng: random.Random) -> str:
@@ -150,8 +150,8 @@ Run = Callable[..., Ran]
 
 SHORT = (
     "--adapt.synthesis.examples=2",
-    "--adapt.synthesis.sampling.max_tokens=8",
-    "--adapt.answer.max_tokens=8",
+    "--adapt.synthesis.sampling.max_new_tokens=8",
+    "--adapt.answer.max_new_tokens=8",
 )
 """A random model has nothing to say; let it say little."""
 

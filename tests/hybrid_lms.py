@@ -80,4 +80,4 @@ def make_hybrid(kind: str, **changes: Any) -> Any:
 
 def hybrid_lm(kind: str) -> LM:
     model = make_hybrid(kind)
-    return LM(model, tokenizer(), f"small {kind}", PLAIN, LoraSites(model, LoraConfig(rank=2)))
+    return LM(model, tokenizer(), f"small {kind}", PLAIN, LoraSites(model, LoraConfig(r=2)))

@@ -86,7 +86,7 @@ def make_lm(
     **changes: Any,
 ) -> LM:
     model = make_model(kind, dtype, seed, **changes)
-    lora = LoraSites(model, LoraConfig(rank=rank, alpha=2.0 * rank, targets=targets))
+    lora = LoraSites(model, LoraConfig(r=rank, lora_alpha=2.0 * rank, target_modules=targets))
     return LM(model, tokenizer(chat=chat), f"small {kind}", CHAT if chat else PLAIN, lora)
 
 
@@ -115,7 +115,7 @@ def random_adapter(lm: LM, seed: int = 0, count: int | None = None, scale: float
 def sample(
     lm: LM, prompts: list[list[int]], adapter: Params | None = None, seed: int = 0, **config: Any
 ) -> list[Sample]:
-    settings = SamplingConfig(**{"max_tokens": 16, "temperature": 1.0, **config})
+    settings = SamplingConfig(**{"max_new_tokens": 16, "temperature": 1.0, **config})
     return lm.sample(prompts, settings, [seed + i for i in range(len(prompts))], adapter)
 
 

@@ -38,19 +38,19 @@ ADAPTING = ("mass", "mass-gold")
 
 def config_for(base: Path, tasks: Path, method: str = "mass", **changes: object) -> RunConfig:
     adapt = PracticeConfig(
-        SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=32)),
+        SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=32)),
         ScoringConfig(hidden=8),
         InnerConfig(learning_rate=0.5, steps=2),
     )
     options = {"steps": 4, "tasks_per_step": 4, "stack": 2, "eval_every": 2, "eval_size": 2, "checkpoint_every": 1}
     return RunConfig(
         model=ModelConfig(name=str(base)),
-        lora=LoraConfig(rank=2, alpha=4.0),
+        lora=LoraConfig(r=2, lora_alpha=4.0),
         tasks=TasksConfig(source=str(tasks), verifier="exact"),
         validation=TasksConfig(source=str(tasks), verifier="exact"),
         adapt=adapt,
-        test=AtTestConfig(3, 2, SamplingConfig(max_tokens=14, temperature=0.0)),
-        outer=OuterConfig(sampling=SamplingConfig(max_tokens=14), samples=6),
+        test=AtTestConfig(3, 2, SamplingConfig(max_new_tokens=14, temperature=0.0)),
+        outer=OuterConfig(sampling=SamplingConfig(max_new_tokens=14), samples=6),
         train=TrainConfig(method=method, **{**options, **changes}),
     )
 

@@ -50,9 +50,9 @@ def test_defaults_are_frozen_and_serialise(kind: type) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: LoraConfig(rank=0), "lora.rank is 0; expected at least 1"),
-        (lambda: LoraConfig(alpha=-1), "lora.alpha is -1"),
-        (lambda: SamplingConfig(max_tokens=0), "sampling.max_tokens is 0"),
+        (lambda: LoraConfig(r=0), "lora.r is 0; expected at least 1"),
+        (lambda: LoraConfig(lora_alpha=-1), "lora.lora_alpha is -1"),
+        (lambda: SamplingConfig(max_new_tokens=0), "sampling.max_new_tokens is 0"),
         (lambda: SamplingConfig(temperature=-0.1), "sampling.temperature is -0.1"),
         (lambda: SamplingConfig(top_p=0), "sampling.top_p is 0"),
         (lambda: SamplingConfig(top_p=1.1), "sampling.top_p is 1.1"),

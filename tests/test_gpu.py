@@ -51,7 +51,7 @@ def lm_on(device: str, dtype: torch.dtype, **changes: object) -> LM:
     if dtype == torch.float64:
         model.model.rotary_emb = WideRotary(model.model.rotary_emb)
     model.to(device)
-    lm = LM(model, tokenizer(), "on a device", PLAIN, LoraSites(model, LoraConfig(rank=2, alpha=4.0)))
+    lm = LM(model, tokenizer(), "on a device", PLAIN, LoraSites(model, LoraConfig(r=2, lora_alpha=4.0)))
     return float64_throughout(lm) if dtype == torch.float64 else lm
 
 

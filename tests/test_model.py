@@ -20,12 +20,12 @@ from mass.types import Adaptation, Task
 from small_lms import full_logits, random_adapter
 
 CONFIG = AdaptConfig(
-    SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=40)),
+    SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=40)),
     ScoringConfig(hidden=8),
     InnerConfig(learning_rate=1.0, steps=2),
-    SamplingConfig(max_tokens=24, temperature=0.7),
+    SamplingConfig(max_new_tokens=24, temperature=0.7),
 )
-LORA = LoraConfig(rank=2, alpha=4.0)
+LORA = LoraConfig(r=2, lora_alpha=4.0)
 PROBLEM = "Compute 1 + 2."
 
 
@@ -139,7 +139,7 @@ def test_losses_a_thousandth_apart_are_no_replay(model: mass.Mass) -> None:
 def test_a_record_finds_its_own_weights(taught_base: Path, trained: Path) -> None:
     """Those of a checkpoint, or an untrained start of any rate, seed and shape."""
     hot = dataclasses.replace(CONFIG, inner=dataclasses.replace(CONFIG.inner, learning_rate=3.0))
-    untrained = load(str(taught_base), config=hot, lora=LoraConfig(rank=3), seed=5)
+    untrained = load(str(taught_base), config=hot, lora=LoraConfig(r=3), seed=5)
     for model, checkpoint_name, seed in (
         (load(str(taught_base), trained), str(trained), None),
         (untrained, "untrained", 5),
@@ -152,7 +152,7 @@ def test_a_record_finds_its_own_weights(taught_base: Path, trained: Path) -> Non
         assert dataclasses.replace(again.adaptation, seconds={}) == dataclasses.replace(
             record, seconds={}, unadapted_text=again.adaptation.unadapted_text
         )
-    other_rate = load(str(taught_base), lora=LoraConfig(rank=3), seed=6)
+    other_rate = load(str(taught_base), lora=LoraConfig(r=3), seed=6)
     assert other_rate.replay(record).text == record.text, "an untrained start is made anew from the record"
 
 
@@ -261,7 +261,7 @@ def test_a_checkpoint_brings_its_adapter_and_configuration(trained: Path, taught
     assert (loaded.config, loaded.method, loaded.checkpoint) == (CONFIG, "mass", str(trained))
     assert loaded.lm.adapters.config == LORA
     assert all(torch.equal(t, random_adapter(model.lm, 9, scale=0.02)[n]) for n, t in loaded.state.theta.items())
-    other = dataclasses.replace(CONFIG, answer=SamplingConfig(max_tokens=2))
+    other = dataclasses.replace(CONFIG, answer=SamplingConfig(max_new_tokens=2))
     assert load(str(taught_base), trained, config=other).config == other
     untrained = load(str(taught_base), "untrained", config=CONFIG)
     assert (untrained.method, untrained.checkpoint) == ("untrained", None)
@@ -284,7 +284,7 @@ def test_what_cannot_be_loaded_is_a_one_line_error(
     refused("model.device is 'tpu9'", str(taught_base), device="tpu9", kind=ConfigError)
     if not torch.cuda.is_available():
         refused("this machine has no CUDA device; use auto or cpu", str(taught_base), device="cuda", kind=ConfigError)
-    refused("lora.targets", str(taught_base), lora=LoraConfig(targets=("nothing",)), kind=ConfigError)
+    refused("lora.target_modules", str(taught_base), lora=LoraConfig(target_modules=("nothing",)), kind=ConfigError)
 
 
 def damaged(base: Path, folder: Path, file: str, text: str | None) -> str:

@@ -19,9 +19,9 @@ from mass.lm.architecture import PUBLISHED
 RECIPES = sorted(p for folder in KINDS for p in (Path(__file__).parents[1] / "recipes" / folder).glob("*.yaml"))
 ON_A_CPU = Path(__file__).parents[1] / "recipes" / "qwen2.5-0.5b" / "cpu.yaml"
 SMALL = (
-    "--model.dtype=float32", "--lora.rank=2", "--tasks.size=null", "--tasks.part=null", "--validation.size=null",
-    "--validation.part=null", "--adapt.synthesis.sampling.max_tokens=8", "--outer.sampling.max_tokens=6",
-    "--test.answer.max_tokens=6", "--outer.samples=4", "--train.steps=1", "--train.tasks_per_step=2",
+    "--model.dtype=float32", "--lora.r=2", "--tasks.size=null", "--tasks.part=null", "--validation.size=null",
+    "--validation.part=null", "--adapt.synthesis.sampling.max_new_tokens=8", "--outer.sampling.max_new_tokens=6",
+    "--test.answer.max_new_tokens=6", "--outer.samples=4", "--train.steps=1", "--train.tasks_per_step=2",
     "--train.stack=2", "--train.eval_every=1", "--train.eval_size=2",
 )  # fmt: skip
 """Reduced sizes; m, K, method and everything else stay the recipe's."""

@@ -64,7 +64,7 @@ def names_of(tree: Tree) -> dict[str, Any]:
 
 def losses(problem: Problem, base: Tree, adapter: Tree, tokens: Any, remat: bool) -> Any:
     """Mean cross-entropy of each row [N]."""
-    heads, scaling = problem.setting.heads, problem.sites.config.alpha / problem.sites.config.rank
+    heads, scaling = problem.setting.heads, problem.sites.config.lora_alpha / problem.sites.config.r
     eps = float(problem.model.config.rms_norm_eps)
 
     def one_layer(x: Any, frozen: Tree, lora: Tree) -> Any:

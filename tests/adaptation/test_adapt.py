@@ -27,17 +27,17 @@ from mass.types import Adaptation, Example
 from small_lms import full_logits, random_adapter
 
 CONFIG = AdaptConfig(
-    SynthesisConfig(examples=4, sampling=SamplingConfig(max_tokens=48)),
+    SynthesisConfig(examples=4, sampling=SamplingConfig(max_new_tokens=48)),
     ScoringConfig(hidden=8),
     InnerConfig(learning_rate=0.5, steps=2),
-    SamplingConfig(max_tokens=24, temperature=0.0),
+    SamplingConfig(max_new_tokens=24, temperature=0.0),
 )
 PROBLEMS = ["Compute 1 + 2.", "Compute 3 + 3.", "Compute 2 + 2."]
 
 
 @pytest.fixture(scope="module")
 def lm(taught_base: Path) -> LM:
-    return load_lm(ModelConfig(name=str(taught_base)), LoraConfig(rank=2, alpha=4.0))
+    return load_lm(ModelConfig(name=str(taught_base)), LoraConfig(r=2, lora_alpha=4.0))
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +203,9 @@ def test_a_hundred_adaptations_leave_no_trace(lm: LM, state: MetaState) -> None:
     values = [t.clone() for p in (state.theta, state.eta, state.log_rates) for t in p.values()]
     small = dataclasses.replace(
         CONFIG,
-        synthesis=SynthesisConfig(examples=2, sampling=SamplingConfig(max_tokens=32)),
+        synthesis=SynthesisConfig(examples=2, sampling=SamplingConfig(max_new_tokens=32)),
         inner=InnerConfig(learning_rate=0.5, steps=1),
-        answer=SamplingConfig(max_tokens=4, temperature=0.0),
+        answer=SamplingConfig(max_new_tokens=4, temperature=0.0),
     )
     hashes: set[str] = set()
     for first in range(0, 100, 10):

@@ -22,7 +22,7 @@ from small_lms import make_lm, random_adapter
 from small_runs import config_for, gradients, with_inner
 
 PROBLEM = "What is 2 + 3?"
-SAMPLING = SamplingConfig(max_tokens=16, temperature=1.0)
+SAMPLING = SamplingConfig(max_new_tokens=16, temperature=1.0)
 
 
 def with_attempts(config: RunConfig, attempts: int) -> RunConfig:

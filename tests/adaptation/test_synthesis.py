@@ -213,7 +213,7 @@ def test_too_long_counts_the_solver_prompt_and_the_context(lm: LM) -> None:
 
 
 def test_examples_are_a_function_of_problem_seed_and_adapter(lm: LM) -> None:
-    config = SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=8))
+    config = SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=8))
     theta = random_adapter(lm)
     both = synthesise(lm, ["What is 2?", "What is 3 + 4?"], config, [7, 8], theta)
     (alone,) = synthesise(lm, ["What is 3 + 4?"], config, [8], theta)
@@ -273,7 +273,7 @@ def test_a_text_that_ends_after_its_problem_is_carried_on() -> None:
     prompts = [lm.solve_prompt("1 + 1?")] * 3
     ended = Sample((*problem, end), " What is 2 + 3?", True)
     cut_off, whole = dataclasses.replace(ended, finished=False), Sample((5, end), " 1?\nSolution: 2", True)
-    how = SamplingConfig(max_tokens=6, temperature=1.0)
+    how = SamplingConfig(max_new_tokens=6, temperature=1.0)
     first, *others = with_solutions(lm, prompts, [ended, cut_off, whole], how, [1, 2, 3], None)
     label, label_ids = lm.solution_label()
     assert label == "\nSolution:"

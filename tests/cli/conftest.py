@@ -14,8 +14,8 @@ def checkpoint(tiny_base: Path, tmp_path: Path) -> Path:
     from mass.config import AdaptConfig, InnerConfig, LoraConfig, ModelConfig, SamplingConfig, SynthesisConfig
     from mass.lm import load_lm
 
-    lm = load_lm(ModelConfig(name=str(tiny_base)), LoraConfig(rank=2, alpha=4.0))
-    short = SamplingConfig(max_tokens=8)
+    lm = load_lm(ModelConfig(name=str(tiny_base)), LoraConfig(r=2, lora_alpha=4.0))
+    short = SamplingConfig(max_new_tokens=8)
     adapt = AdaptConfig(SynthesisConfig(examples=2, sampling=short), inner=InnerConfig(steps=3), answer=short)
     save(tmp_path / "checkpoint", lm, init_state(lm, adapt, 0), adapt, "mass", 1)
     return tmp_path / "checkpoint"

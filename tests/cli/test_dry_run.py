@@ -15,7 +15,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chat_folder(tmp_path_factory.mktemp("model") / "small", "Llama")
 
 
-DRY = ("--dry-run", "--lora.rank=2", "--device-tflops=1", "--train.tasks_per_step=2", "--train.stack=2")
+DRY = ("--dry-run", "--lora.r=2", "--device-tflops=1", "--train.tasks_per_step=2", "--train.stack=2")
 
 
 def test_a_dry_run_writes_nothing_and_says_what_to_lower(run: Callable, folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_run_folders_config_is_a_recipe(run: Callable, tmp_path: Path) -> None
 
 
 def test_the_command_line_comes_on_top_of_the_file(run: Callable, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("train: {steps: 11, seed: 5}\nlora: {targets: [q_proj, v_proj]}\n")
+    (tmp_path / "r.yaml").write_text("train: {steps: 11, seed: 5}\nlora: {target_modules: [q_proj, v_proj]}\n")
     ran = run("train", "--config", tmp_path / "r.yaml", "--train.steps", "12", "--print_config")
     found = yaml.safe_load(ran.out)
     assert (found["train"]["steps"], found["train"]["seed"]) == (12, 5)

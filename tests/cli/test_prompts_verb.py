@@ -70,7 +70,7 @@ def test_eval_takes_a_verifier_and_asks_by_kind(run: Callable, tiny_base: Path, 
     tasks = rows(tmp_path / "t.jsonl", {"problem": "2 + 2?", "answer": "4"}, {"problem": "1 + 1?", "answer": "2"})
     judge = tmp_path / "judge.py"
     judge.write_text("def always(task, text):\n    return True\n")
-    short = ("--methods", "base", "--answer.max_tokens", "4", "--model", tiny_base, "--json")
+    short = ("--methods", "base", "--answer.max_new_tokens", "4", "--model", tiny_base, "--json")
     ran = run("eval", "--tasks", tasks, "--verifier", f"{judge}:always", *short, "--out", tmp_path / "out")
     found = json.loads(ran.out)
     assert found["rows"][0]["accuracy"] == 1.0

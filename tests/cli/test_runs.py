@@ -37,8 +37,8 @@ def small_run(base: Path, out: Path, steps: int = 2) -> list[str | Path]:
     return [
         "train", "--model.name", base, "--out", out, "--train.steps", str(steps), "--train.tasks_per_step", "2",
         "--train.eval_size", "2", "--train.checkpoint_every", "1", "--outer.samples", "2", "--adapt.synthesis.examples",
-        "2", "--outer.sampling.max_tokens=6", "--adapt.synthesis.sampling.max_tokens=6",
-        "--test.answer.max_tokens=6",
+        "2", "--outer.sampling.max_new_tokens=6", "--adapt.synthesis.sampling.max_new_tokens=6",
+        "--test.answer.max_new_tokens=6",
     ]  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path,
     ran = run(
         "eval", "--model", tiny_base, "--methods", "base,mass", "--checkpoint-of", "mass=untrained", "--tasks",
         tmp_path / "t.jsonl", "--fields", "problem=my_q,answer=gold", "--out", tmp_path / "out",
-        "--answer.max_tokens=4", "--resamples=50",
+        "--answer.max_new_tokens=4", "--resamples=50",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert "2 problems of" in ran.out
@@ -189,8 +189,8 @@ def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path,
 
 def test_eval_samples_and_says_so(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     ran = run("eval", "--model", tiny_base, "--methods", "base,tt-ss", "--size", "2", "--out", tmp_path / "out",
-              "--seed=3", "--tasks-seed=0", "--answer.max_tokens=4", "--resamples=50", "--samples=2",
-              "--temperatures=[0.5]", "--synthesis.examples=2", "--synthesis.sampling.max_tokens=4",
+              "--seed=3", "--tasks-seed=0", "--answer.max_new_tokens=4", "--resamples=50", "--samples=2",
+              "--temperatures=[0.5]", "--synthesis.examples=2", "--synthesis.sampling.max_new_tokens=4",
               "--examples=1")  # fmt: skip
     assert ran.code == 0, ran.err
     assert "sampled at temperature 0.5, 2 answers to each problem" in ran.out
@@ -206,7 +206,7 @@ def test_eval_of_tasks_without_golds(run: Callable, fails: Callable, tiny_base: 
         rows = [{"problem": f"What is {i}?", "answer": answer} for i, answer in enumerate(answers)]
         (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = ["eval", "--methods=base", "--model", tiny_base, "--tasks", tmp_path / "t.jsonl"]
-        return [*given, "--answer.max_tokens=6", "--out", tmp_path / f"of {len(answers)}"]
+        return [*given, "--answer.max_new_tokens=6", "--out", tmp_path / f"of {len(answers)}"]
 
     assert "none of the 2 tasks has an answer to judge by, as 't-1'; add it" in fails(*ask(None, " "))
     assert not (tmp_path / "of 2").exists()
@@ -221,7 +221,7 @@ def test_eval_of_tasks_without_golds(run: Callable, fails: Callable, tiny_base: 
 
 def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     ran = run("eval", "--model", tiny_base, "--methods", "base", "--size", "2", "--out", tmp_path / "out",
-              "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
+              "--answer.max_new_tokens=4", "--resamples=50", "--json")  # fmt: skip
     comparison = json.loads(ran.out)
     assert [row["method"] for row in comparison["rows"]] == ["base"]
     assert comparison["tasks"]["source"] == "minimath"
@@ -230,7 +230,7 @@ def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
 def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     ran = run("eval", "--model", tiny_base, "--methods", "base,base-ttt", "--size", "7", "--out", tmp_path / "out",
               "--levels=[5]", "--train-tasks=minimath", "--train-levels=[1,2]", "--train-subjects=[Algebra]",
-              "--examples=1", "--answer.max_tokens=4", "--resamples=50", "--json")  # fmt: skip
+              "--examples=1", "--answer.max_new_tokens=4", "--resamples=50", "--json")  # fmt: skip
     comparison = json.loads(ran.out)
     assert (comparison["tasks"]["levels"], "subjects" in comparison["tasks"]) == ([5], False)
     assert all(list(row["by_level"]) == ["5"] for row in comparison["rows"])
@@ -269,8 +269,8 @@ def test_eval_of_bad_input(fails: Callable, tmp_path: Path, arguments: list[str]
 def test_eval_that_was_stopped_says_how_to_go_on(
     run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--model", str(tiny_base), "--methods", "base,tt-ss", "--size", "3", "--answer.max_tokens=4",
-                 "--resamples=50", "--stack=2", "--synthesis.examples=2", "--synthesis.sampling.max_tokens=4",
+    arguments = ["--model", str(tiny_base), "--methods", "base,tt-ss", "--size", "3", "--answer.max_new_tokens=4",
+                 "--resamples=50", "--stack=2", "--synthesis.examples=2", "--synthesis.sampling.max_new_tokens=4",
                  "--out", str(tmp_path / "out")]  # fmt: skip
     answer = running.answer_adapted
 
@@ -304,7 +304,7 @@ def test_demo_solves_and_compares(
     from mass.cli import demo
     from mass.config import EvalConfig, SamplingConfig
 
-    short = functools.partial(EvalConfig, answer=SamplingConfig(max_tokens=4), resamples=50)
+    short = functools.partial(EvalConfig, answer=SamplingConfig(max_new_tokens=4), resamples=50)
     monkeypatch.setattr(demo, "EvalConfig", short)
     ran = run("demo", "--model", tiny_base, "--checkpoint", checkpoint, "--size", "4", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err

@@ -55,7 +55,7 @@ def test_replay_gives_the_same_text_and_update(solve: Callable, tmp_path: Path, 
 def test_replay_finds_model_checkpoint_rate_and_precision_in_the_record(
     run: Callable, tiny_base: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    short = ("--adapt.answer.max_tokens=8",)
+    short = ("--adapt.answer.max_new_tokens=8",)
     for name, made in (
         ("rate", ("--adapt.inner.learning_rate=0.7", "--dtype=bfloat16", *short)),
         ("trained", ("--checkpoint", checkpoint)),

@@ -93,7 +93,7 @@ def test_sampling_tells_its_tokens_rows_and_time() -> None:
     lm.decode_rows = 4
     heard = Recorded()
     with listening(heard):
-        found = sample(lm, prompt_ids(lm), max_tokens=5)
+        found = sample(lm, prompt_ids(lm), max_new_tokens=5)
     states: list[Decoding] = heard.heard
     assert states[-1].tokens == sum(len(s.tokens) for s in found)
     assert states[-1].rows_left == 0
@@ -113,7 +113,7 @@ def test_a_command_says_how_far_it_is(
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(comparing, "STAGE_EVERY_S", 0.0)
     where = ["--model", tiny_base, "--checkpoint", "untrained"]
-    asked = ["What is 1 + 2?", "--adapt.synthesis.sampling.max_tokens", "60"]
+    asked = ["What is 1 + 2?", "--adapt.synthesis.sampling.max_new_tokens", "60"]
     tasks = ["--methods", "tt-ss", "--tasks", "minimath", "--size", "2", "--out", tmp_path / "out"]
     ran = run(verb, *where[: 4 if verb == "solve" else 2], *(asked if verb == "solve" else tasks))
     assert ran.code == 0

@@ -34,9 +34,9 @@ from mass.tasks import minimath
 from mass.types import Task
 from small_lms import small_sums
 
-SHORT = SamplingConfig(max_tokens=12, temperature=0.0)
+SHORT = SamplingConfig(max_new_tokens=12, temperature=0.0)
 CONFIG = EvalConfig(answer=SHORT, ttt=InnerConfig(learning_rate=5.0))
-ADAPT = AdaptConfig(SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=12)))
+ADAPT = AdaptConfig(SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=12)))
 PROBLEMS = [task.problem for task in minimath.load("test", 5, 0)]
 SEEDS = [11, 12, 13, 14, 15]
 
@@ -54,7 +54,7 @@ def saved(model: Mass, folder: Path, method: str = "mass", step: int = 7, seed: 
     """A checkpoint of `method` whose adapter changes the answers."""
     state = checkpoint.init_state(model.lm, ADAPT, seed)
     theta = {n: t + 0.3 if n.endswith("lora_B") else t for n, t in state.theta.items()}
-    adapt = replace(ADAPT, answer=SamplingConfig(max_tokens=99))
+    adapt = replace(ADAPT, answer=SamplingConfig(max_new_tokens=99))
     checkpoint.save(folder, model.lm, replace(state, theta=theta), adapt, method, step)
     return folder
 
@@ -106,7 +106,7 @@ def test_the_given_model_is_its_own_checkpoint(tiny_base: Path, model: Mass, tmp
 
 
 def test_a_checkpoint_of_another_lora_shape_gets_its_own_base(tiny_base: Path, model: Mass, tmp_path: Path) -> None:
-    other = load(str(tiny_base), config=ADAPT, lora=LoraConfig(rank=2, targets=("q_proj",)))
+    other = load(str(tiny_base), config=ADAPT, lora=LoraConfig(r=2, target_modules=("q_proj",)))
     folder = saved(other, tmp_path / "c")
     found = contestants(model, ["base", "mass", "mass-unadapted"], CONFIG, {"mass": folder}, seed=0)
     assert found["base"].lm is model.lm
@@ -161,7 +161,7 @@ def test_practice_counts_as_generated_only_when_the_model_wrote_it(model: Mass) 
 
 
 def test_practice_weighed_by_likelihood_is_that_of_tt_ss_in_other_weights(taught_base: Path) -> None:
-    practice = SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=32))
+    practice = SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=32))
     model, problems = load(str(taught_base), config=AdaptConfig(practice)), [t.problem for t in small_sums()[:5]]
 
     def weights(method: str, sharpness: float) -> list[list[float]]:

@@ -22,6 +22,7 @@ from mass.errors import ConfigError, DataError, RunError
 from mass.evaluation.answers import Attempt, Drawn
 from mass.evaluation.evaluate import Comparison, evaluate
 from mass.evaluation.folder import ComparisonFolder
+from mass.evaluation.methods import TT_SS
 from mass.evaluation.table import Judged, Record, paired_bootstrap, row_of, wilson
 from mass.model import Mass, load
 from mass.report import html_page, terminal_table
@@ -32,9 +33,12 @@ from mass.types import Adaptation, Example, Task, Verdict
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_test.jsonl"
 CONFIG = EvalConfig(
-    answer=SamplingConfig(max_tokens=8, temperature=0.0), ttt=InnerConfig(learning_rate=20.0), stack=3, resamples=500
+    answer=SamplingConfig(max_new_tokens=8, temperature=0.0),
+    ttt=InnerConfig(learning_rate=20.0),
+    stack=3,
+    resamples=500,
 )
-ADAPT = AdaptConfig(SynthesisConfig(examples=2, sampling=SamplingConfig(max_tokens=10)))
+ADAPT = AdaptConfig(SynthesisConfig(examples=2, sampling=SamplingConfig(max_new_tokens=10)))
 SAMPLED = replace(CONFIG, samples=2)
 UNTRAINED = {"mass": "untrained"}
 METHODS = ("base", "base-ttt", "tt-ss", "mass", "maj@n")
@@ -310,7 +314,7 @@ def test_controls_spend_the_tokens_of_mass_on_the_samples_of_base_and_checkpoint
     sample = type(model.lm).sample
 
     def counted(self: Any, prompts: Any, sampling: Any, *args: Any, **kwargs: Any) -> Any:
-        if sampling.temperature == 1.0 and sampling.max_tokens == 8:
+        if sampling.temperature == 1.0 and sampling.max_new_tokens == 8:
             drawn.append(len(prompts))
         return sample(self, prompts, sampling, *args, **kwargs)
 
@@ -364,6 +368,32 @@ def test_two_runs_are_equal_whatever_the_stack_and_other_seeds_are_not(model: Ma
         for c in (first, other)
     )
     assert first_examples != other_examples
+
+
+def test_what_untrained_methods_write_is_written_once_and_counted_for_each(
+    model: Mass, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    synthesise = synthesis.synthesise
+
+    def counted(lm: Any, problems: Sequence[str], *given: Any, **named: Any) -> Any:
+        written.append(len(problems))
+        return synthesise(lm, problems, *given, **named)
+
+    monkeypatch.setattr(synthesis, "synthesise", counted)
+    both = evaluate(model, tasks, ["base", "tt-ss", "tt-ss-likelihood"], config=CONFIG)
+    assert sum(written) == len(tasks)
+    for method in ("tt-ss", "tt-ss-likelihood"):
+        alone = evaluate(model, tasks, ["base", method], config=CONFIG)
+        pairs = zip(*([r for r in c.records if r.method == method] for c in (both, alone)), strict=True)
+        for one, other in pairs:
+            assert (one.attempt.text, one.attempt.tokens) == (other.attempt.text, other.attempt.tokens)
+            assert one.attempt.record is not None
+            assert other.attempt.record is not None
+            assert one.attempt.record.adapter_hash == other.attempt.record.adapter_hash
+            assert one.attempt.record.seconds["synthesis"] > 0
+    seconds = [{r.attempt.record.seconds["synthesis"] for r in both.records if r.method == m} for m in TT_SS]  # type: ignore[union-attr]
+    assert seconds[0] == seconds[1]
 
 
 def test_the_majority_spends_at_least_the_tokens_of_mass(model: Mass, tasks: list[Task]) -> None:

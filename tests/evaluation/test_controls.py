@@ -23,9 +23,9 @@ from mass.tasks import minimath
 from mass.types import Adaptation, Example, Params, Sample
 from small_lms import make_lm
 
-SHORT = SamplingConfig(max_tokens=12, temperature=0.0)
+SHORT = SamplingConfig(max_new_tokens=12, temperature=0.0)
 CONFIG = EvalConfig(answer=SHORT)
-ADAPT = AdaptConfig(SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=40)), answer=SHORT)
+ADAPT = AdaptConfig(SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=40)), answer=SHORT)
 PROBLEMS = [task.problem for task in minimath.load("test", 5, 0)]
 SEEDS = [11, 12, 13, 14, 15]
 

@@ -61,9 +61,9 @@ class Model(MassModel, Base):
 def mass(lm: LM) -> Mass:
     """A model that answers short, and after practice at this rate otherwise than before."""
     config = AdaptConfig(
-        synthesis=SynthesisConfig(examples=3, sampling=SamplingConfig(max_tokens=32)),
+        synthesis=SynthesisConfig(examples=3, sampling=SamplingConfig(max_new_tokens=32)),
         inner=InnerConfig(learning_rate=1.0),
-        answer=SamplingConfig(max_tokens=14, temperature=0.0),
+        answer=SamplingConfig(max_new_tokens=14, temperature=0.0),
     )
     return Mass(lm, init_state(lm, config, 0), config, UNTRAINED, state_seed=0)
 

@@ -165,7 +165,7 @@ def test_generation_is_read_as_the_harness_reads_it() -> None:
     )
     assert continuation_of({"temperature": 0.6, "top_p": 0.9}, 5).sampling == SamplingConfig(5, 0.6, 0.9)
     assert continuation_of({"do_sample": True}, 5).sampling.temperature == 1.0
-    assert continuation_of({"max_tokens": 3, "max_gen_toks": 4}, 5).sampling.max_tokens == 4
+    assert continuation_of({"max_tokens": 3, "max_gen_toks": 4}, 5).sampling.max_new_tokens == 4
     with pytest.raises(ConfigError, match=r"^generation argument top_k=5 is none that --model mass takes; did you"):
         continuation_of({"top_k": 5}, 256)
 

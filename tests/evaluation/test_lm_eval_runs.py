@@ -69,7 +69,7 @@ def tiny(prompts: Prompts = PLAIN) -> Mass:
     model.lm.prompts = dataclasses.replace(prompts, synthesis=PLAIN.synthesis, example=PLAIN.example)
     model.lm._stop = StopStrings(model.lm.tokenizer, prompts.stop)
     config = model.config
-    synthesis = dataclasses.replace(config.synthesis, sampling=SamplingConfig(max_tokens=48))
+    synthesis = dataclasses.replace(config.synthesis, sampling=SamplingConfig(max_new_tokens=48))
     return dataclasses.replace(model, config=dataclasses.replace(config, synthesis=synthesis))
 
 
@@ -159,7 +159,7 @@ def test_unadapted_numbers_are_those_of_the_harness_own_model(data: Path) -> Non
 
 
 def evaluated(model: Mass, tasks: list[Task], method: str, tokens: int) -> list[Any]:
-    config = EvalConfig(answer=SamplingConfig(max_tokens=tokens, temperature=0.0), stack=1, resamples=10)
+    config = EvalConfig(answer=SamplingConfig(max_new_tokens=tokens, temperature=0.0), stack=1, resamples=10)
     return list(evaluate(model, tasks, [method], config=config, seed=0).records)
 
 

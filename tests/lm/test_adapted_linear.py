@@ -118,7 +118,7 @@ def test_a_model_has_the_same_second_derivatives_with_and_without(stack: int | N
     found: list[list[Tensor]] = []
     for closed_form in (True, False):
         layers = model()
-        sites = LoraSites(layers, LoraConfig(targets=["0", "2"], rank=R), closed_form=closed_form)
+        sites = LoraSites(layers, LoraConfig(target_modules=["0", "2"], r=R), closed_form=closed_form)
         found.append(product(layers, sites, adapter(sites, stack), rows))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected)
@@ -134,7 +134,7 @@ def used(change: Callable[[nn.Sequential], Any], monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("mass.lm.lora.add_delta_in_closed_form", counted)
     layers = model()
-    sites = LoraSites(layers, LoraConfig(targets=["0", "2"], rank=R))
+    sites = LoraSites(layers, LoraConfig(target_modules=["0", "2"], r=R))
     change(layers)
     with sites.use(adapter(sites)):
         layers(draw(N, T, IN))
@@ -175,7 +175,7 @@ def test_without_a_gradient_and_under_autocast_it_is_left_to_torch(monkeypatch: 
 
 def test_the_output_is_the_same_to_the_last_bit() -> None:
     layers = model().float()
-    sites = LoraSites(layers, LoraConfig(targets=["0", "2"], rank=R))
+    sites = LoraSites(layers, LoraConfig(target_modules=["0", "2"], r=R))
     params = {name: p.detach().float() for name, p in adapter(sites).items()}
     with sites.use(params), torch.no_grad():
         expected = layers(draw(N, T, IN).float())

@@ -199,7 +199,9 @@ def test_sites_are_all_linear_layers_but_the_head() -> None:
 
 
 def test_an_unknown_target_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"lora.targets is \['proj_q'\].*down_proj, gate_proj, k_proj") as error:
+    with pytest.raises(
+        ConfigError, match=r"lora.target_modules is \['proj_q'\].*down_proj, gate_proj, k_proj"
+    ) as error:
         find_sites(make_model(), ["proj_q"])
     assert "\n" not in str(error.value)
 
@@ -284,7 +286,7 @@ def test_adapters_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     refused("adapter of another base: layer", make_lm(num_hidden_layers=1).adapters)
     refused("adapter of another base: layer", make_lm(targets=("q_proj",)).adapters)
     refused("has rank 2 and alpha 4.0; expected 4 and 8.0", make_lm(rank=4).adapters)
-    refused("has rank 2 and alpha 4.0; expected 2 and 9.0", LoraSites(make_model(), LoraConfig(rank=2, alpha=9.0)))
+    refused("has rank 2 and alpha 4.0; expected 2 and 9.0", LoraSites(make_model(), LoraConfig(r=2, lora_alpha=9.0)))
     edited(folder, use_rslora=True)
     refused("with use_rslora; expected a plain LoRA")
     fresh()

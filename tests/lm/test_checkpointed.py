@@ -334,7 +334,7 @@ def test_a_model_whose_layers_cannot_be_wrapped_works_and_refuses_to_checkpoint_
     """Asked for, it is an error and not silence; a budget that would need it says what it needs without."""
     model = make_model("Llama")
     model.model.layers[1].forward = model.model.layers[1].forward
-    lm = LM(model, tokenizer(), "small", PLAIN, LoraSites(model, LoraConfig(rank=2)))
+    lm = LM(model, tokenizer(), "small", PLAIN, LoraSites(model, LoraConfig(r=2)))
     batch, start, weights = batch_of(lm), random_adapter(lm), torch.full((3,), 0.3, dtype=torch.float64)
 
     def run(**options: Any) -> Params:

@@ -92,7 +92,7 @@ def test_a_model_is_loaded_so_and_that_is_said_and_recorded(
     folder = make_folder("Llama-3", tmp_path / "m")  # bfloat16 files
     speed(monkeypatch, 2.0)
     with caplog.at_level(logging.INFO, "mass"):
-        model = load(str(folder), lora=LoraConfig(rank=2))
+        model = load(str(folder), lora=LoraConfig(r=2))
     assert (model.lm.dtype, model.lm.adapter_dtype) == ("bfloat16", torch.float32)
     assert caplog.text.count(f"{folder}: base weights in bfloat16") == 1
     assert model.origin["dtype"] == "bfloat16"

@@ -44,7 +44,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(name: str | Path, **options: Any) -> LM:
-    return load_lm(ModelConfig(name=str(name), **options), LoraConfig(rank=2))
+    return load_lm(ModelConfig(name=str(name), **options), LoraConfig(r=2))
 
 
 def refused(name: str | Path, said: str, kind: type = ModelError) -> None:

@@ -35,7 +35,7 @@ def assert_contiguous(lm: LM) -> None:
     batch = lm.batch([(prompt, [3, 4, 5]) for prompt in prompts])
     adapter = {name: t.requires_grad_() for name, t in lm.init_adapter(0).items()}
     with inputs_of_linear_layers(lm.model) as seen:
-        lm.sample([*prompts, prompts[0]], SamplingConfig(max_tokens=3, temperature=1.0), list(range(7)))
+        lm.sample([*prompts, prompts[0]], SamplingConfig(max_new_tokens=3, temperature=1.0), list(range(7)))
         losses = lm.losses(batch, adapter)
         gradients = torch.autograd.grad(losses.sum(), list(adapter.values()), create_graph=True)
         sum(g.square().sum() for g in gradients).backward()
@@ -52,7 +52,7 @@ def test_in_every_architecture(kind: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_in_every_family_as_it_is_loaded(name: str, tmp_path: Path) -> None:
     folder = make_folder(name, tmp_path)
-    assert_contiguous(load_lm(ModelConfig(name=str(folder), device="cpu", dtype="float32"), LoraConfig(rank=2)))
+    assert_contiguous(load_lm(ModelConfig(name=str(folder), device="cpu", dtype="float32"), LoraConfig(r=2)))
 
 
 def test_transformers_alone_hands_its_head_a_slice() -> None:

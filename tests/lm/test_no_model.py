@@ -32,7 +32,7 @@ def base(folder: Path, model: Any = None) -> Path:
 
 
 def loaded(folder: Path | str, **options: Any) -> LM:
-    return load_lm(ModelConfig(name=str(folder), **options), LoraConfig(rank=2))
+    return load_lm(ModelConfig(name=str(folder), **options), LoraConfig(r=2))
 
 
 def refused(said: str, make: Callable[[], Any]) -> None:
@@ -175,7 +175,7 @@ def test_an_adapter_loads_in_peft_beside_fused_experts(tmp_path: Path) -> None:
             return make_hybrid(kind) if kind == "DeepseekV3" else make_model(kind, torch.float32)
 
         model = fresh()
-        sites = LoraSites(model, LoraConfig(rank=2, alpha=4.0))
+        sites = LoraSites(model, LoraConfig(r=2, lora_alpha=4.0))
         generator = torch.Generator().manual_seed(1)
         params = {n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in sites.init(0).items()}
         save_peft(params, sites, tmp_path / kind, "base")

@@ -75,7 +75,7 @@ def test_a_prompt_is_read_once_for_all_its_rows() -> None:
 
     handle = lm.model.register_forward_pre_hook(note_shape, with_kwargs=True)
     one, other, *_ = prompt_ids(lm)
-    config = SamplingConfig(max_tokens=2, temperature=1.0)
+    config = SamplingConfig(max_new_tokens=2, temperature=1.0)
     samples = lm.sample([one] * 6 + [other] * 6, config, list(range(12)))
     assert read[0] == (2, max(len(one), len(other)))
     assert read[1] == (12, 1)

@@ -31,7 +31,7 @@ from mass.training.trainer import Trainer
 from mass.types import Task
 from small_lms import make_lm
 
-LORA = LoraConfig(rank=2, alpha=4.0)
+LORA = LoraConfig(r=2, lora_alpha=4.0)
 SHORT = AdaptConfig(SynthesisConfig(examples=1, sampling=SamplingConfig(4)), answer=SamplingConfig(4, 0.0))
 OWN = dataclasses.replace(PLAIN, solve="Mine: {problem}\nSo:")
 BY_KIND = {kind: dataclasses.replace(PLAIN, solve=f"{kind}: {{problem}}\nSo:") for kind in KINDS}
@@ -71,7 +71,7 @@ def test_a_task_is_asked_as_its_kind(model: mass.Mass) -> None:
 
 def test_the_same_base_takes_adapters_of_another_shape() -> None:
     lm = make_lm("Llama")
-    other = lm.with_lora(LoraConfig(rank=3, targets=("q_proj",)))
+    other = lm.with_lora(LoraConfig(r=3, target_modules=("q_proj",)))
     assert (lm.with_lora(lm.adapters.config), other.model) == (lm, lm.model)
     batch = lm.batch([lm.example_row("1", "2")])
     before = lm.losses(batch)

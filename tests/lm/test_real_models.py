@@ -22,7 +22,7 @@ from mass.lm.prompts import CHATS, PLAINS
 from mass.types import Example
 
 INDEX = "model.safetensors.index.json"
-LORA = LoraConfig(rank=2, alpha=4.0)
+LORA = LoraConfig(r=2, lora_alpha=4.0)
 PROBLEM, SOLUTION = "Find 3 + 4.", r"3+4=7. \boxed{7}"
 
 
@@ -88,7 +88,7 @@ def test_an_adapted_answer_is_that_of_peft(folders: Callable[[str], Path], tmp_p
     config = AdaptConfig(
         scoring=ScoringConfig(normalise="uniform"),
         inner=InnerConfig(learning_rate=3.0, steps=2),
-        answer=SamplingConfig(max_tokens=12, temperature=0.0),
+        answer=SamplingConfig(max_new_tokens=12, temperature=0.0),
     )
     practice = (Example("1 + 1?", r"It is \boxed{2}."), Example("2 + 2?", r"It is \boxed{4}."))
     (record,), adapted = answer_all(lm, init_state(lm, config, 0), [PROBLEM], config, [0], replay=[practice])

@@ -50,7 +50,7 @@ def test_greedy_equals_generate(kind: str, adapted: bool) -> None:
     lm = make_lm(kind, torch.float32 if kind == "Gemma2" else torch.float64)
     adapter = random_adapter(lm) if adapted else None
     prompts = prompt_ids(lm)
-    ours = sample(lm, prompts, adapter, temperature=0.0, max_tokens=16)
+    ours = sample(lm, prompts, adapter, temperature=0.0, max_new_tokens=16)
     assert [list(s.tokens) for s in ours] == generated(lm, prompts, adapter, 16)
     assert len({s.tokens for s in ours}) > 2
 
@@ -58,7 +58,7 @@ def test_greedy_equals_generate(kind: str, adapted: bool) -> None:
 def test_greedy_equals_generate_when_rows_end() -> None:
     lm = end_likely(make_lm(), 4.0)
     prompts = prompt_ids(lm) * 2
-    ours = sample(lm, prompts, temperature=0.0, max_tokens=24)
+    ours = sample(lm, prompts, temperature=0.0, max_new_tokens=24)
     assert [list(s.tokens) for s in ours] == generated(lm, prompts, None, 24)
     assert len({len(s.tokens) for s in ours}) > 2
 
@@ -67,7 +67,7 @@ def test_greedy_equals_generate_when_rows_end() -> None:
 def test_logprobs_are_those_of_the_tokens_at_temperature_1(kind: str) -> None:
     lm = make_lm(kind, torch.float32 if kind == "Gemma2" else torch.float64)
     adapter, prompts = random_adapter(lm), prompt_ids(lm)
-    config = SamplingConfig(max_tokens=16, temperature=1.7, top_p=0.9)
+    config = SamplingConfig(max_new_tokens=16, temperature=1.7, top_p=0.9)
     samples = lm.sample(prompts, config, list(range(len(prompts))), adapter, with_logprobs=True)
     assert all(len(s.logprobs) == len(s.tokens) for s in samples)
     batch = lm.batch([(p, list(s.tokens)) for p, s in zip(prompts, samples, strict=True)])
@@ -91,7 +91,7 @@ def test_samples_follow_the_distribution() -> None:
             kept = order[: int((ordered.cumsum(0) < top_p).sum()) + 1]
             probs = torch.zeros_like(probs).index_copy(0, kept, probs[kept])
             probs = probs / probs.sum()
-        found = sample(lm, [prompt] * 1500, max_tokens=1, temperature=temperature, top_p=top_p)
+        found = sample(lm, [prompt] * 1500, max_new_tokens=1, temperature=temperature, top_p=top_p)
         counts = torch.zeros_like(probs).index_add(
             0, torch.tensor([s.tokens[0] for s in found]), torch.ones(1500, dtype=probs.dtype)
         )
@@ -139,7 +139,7 @@ def test_a_row_does_not_depend_on_its_company(kind: str, temperature: float) -> 
         assert max(len(s.tokens) for s in together) >= 12
     backwards = lm.sample(
         prompts[::-1],
-        SamplingConfig(max_tokens=16, temperature=temperature),
+        SamplingConfig(max_new_tokens=16, temperature=temperature),
         list(range(len(prompts)))[::-1],
     )
     assert [s.tokens for s in backwards[::-1]] == [s.tokens for s in together]
@@ -160,10 +160,10 @@ def test_nor_on_a_neighbour_at_the_end_of_the_context() -> None:
     """Each row may use the whole context, for learned positions as for rotary ones."""
     for lm in (make_lm(max_position_embeddings=16), make_lm("GPT2", n_positions=16)):
         prompts = [[5] * 13, [6] * 3, [7] * 15, [8] * 10, [9] * 2, [5] * 2, [6] * 2]
-        together = sample(lm, prompts, max_tokens=64)
+        together = sample(lm, prompts, max_new_tokens=64)
         assert [len(s.tokens) for s in together] == [3, 13, 1, 6, 14, 14, 14]
         assert not any(s.finished for s in together[:3])
-        assert [s.tokens for s in together] == [s.tokens for s in alone(lm, prompts, max_tokens=64)]
+        assert [s.tokens for s in together] == [s.tokens for s in alone(lm, prompts, max_new_tokens=64)]
         with pytest.raises(DataError, match=r"prompt of 16 tokens; .* reads at most 15"):
             sample(lm, [[5] * 16, [6]])
 
@@ -173,21 +173,21 @@ def test_stacked_adapters_equal_separate_runs(height: int) -> None:
     lm = end_likely(make_lm(), 3.5)
     prompts = (prompt_ids(lm) * 2)[: 4 * height]
     stack = random_adapter(lm, count=4, scale=0.1)
-    together = sample(lm, prompts, stack, max_tokens=20)
+    together = sample(lm, prompts, stack, max_new_tokens=20)
     assert len({len(s.tokens) for s in together}) > 1
     for i, prompt in enumerate(prompts):
-        (expected,) = sample(lm, [prompt], pick(stack, i // height), seed=i, max_tokens=20)
+        (expected,) = sample(lm, [prompt], pick(stack, i // height), seed=i, max_new_tokens=20)
         assert together[i].tokens == expected.tokens
 
 
 def test_seeds() -> None:
     lm = make_lm()
     prompt = prompt_ids(lm)[0]
-    config = SamplingConfig(max_tokens=12)
+    config = SamplingConfig(max_new_tokens=12)
     one, two, other = lm.sample([prompt] * 3, config, [1, 1, 2])
     assert one == two
     assert one.tokens != other.tokens
-    (longer,) = lm.sample([prompt], SamplingConfig(max_tokens=31), [1])
+    (longer,) = lm.sample([prompt], SamplingConfig(max_new_tokens=31), [1])
     assert longer.tokens[:12] == one.tokens
     torch.manual_seed(99)
     state = torch.get_rng_state()
@@ -201,7 +201,7 @@ def test_seeds() -> None:
 def test_max_tokens_and_the_end_token() -> None:
     lm = end_likely(make_lm(), 3.0)
     end = lm.tokenizer.eos_token_id
-    samples = sample(lm, prompt_ids(lm) * 4, max_tokens=10)
+    samples = sample(lm, prompt_ids(lm) * 4, max_new_tokens=10)
     ended = [s for s in samples if s.finished]
     cut = [s for s in samples if not s.finished]
     assert ended
@@ -213,12 +213,12 @@ def test_max_tokens_and_the_end_token() -> None:
 
 def test_a_stop_string_ends_a_row_and_is_cut_off() -> None:
     lm = make_lm()
-    free = sample(lm, prompt_ids(lm), max_tokens=24)
+    free = sample(lm, prompt_ids(lm), max_new_tokens=24)
     text = lm.tokenizer.decode(free[0].tokens)
     stop = text[4:6]
     lm._stop.stop = (stop, "never to be seen")
     lm._stop._can_end = None
-    stopped = sample(lm, prompt_ids(lm), max_tokens=24)
+    stopped = sample(lm, prompt_ids(lm), max_new_tokens=24)
     assert stopped[0].finished
     assert stopped[0].text == text[: text.index(stop)]
     assert free[0].tokens[: len(stopped[0].tokens)] == stopped[0].tokens
@@ -262,7 +262,7 @@ def test_a_row_in_a_loop_is_given_up_where_that_is_asked_for_and_the_others_go_o
     word = next(i for i in range(len(lm.tokenizer)) if lm.tokenizer.decode([i]).strip().isalpha())
     lm.model.get_output_embeddings().bias[word] = 40.0
     prompts = prompt_ids(lm)[:2]
-    config, seeds = SamplingConfig(max_tokens=100, temperature=1.0), [1, 2]
+    config, seeds = SamplingConfig(max_new_tokens=100, temperature=1.0), [1, 2]
     on = sample_rows(lm, prompts, config, seeds, None, StopStrings(lm.tokenizer, ()))
     assert [(len(s.tokens), s.finished) for s in on] == [(100, False)] * 2
     off = sample_rows(lm, prompts, config, seeds, None, StopStrings(lm.tokenizer, (), loops=True))

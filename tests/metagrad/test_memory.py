@@ -111,7 +111,7 @@ def problem(layers: int = 2, width: int = 64, length: int = 64) -> Problem:
     ids = torch.randint(0, 200, (EXAMPLES, length), generator=torch.Generator().manual_seed(0))
     batch = lm.batch([(row[:half], row[half:]) for row in ids.tolist()])
     model = make_model("Llama", torch.float32, attn_implementation="eager", **shape)
-    sites = LoraSites(model, LoraConfig(rank=1, alpha=2.0, targets=targets))
+    sites = LoraSites(model, LoraConfig(r=1, lora_alpha=2.0, target_modules=targets))
 
     def plain(params: Params, index: Tensor | None) -> Tensor:
         rows = ids if index is None else ids[index]

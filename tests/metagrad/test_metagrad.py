@@ -130,7 +130,7 @@ def reference(lm: LM, state: MetaState, case: Case, kind: str = "softmax") -> di
 def nll(lm: LM, params: Params, problem: str, solution: str) -> Tensor:
     """Mean cross-entropy of the solution's tokens, one sequence, weights merged: W + (alpha / r) B A."""
     context, target = lm.example_row(problem, solution)
-    scaling = lm.adapters.config.alpha / lm.adapters.config.rank
+    scaling = lm.adapters.config.lora_alpha / lm.adapters.config.r
     merged = {
         f"{site.name}.weight": lm.model.get_parameter(f"{site.name}.weight")
         + scaling * params[f"{site.name}.lora_B"] @ params[f"{site.name}.lora_A"]

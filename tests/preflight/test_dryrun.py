@@ -28,7 +28,7 @@ from mass.training.trainer import Trainer
 from small_lms import make_lm, random_adapter
 from small_runs import config_for
 
-LORA = LoraConfig(rank=2, alpha=4.0)
+LORA = LoraConfig(r=2, lora_alpha=4.0)
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 32, "initializer_range": 0.05}
 
 
@@ -91,7 +91,7 @@ def test_published_architectures_have_their_published_size(name: str, billions: 
 
 
 def lengths_of(config: RunConfig) -> Lengths:
-    return Lengths(60, 70, 150, 60, 150, config.outer.sampling.max_tokens, config.test.answer.max_tokens, 40)
+    return Lengths(60, 70, 150, 60, 150, config.outer.sampling.max_new_tokens, config.test.answer.max_new_tokens, 40)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_step_s_peak_is_as_expected(sums: Path, tmp_path: Path, monkeypatch: p
     config = dataclasses.replace(
         config,
         adapt=dataclasses.replace(config.adapt, inner=inner),
-        outer=OuterConfig(SamplingConfig(max_tokens=150), samples=4, micro_batch=2),
+        outer=OuterConfig(SamplingConfig(max_new_tokens=150), samples=4, micro_batch=2),
         train=dataclasses.replace(config.train, eval_every=0),
     )
     text = practice(1)[0]

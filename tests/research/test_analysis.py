@@ -24,7 +24,7 @@ from mass.verify import check
 from research import analysis
 from small_lms import small_sums
 
-SAMPLING = SamplingConfig(max_tokens=24)
+SAMPLING = SamplingConfig(max_new_tokens=24)
 CONFIG = AdaptConfig(
     SynthesisConfig(4, SAMPLING), ScoringConfig(), InnerConfig(learning_rate=2.0), replace(SAMPLING, temperature=0.0)
 )

@@ -20,10 +20,10 @@ from study_folders import is_study
 def study_file(base: Path, folder: Path, steps: int = 1) -> Path:
     short = {
         "model.name": str(base), "train.steps": steps, "train.tasks_per_step": 2, "train.eval_size": 2,
-        "outer.samples": 2, "adapt.synthesis.examples": 2, "outer.sampling.max_tokens": 6,
-        "adapt.synthesis.sampling.max_tokens": 6, "test.answer.max_tokens": 6,
+        "outer.samples": 2, "adapt.synthesis.examples": 2, "outer.sampling.max_new_tokens": 6,
+        "adapt.synthesis.sampling.max_new_tokens": 6, "test.answer.max_new_tokens": 6,
     }  # fmt: skip
-    options = {"model": str(base), "methods": "base,mass", "tasks": "minimath", "size": 2, "answer.max_tokens": 6}
+    options = {"model": str(base), "methods": "base,mass", "tasks": "minimath", "size": 2, "answer.max_new_tokens": 6}
     study = {
         "seeds": [1],
         "trainings": {"mine": {"set": short}},

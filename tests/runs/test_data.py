@@ -99,12 +99,12 @@ def test_a_smaller_set_of_one_seed_is_part_of_a_larger_one() -> None:
 @pytest.fixture(scope="module")
 def plain(tiny_base: Path) -> LM:
     """A random model: it reads any problem of minimath, and has nothing to say."""
-    return load_lm(ModelConfig(name=str(tiny_base)), LoraConfig(rank=2, alpha=4.0))
+    return load_lm(ModelConfig(name=str(tiny_base)), LoraConfig(r=2, lora_alpha=4.0))
 
 
 def config_of(base: Path, method: str, size: int) -> RunConfig:
     config = config_for(base, Path("unused"), method, eval_every=0, tasks_per_step=3)
-    short = SamplingConfig(max_tokens=6)
+    short = SamplingConfig(max_new_tokens=6)
     return dataclasses.replace(
         config, tasks=TasksConfig(size=size), outer=dataclasses.replace(config.outer, sampling=short),
         test=AtTestConfig(3, 2, short),

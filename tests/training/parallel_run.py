@@ -63,7 +63,7 @@ def some_steps(lm: LM, config: RunConfig, ranks: Ranks) -> dict[str, torch.Tenso
 
 
 def lm_of(base: Path, dtype: str) -> LM:
-    lm = load_lm(ModelConfig(name=str(base), dtype=dtype), LoraConfig(rank=2, alpha=4.0))
+    lm = load_lm(ModelConfig(name=str(base), dtype=dtype), LoraConfig(r=2, lora_alpha=4.0))
     return float64_throughout(lm) if dtype == "float64" else lm
 
 

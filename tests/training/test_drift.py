@@ -30,7 +30,7 @@ from small_lms import float64_throughout, full_logits, make_lm, random_adapter
 from small_runs import assert_same_run, config_for
 
 CANARIES = ((Task("Compute 3 + 4."), Task("Find the area.")), (Task("x + 1"),))
-SHORT = SamplingConfig(max_tokens=9, temperature=0.1)
+SHORT = SamplingConfig(max_new_tokens=9, temperature=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ def test_the_generator_is_rewarded_for_what_lowers_the_outer_loss(wide: LM, taug
 
 def test_without_valid_practice_the_solver_still_learns(tiny_base: Path, sums: Path) -> None:
     """A random model writes nothing that parses: theta gets the outer gradient, eta and the rates get none."""
-    lm = load_lm(ModelConfig(name=str(tiny_base), dtype="float64"), LoraConfig(rank=2, alpha=4.0))
+    lm = load_lm(ModelConfig(name=str(tiny_base), dtype="float64"), LoraConfig(r=2, lora_alpha=4.0))
     config = config_for(tiny_base, sums, "mass-gold", generator_kl=0.0)
     state = dataclasses.replace(init_state(lm, config.adapt, 0), theta=random_adapter(lm, 4, scale=0.02))
     tasks = [task_stream(config.tasks, 0)(n) for n in range(2)]

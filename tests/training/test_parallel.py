@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parallel_run import CASES, cases, lm_of, some_steps
 
 from mass.cli.main import main
 from mass.errors import ConfigError, RunError
@@ -24,7 +25,6 @@ from mass.runs.folder import RunFolder
 from mass.training import distributed as parallel
 from mass.training.distributed import LostProcess, Ranks, speaks
 from mass.training.trainer import train
-from parallel_run import CASES, cases, lm_of, some_steps
 from small_runs import METHODS, config_for, saved
 
 
@@ -202,7 +202,8 @@ def command(base: Path, sums: Path, out: Path, *more: object) -> list[object]:
     return [
         "train", "--model.name", base, *files, "--out", out, "--train.steps=3", "--train.tasks_per_step=2",
         "--train.eval_size=2", "--train.checkpoint_every=1", "--outer.samples=2", "--adapt.synthesis.examples=2",
-        "--outer.sampling.max_tokens=14", "--adapt.synthesis.sampling.max_tokens=32", "--test.answer.max_tokens=14",
+        "--outer.sampling.max_new_tokens=14", "--adapt.synthesis.sampling.max_new_tokens=32",
+        "--test.answer.max_new_tokens=14",
         *more,
     ]  # fmt: skip
 

@@ -80,7 +80,7 @@ def test_self_sft_reads_no_gold_and_asks_no_verifier(
 
 
 def test_self_sft_without_valid_practice_takes_no_step(tiny_base: Path, sums: Path) -> None:
-    lm = load_lm(ModelConfig(name=str(tiny_base), dtype="float64"), LoraConfig(rank=2, alpha=4.0))
+    lm = load_lm(ModelConfig(name=str(tiny_base), dtype="float64"), LoraConfig(r=2, lora_alpha=4.0))
     found = solver_gradients(stack_of(lm, tiny_base, sums, "self-sft"))
     assert (found.measured["valid"], found.measured["outer_loss"]) == (0, 0)
     assert not any(bool(t.any()) for t in found.theta.values())

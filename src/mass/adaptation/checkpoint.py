@@ -129,23 +129,37 @@ def describe(folder: Path) -> Description:
         ) from error
 
 
+_NEW_NAMES = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "targets": "target_modules",
+    "max_tokens": "max_new_tokens",
+}
+"""Names that files of the first checkpoints have, and those of today, which are PEFT's and transformers'."""
+
+
+def _with_new_names(data: dict[str, Any]) -> dict[str, Any]:
+    return {_NEW_NAMES.get(name, name): value for name, value in data.items()}
+
+
 def lora_config(data: dict[str, Any]) -> LoraConfig:
     """Read a `LoraConfig` from its JSON form. Raises TypeError on unknown keys."""
-    values = dict[str, Any]({**data, "targets": tuple(data["targets"])})
+    values = _with_new_names(data)
+    values["target_modules"] = tuple(values["target_modules"])
     return LoraConfig(**values)
 
 
 def adapt_config(data: dict[str, Any]) -> AdaptConfig:
     """Read an `AdaptConfig` from its JSON form. Raises TypeError on unknown keys."""
     synthesis, inner = dict(data["synthesis"]), dict(data["inner"])
-    synthesis["sampling"] = SamplingConfig(**synthesis["sampling"])
+    synthesis["sampling"] = SamplingConfig(**_with_new_names(synthesis["sampling"]))
     inner["betas"] = tuple(inner["betas"])
     scoring = dict[str, Any]({"likelihood": False, **data["scoring"]})  # False: written before the option existed
     return AdaptConfig(
         SynthesisConfig(**synthesis),
         ScoringConfig(**scoring),
         InnerConfig(**inner),
-        SamplingConfig(**data["answer"]),
+        SamplingConfig(**_with_new_names(data["answer"])),
     )
 
 

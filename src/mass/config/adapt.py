@@ -14,7 +14,7 @@ from mass.config.yaml_file import FromYaml
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    max_tokens: int = 512
+    max_new_tokens: int = 512
     """Generated tokens of one sequence at most, the end token included."""
     temperature: float = 1.0
     """0 is greedy."""
@@ -22,7 +22,7 @@ class SamplingConfig:
     """Nucleus: the smallest set of tokens with at least this probability."""
 
     def __post_init__(self) -> None:
-        require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "at least 1")
+        require(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "at least 1")
         require(self.temperature >= 0, "sampling.temperature", self.temperature, "0 (greedy) or more")
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number in (0, 1]")
 
@@ -31,7 +31,7 @@ class SamplingConfig:
 class SynthesisConfig:
     examples: int = 6
     """m: practice examples sampled for one problem."""
-    sampling: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=1.0)
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=1.0)
     """How they are sampled."""
     writer: Literal["theta", "base"] = "theta"
     """theta: the meta-trained adapter writes the practice. base: the frozen base does (a frozen generator)."""
@@ -152,5 +152,5 @@ class PracticeConfig:
 class AdaptConfig(PracticeConfig, FromYaml):
     """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
 
-    answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
+    answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
     """How the answer is sampled."""

@@ -13,7 +13,7 @@ from mass.config.yaml_file import FromYaml
 class EvalConfig(FromYaml):
     """How methods are compared."""
 
-    answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
+    answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
     """How every method samples its answer; it replaces that of a checkpoint."""
     ttt: InnerConfig | None = None
     """Inner loop of the untrained methods, base-ttt and tt-ss; None: as the model's own configuration starts it."""

@@ -46,13 +46,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    rank: int = 8
+    r: int = 8
     """Rank r of B A."""
-    alpha: float = 16.0
+    lora_alpha: float = 16.0
     """The update is (alpha / rank) B A x."""
-    targets: tuple[str, ...] = ("all-linear",)
+    target_modules: tuple[str, ...] = ("all-linear",)
     """Suffixes of the names of the linear layers that get an adapter, or 'all-linear' (all but the output head)."""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
-        require(self.alpha > 0, "lora.alpha", self.alpha, "a positive number")
+        require(self.r >= 1, "lora.r", self.r, "at least 1")
+        require(self.lora_alpha > 0, "lora.lora_alpha", self.lora_alpha, "a positive number")

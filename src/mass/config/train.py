@@ -15,7 +15,7 @@ from mass.config.yaml_file import FromYaml
 
 @dataclass(frozen=True)
 class OuterConfig:
-    sampling: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=1.0)
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=1.0)
     """How the k solutions are sampled (verifier)."""
     samples: int = 8
     """k (verifier)."""
@@ -167,7 +167,7 @@ class AtTestConfig:
     """m: practice examples sampled for one problem."""
     steps: int = 1
     """K."""
-    answer: SamplingConfig = SamplingConfig(max_tokens=1024, temperature=0.0)
+    answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
     """How the answer is sampled."""
 
     def __post_init__(self) -> None:

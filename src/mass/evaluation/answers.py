@@ -89,11 +89,14 @@ def answer_adapted(
     seeds: Sequence[int],
     config: EvalConfig,
     practice: Groups | None = None,
+    written_s: Sequence[float] | None = None,
 ) -> list[Attempt]:
     """Adapt to each problem and answer it; one adaptation serves all its answers.
 
     Args:
         practice: Practice examples for each problem; None: the model writes its own.
+        written_s: The seconds that the writing of each problem's practice took, where another method wrote it: they
+            are part of what an answer costs. None: it was written here, or by nobody.
     """
     assert contestant.state is not None
     lm = contestant.lm
@@ -101,6 +104,9 @@ def answer_adapted(
         lm, contestant.state, problems, contestant.config, seeds, unadapted=False, replay=practice
     )
     records = [dataclasses.replace(record, **contestant.recorded) for record in records]
+    if written_s is not None:
+        both = zip(records, written_s, strict=True)
+        records = [dataclasses.replace(r, seconds={**r.seconds, "synthesis": seconds}) for r, seconds in both]
     drawn = draw_beside(lm, [lm.solve_prompt(problem) for problem in problems], seeds, adapted.stack, config)
     return [_adapted_attempt(record, some) for record, some in zip(records, drawn, strict=True)]
 

@@ -28,7 +28,7 @@ def answer_in_context(
     """
     lm = contestant.lm
     groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
-    fitting = [_fitting(lm, group, p, config.answer.max_tokens) for group, p in zip(groups, problems, strict=True)]
+    fitting = [_fitting(lm, group, p, config.answer.max_new_tokens) for group, p in zip(groups, problems, strict=True)]
     attempts = answer_prompts(contestant, [prompt for prompt, _ in fitting], seeds, config)
     return [
         dataclasses.replace(

@@ -27,7 +27,9 @@ from typing import Literal
 from mass.errors import ConfigError, nearest
 
 TT_SS_LIKELIHOOD = "tt-ss-likelihood"
-UNTRAINED_METHODS = ("base-ttt", "tt-ss", TT_SS_LIKELIHOOD)
+TT_SS = ("tt-ss", TT_SS_LIKELIHOOD)
+"""Untrained methods with practice of their own, which differ in its weights alone."""
+UNTRAINED_METHODS = ("base-ttt", *TT_SS)
 ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
 PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
 """Methods that are trained, and answered with the trained weights as they are."""

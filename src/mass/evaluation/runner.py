@@ -10,12 +10,12 @@ from mass.config import EvalConfig
 from mass.evaluation.answers import Attempt, Drawn, answer_adapted, answer_plain, training_examples
 from mass.evaluation.contestants import Contestant
 from mass.evaluation.in_context import answer_in_context
-from mass.evaluation.methods import ADAPTING, IN_CONTEXT, Choice, choice_of
+from mass.evaluation.methods import ADAPTING, IN_CONTEXT, TT_SS, Choice, choice_of
 from mass.evaluation.table import Judged, Record, mean_tokens
 from mass.evaluation.votes import Ballots, best_of, majority, vote
 from mass.lm import room
 from mass.lm.prompts import CODE, kind_of
-from mass.types import Task, Verdict
+from mass.types import Adaptation, Task, Verdict
 from mass.verify import check_all
 
 Progress = Callable[[str, int, int], None]
@@ -89,10 +89,21 @@ class Runner:
             return answer_in_context(contestant, problems, seeds, self.config, written)
         if method not in ADAPTING:
             return answer_plain(contestant, problems, seeds, self.config)
-        practice = None
         if method == "base-ttt":
             practice = training_examples(contestant.lm, self.pool, contestant.config.synthesis, seeds)
-        return answer_adapted(contestant, problems, seeds, self.config, practice)
+            return answer_adapted(contestant, problems, seeds, self.config, practice)
+        known = self._known_practice(method, part, found) if method in TT_SS else []
+        if len(known) != len(problems):
+            return answer_adapted(contestant, problems, seeds, self.config)
+        written_s = [adaptation.seconds["synthesis"] for adaptation in known]
+        return answer_adapted(contestant, problems, seeds, self.config, [a.examples for a in known], written_s)
+
+    def _known_practice(self, method: str, part: slice, found: Found) -> list[Adaptation]:
+        """The adaptations of another untrained method that has answered these tasks: it wrote the same practice, from
+        the same weights and seeds. Records whose tokens were not kept are left out: they do not say what it cost."""
+        others = [found[name][part] for name in TT_SS if name != method and name in found]
+        adaptations = [record.attempt.record for record in next(iter(others), [])]
+        return [a for a in adaptations if a and sum(len(e.tokens) for e in a.examples) == a.tokens["synthesis"]]
 
     def _choose(self, method: str, choice: Choice, found: Found) -> list[Attempt]:
         contestant, config = self.contestants[method], self.config

@@ -72,12 +72,12 @@ class LoraSites:
     """
 
     def __init__(self, model: nn.Module, config: LoraConfig, *, closed_form: bool = True) -> None:
-        """Register hooks on the adapted layers. Raises ConfigError where no layer matches `config.targets`.
+        """Register hooks on the adapted layers. Raises ConfigError where no layer matches `config.target_modules`.
 
         With `closed_form`, derivatives are those of `mass.lm.lora_linear` where it applies; there are only two then.
         """
         self.config, self._closed_form = config, closed_form
-        self.sites = find_sites(model, config.targets)
+        self.sites = find_sites(model, config.target_modules)
         self.beside_fused_experts = any("expert" in name and p.dim() == 3 for name, p in model.named_parameters())
         """True if the model has routed experts in fused tensors: PEFT then misreads the names of some other layers."""
         self._active: ContextVar[InUse | None] = ContextVar("adapter_in_use", default=None)
@@ -96,12 +96,12 @@ class LoraSites:
         params: Params = {}
         for site in self.sites:
             bound = 1 / math.sqrt(site.in_features)
-            a = torch.empty(rank or self.config.rank, site.in_features, dtype=torch.float64).uniform_(
+            a = torch.empty(rank or self.config.r, site.in_features, dtype=torch.float64).uniform_(
                 -bound, bound, generator=generator
             )
             params[f"{site.name}.lora_A"] = a.to(device=device, dtype=dtype)
             params[f"{site.name}.lora_B"] = torch.zeros(
-                site.out_features, rank or self.config.rank, dtype=dtype, device=device
+                site.out_features, rank or self.config.r, dtype=dtype, device=device
             )
         return params
 
@@ -114,7 +114,7 @@ class LoraSites:
         """
         if params is not None:
             self.check(params)
-        with self.resume(None if params is None else InUse(params, self.config.alpha / self.config.rank, rows)):
+        with self.resume(None if params is None else InUse(params, self.config.lora_alpha / self.config.r, rows)):
             yield
 
     def under(self, path: str) -> Callable[[], InUse | None]:
@@ -227,7 +227,7 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> tuple[Site, ...]:
     if not sites:
         known = sorted({name.rsplit(".", 1)[-1] for name, _ in linear})
         raise ConfigError(
-            f"lora.targets is {list(targets)}; no linear layer ends so; this model has {', '.join(known)}"
+            f"lora.target_modules is {list(targets)}; no linear layer ends so; this model has {', '.join(known)}"
         )
     return sites
 
@@ -303,8 +303,8 @@ def save_peft(params: Params, sites: LoraSites, folder: Path, base_name: str) ->
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "r": sites.config.rank,
-        "lora_alpha": sites.config.alpha,
+        "r": sites.config.r,
+        "lora_alpha": sites.config.lora_alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": any(site.transposed for site in sites.sites),
@@ -331,10 +331,10 @@ def load_peft(folder: Path, sites: LoraSites) -> Params:
         raise ModelError(f"{folder} is a damaged PEFT adapter ({error}); copy or make it anew") from error
     if others := [key for key in _OTHER_KINDS if description.get(key)]:
         raise ModelError(f"{folder} is an adapter with {others[0]}; expected a plain LoRA; train it without")
-    if (description.get("r"), description.get("lora_alpha")) != (sites.config.rank, sites.config.alpha):
+    if (description.get("r"), description.get("lora_alpha")) != (sites.config.r, sites.config.lora_alpha):
         raise ModelError(
             f"{folder} has rank {description.get('r')} and alpha {description.get('lora_alpha')}; expected "
-            f"{sites.config.rank} and {sites.config.alpha}; set lora.rank and lora.alpha to match"
+            f"{sites.config.r} and {sites.config.lora_alpha}; set lora.r and lora.lora_alpha to match"
         )
     params = {name.removeprefix("base_model.model.").removesuffix(".weight"): t for name, t in raw.items()}
     known = [f"{site.name}.{half}" for site in sites.sites for half in ("lora_A", "lora_B")]
@@ -342,7 +342,7 @@ def load_peft(folder: Path, sites: LoraSites) -> Params:
         odd = sorted(set(params) ^ set(known))[0]
         raise ModelError(
             f"{folder} is an adapter of another base: layer {odd.rsplit('.', 1)[0]!r} does not match; "
-            "use the base and lora.targets it was made with"
+            "use the base and lora.target_modules it was made with"
         )
     try:
         sites.check(params)

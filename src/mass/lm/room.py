@@ -71,7 +71,7 @@ def stack_that_fits(lm: LM, stack: int) -> int:
 
     A divisor is used so that smaller stacks begin at the same problems as larger ones.
     """
-    sizes = sum(lm.adapters.config.rank * (s.in_features + s.out_features) for s in lm.adapters.sites)
+    sizes = sum(lm.adapters.config.r * (s.in_features + s.out_features) for s in lm.adapters.sites)
     each = ADAPTERS * sizes * lm.adapter_dtype.itemsize
     fits = max(1.0, free_memory.spare_bytes(lm.device) / each)
     return max(size for size in range(1, stack + 1) if stack % size == 0 and size <= fits)

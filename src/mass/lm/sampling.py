@@ -208,7 +208,7 @@ def _side_by_side(
     lm: Decodes, prompts: Sequence[Sequence[int]], config: SamplingConfig, adapter: Params | None, height: int
 ) -> list[tuple[list[int], Params | None]]:
     """Return the rows of each part, and its adapter or stack. A block of a stack stays whole where it fits."""
-    lengths = [min(len(p) + config.max_tokens, lm.context) for p in prompts]
+    lengths = [min(len(p) + config.max_new_tokens, lm.context) for p in prompts]
     spare, each = spare_bytes(lm.device), row_bytes(lm.model.config, lm.model.get_input_embeddings().weight.itemsize)
     if adapter is None or next(iter(adapter.values())).dim() == 2:
         return [(rows, adapter) for rows in parts(lengths, 1, spare, each, lm.decode_rows)]
@@ -230,7 +230,7 @@ def _side_by_side(
 def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
     """Decode rows side by side, one token of each row in a step, until all have ended."""
     count, config, device = len(asked.prompts), asked.config, lm.device
-    limits = torch.tensor([min(config.max_tokens, lm.context - len(p)) for p in asked.prompts], device=device)
+    limits = torch.tensor([min(config.max_new_tokens, lm.context - len(p)) for p in asked.prompts], device=device)
     limit = int(limits.max())
     # All random numbers are drawn first, by row and step, so that a row's do not depend on which rows leave the batch.
     uniform = _uniform(asked.seeds, limit, config).to(device)

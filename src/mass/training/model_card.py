@@ -79,7 +79,7 @@ def _what(config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
     yield f"# {checkpoint.method} on {_name(checkpoint.base)}\n"
     yield f"A LoRA adapter of {_name(checkpoint.base)}, {HOW[checkpoint.method]} ([paper]({PAPER})).\n"
     yield f"- base: `{_name(checkpoint.base)}`, fingerprint `{checkpoint.fingerprint}`; it is not part of this folder"
-    yield f"- adapter: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"
+    yield f"- adapter: rank {lora.r}, alpha {lora.lora_alpha:g}, on {', '.join(lora.target_modules)}"
     yield f"- checkpoint: step {checkpoint.step} of {config['train']['steps']}"
 
 

@@ -20,7 +20,7 @@ from mass.lm.remote.connect import sample_at_server
 from mass.lm.remote.folder import fresh_name, older_than
 from small_lms import make_lm, random_adapter
 
-SHORT = SamplingConfig(max_tokens=6, temperature=0.0)
+SHORT = SamplingConfig(max_new_tokens=6, temperature=0.0)
 LOAD, UNLOAD, COMPLETE = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 
 
@@ -133,7 +133,7 @@ def test_names_tell_their_age() -> None:
             {"max_lora_rank": 1},
             r"LoRA rank 2 is greater than max_lora_rank 1\..*in /.*/adapters, which.*--max-lora-rank",
         ),
-        ({"unsupported_modules": {"down_proj"}}, "but received.*lora.targets"),
+        ({"unsupported_modules": {"down_proj"}}, "but received.*lora.target_modules"),
     ],
 )
 def test_what_the_server_says_of_an_adapter_is_passed_on(
@@ -166,8 +166,8 @@ def test_a_folder_that_cannot_be_written_or_is_not_given(remote: Callable[..., L
 def test_what_vllm_does_not_load_is_refused_before_anything_is_asked(
     taught_base: Path, engine_config: EngineConfig, server: StandIn
 ) -> None:
-    with pytest.raises(ConfigError, match=r"lora.rank is 32.*at most 16; start it with --max-lora-rank 32"):
-        load_lm(ModelConfig(name=str(taught_base), engine=engine_config), LoraConfig(rank=32))
+    with pytest.raises(ConfigError, match=r"lora.r is 32.*at most 16; start it with --max-lora-rank 32"):
+        load_lm(ModelConfig(name=str(taught_base), engine=engine_config), LoraConfig(r=32))
     with pytest.raises(ConfigError, match=r"transformer.h.0.attn.c_attn stores its weight transposed"):
         sample_at_server(make_lm("GPT2"), engine_config)
     assert server.requests == []

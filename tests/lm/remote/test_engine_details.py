@@ -23,7 +23,7 @@ from mass.lm.remote.transport import Transport, _retry_after_s
 from mass.lm.sampling import StopStrings
 
 COMPLETE = "/v1/completions"
-GREEDY = SamplingConfig(max_tokens=14, temperature=0.0)
+GREEDY = SamplingConfig(max_new_tokens=14, temperature=0.0)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def with_stop(lm: LM) -> LM:
 def test_a_stop_ends_a_sample_as_it_does_here(with_stop: LM, server: StandIn, engine_config: EngineConfig) -> None:
     there, prompts = copy.copy(with_stop), [with_stop.solve_prompt(f"Compute {i} + 1.") for i in (1, 2, 3)]
     sample_at_server(there, engine_config)
-    for config in (GREEDY, SamplingConfig(max_tokens=14, temperature=0.0, top_p=0.5)):
+    for config in (GREEDY, SamplingConfig(max_new_tokens=14, temperature=0.0, top_p=0.5)):
         here = with_stop.sample(prompts, config, [0] * 3)
         assert all(s.finished and "Answer" not in s.text and s.tokens[-1] not in with_stop.end_ids for s in here)
         assert there.sample(prompts, config, [0] * 3) == here

@@ -19,7 +19,7 @@ from mass.types import Example, Sample, Verdict
 from mass.types import _example as example_of  # pyright: ignore[reportPrivateUsage]
 from small_lms import random_adapter, small_sums
 
-CONFIG = OuterConfig(sampling=SamplingConfig(max_tokens=12), samples=4)
+CONFIG = OuterConfig(sampling=SamplingConfig(max_new_tokens=12), samples=4)
 
 
 def gradient(lm: LM, samples: list[Sample], advantages: list[float]) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_weights_multiply_the_terms_of_their_tokens() -> None:
 
 def test_a_server_that_rounds_as_here_changes_nothing_and_one_that_does_not_is_weighed(lm: LM) -> None:
     prompts, adapter = [lm.solve_prompt("Compute 1 + 1.")] * 3, random_adapter(lm)
-    mine = lm.sample(prompts, SamplingConfig(max_tokens=9), [1, 2, 3], adapter, with_logprobs=True)
+    mine = lm.sample(prompts, SamplingConfig(max_new_tokens=9), [1, 2, 3], adapter, with_logprobs=True)
     bare = [dataclasses.replace(sample, logprobs=()) for sample in mine]
     advantages = [1.0, -2.0, 0.5]
     plain = gradient(lm, bare, advantages)
@@ -79,7 +79,7 @@ def test_solutions_and_practice_of_a_server_bring_their_log_probabilities(lm: LM
     expected = [float(loss) for loss in verifier_losses(lm, tasks, bare, CONFIG, adapter)]
     assert losses == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert not any(s.logprobs for s in sample_solutions(lm, tasks, CONFIG, [1, 2], adapter, judge).samples)
-    settings = SynthesisConfig(examples=2, sampling=SamplingConfig(max_tokens=8))
+    settings = SynthesisConfig(examples=2, sampling=SamplingConfig(max_new_tokens=8))
     (group,) = synthesise(there, ["Compute 1 + 1."], settings, [0], adapter, with_logprobs=True)
     assert all(len(e.logprobs) == len(e.tokens) > 0 for e in group)
     again: Example = example_of(dataclasses.asdict(group[0]) | {"logprobs": list(group[0].logprobs)})

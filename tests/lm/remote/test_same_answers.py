@@ -18,7 +18,7 @@ from mass.lm.lora import pick, repeat, save_peft
 from mass.types import Params
 from small_lms import random_adapter, small_sums
 
-GREEDY = SamplingConfig(max_tokens=14, temperature=0.0)
+GREEDY = SamplingConfig(max_new_tokens=14, temperature=0.0)
 
 
 def prompts_of(lm: LM, count: int = 6) -> list[list[int]]:
@@ -97,7 +97,7 @@ def test_what_changes_nothing_is_the_base_and_what_is_repeated_is_loaded_once(
 
 
 def test_samples_follow_their_seeds_and_stop_where_they_would_here(lm: LM, remote: Callable[..., LM]) -> None:
-    there, warm = remote(), SamplingConfig(max_tokens=30, temperature=1.0)
+    there, warm = remote(), SamplingConfig(max_new_tokens=30, temperature=1.0)
     prompts = prompts_of(lm, 1) * 12
     seeds = list(range(12))
     found = there.sample(prompts, warm, seeds, with_logprobs=True)
@@ -118,7 +118,7 @@ def test_every_setting_that_a_model_s_own_configuration_could_change_is_sent(
     lm: LM, remote: Callable[..., LM], server: StandIn
 ) -> None:
     (prompt,) = prompts_of(lm, 1)
-    remote().sample([prompt], SamplingConfig(max_tokens=9, temperature=0.5, top_p=0.9), [2**63 - 1])
+    remote().sample([prompt], SamplingConfig(max_new_tokens=9, temperature=0.5, top_p=0.9), [2**63 - 1])
     (body,) = server.asked("/v1/completions")
     sent = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     assert [body[name] for name in sent] == [0.5, 0.9, -1, 0.0, 1.0, 0.0, 0.0]

@@ -16,7 +16,11 @@ from mass.runs.folder import RunFolder
 from mass.training.trainer import train
 from small_runs import config_for
 
-SMALL = ("--adapt.synthesis.examples=2", "--adapt.synthesis.sampling.max_tokens=32", "--adapt.answer.max_tokens=14")
+SMALL = (
+    "--adapt.synthesis.examples=2",
+    "--adapt.synthesis.sampling.max_new_tokens=32",
+    "--adapt.answer.max_new_tokens=14",
+)
 COMPLETE, LOAD = "/v1/completions", "/v1/load_lora_adapter"
 
 
@@ -58,7 +62,13 @@ def test_eval_of_greedy_methods_is_that_of_transformers(
     lines = sums.read_text().splitlines(keepends=True)
     (tmp_path / "five.jsonl").write_text("".join(lines[:5]))
     (tmp_path / "four.jsonl").write_text("".join(lines[5:]))
-    command = ["eval", "--methods=base,base-ttt", f"--tasks={tmp_path}/five.jsonl", "--answer.max_tokens=14", "--json"]
+    command = [
+        "eval",
+        "--methods=base,base-ttt",
+        f"--tasks={tmp_path}/five.jsonl",
+        "--answer.max_new_tokens=14",
+        "--json",
+    ]
     command += [f"--train-tasks={tmp_path}/four.jsonl", f"--model={taught_base}", "--stack=3", "--examples=2"]
     assert main(["eval", "--print_config", *at_server]) == 0
     assert f"url: {server.url}" in quiet.readouterr().out

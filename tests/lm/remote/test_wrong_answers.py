@@ -17,7 +17,7 @@ from mass.lm.remote.transport import Transport, wait_s
 from mass.types import Sample
 
 COMPLETE = "/v1/completions"
-GREEDY = SamplingConfig(max_tokens=14, temperature=0.0)
+GREEDY = SamplingConfig(max_new_tokens=14, temperature=0.0)
 
 
 def ask(lm: LM, count: int = 1, config: SamplingConfig = GREEDY, **options: Any) -> list[Sample]:
@@ -164,7 +164,7 @@ def test_the_wait_doubles_to_a_limit_and_is_not_the_same_for_all(monkeypatch: py
 
 def test_no_more_are_asked_for_side_by_side_than_said(remote: Callable[..., LM], server: StandIn) -> None:
     server.faults[COMPLETE] = [Fault(wait_s=0.02)] * 12
-    ask(remote(requests=3), 12, SamplingConfig(max_tokens=1))
+    ask(remote(requests=3), 12, SamplingConfig(max_new_tokens=1))
     assert server.busiest == 3
 
 
@@ -207,7 +207,7 @@ def test_the_base_goes_by_its_name_there(lm: LM, remote: Callable[..., LM], serv
 
 def test_the_server_s_shorter_context_is_kept_to(lm: LM, remote: Callable[..., LM], server: StandIn) -> None:
     server.max_model_len = len(lm.solve_prompt("Compute 1 + 1.")) + 5
-    (sample,) = ask(remote(), config=SamplingConfig(max_tokens=50, temperature=0.0))
+    (sample,) = ask(remote(), config=SamplingConfig(max_new_tokens=50, temperature=0.0))
     assert len(sample.tokens) <= 5
     with pytest.raises(DataError, match=r"the server reads at most .*raise its --max-model-len"):
         remote().sample([[5] * server.max_model_len], GREEDY, [0])

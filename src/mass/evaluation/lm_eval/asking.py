@@ -105,7 +105,7 @@ class TextSampler:
         Raises:
             ConfigError: The tokens to generate do not fit into the model's context.
         """
-        room = how.sampling.max_tokens
+        room = how.sampling.max_new_tokens
         if room >= self.lm.context:
             raise ConfigError(
                 f"{room} tokens are to be generated, and {self.lm.name!r} reads {self.lm.context}; give fewer by "

@@ -18,7 +18,7 @@ from mass.lm.remote.http import HttpEngine
 from mass.lm.remote.protocol import Local
 from mass.types import Params
 
-PROBE = SamplingConfig(max_tokens=24, temperature=1.0)
+PROBE = SamplingConfig(max_new_tokens=24, temperature=1.0)
 EFFECT = 1.0
 """Least change of log-probabilities by the test adapter, in nats per token."""
 DOUBLINGS = 24
@@ -54,7 +54,8 @@ def _check_adapter(engine: HttpEngine, adapter: Params) -> None:
     what = "does not apply a test adapter that it loaded" if ignored else "applies a test adapter in another way"
     raise EngineError(
         f"the server {what}: its log-probabilities are {difference:.3g} nats per token from those here, of an effect "
-        f"of {effect:.3g}; expected at most {allowed:g}; update vLLM, or leave out of lora.targets the layers it skips"
+        f"of {effect:.3g}; expected at most {allowed:g}; update vLLM, or leave out "
+        "of lora.target_modules the layers it skips"
     )
 
 
@@ -77,5 +78,5 @@ def strong_adapter(local: Local, tokens: tuple[int, ...]) -> Params:
             return adapter
     raise EngineError(
         "no test adapter changes the model's log-probabilities, so the server cannot be compared; set engine.check to "
-        "false, or widen lora.targets"
+        "false, or widen lora.target_modules"
     )

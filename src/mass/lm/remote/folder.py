@@ -78,10 +78,10 @@ class SharedFolder:
 
 def check_loadable(sites: LoraSites, config: EngineConfig) -> None:
     """Check that vLLM can load adapters of these layers and this rank. Raises ConfigError."""
-    if sites.config.rank > config.max_lora_rank:
+    if sites.config.r > config.max_lora_rank:
         raise ConfigError(
-            f"lora.rank is {sites.config.rank}, but the server takes at most {config.max_lora_rank}; start it with "
-            f"--max-lora-rank {sites.config.rank} (or the next that it knows) and set engine.max_lora_rank to the same"
+            f"lora.r is {sites.config.r}, but the server takes at most {config.max_lora_rank}; start it with "
+            f"--max-lora-rank {sites.config.r} (or the next that it knows) and set engine.max_lora_rank to the same"
         )
     if odd := [site.name for site in sites.sites if site.transposed]:
         raise ConfigError(

@@ -121,7 +121,7 @@ class HttpEngine:
         found: dict[int, Sample] = {}
 
         async def row(client: httpx2.AsyncClient, place: int, name: str) -> None:
-            limit = min(config.max_tokens, self.context - len(prompts[place]))
+            limit = min(config.max_new_tokens, self.context - len(prompts[place]))
             names = self.served.names if name == self.served.name else frozenset({name})
             asked = Asked(tuple(prompts[place]), limit, names, with_logprobs)
             found[place] = await self._complete(client, name, asked, config, seeds[place])
@@ -225,7 +225,7 @@ class HttpEngine:
         if "adapter " in said.lower() or "add_lora" in said:
             return (
                 f"; expected it to load the adapter in {self._folder.there}, which is engine.lora_dir as the server "
-                "sees it; mend engine.lora_dir_on_server, --max-lora-rank or lora.targets"
+                "sees it; mend engine.lora_dir_on_server, --max-lora-rank or lora.target_modules"
             )
         if isinstance(error, Refused) and error.status in (404, 405):
             return (

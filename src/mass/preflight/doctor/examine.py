@@ -103,7 +103,7 @@ class Bench:
         model.set_attn_implementation(attention)
         if dtype == torch.float64 and self.has_grouped_experts:
             model.set_experts_implementation("eager")
-        sites = LoraSites(model, LoraConfig(rank=4, alpha=8.0))
+        sites = LoraSites(model, LoraConfig(r=4, lora_alpha=8.0))
         lm = CutVocabulary(model, self.base.tokenizer, self.base.loaded.model, PLAIN, sites)
         if dtype == torch.float64:
             widen(model)

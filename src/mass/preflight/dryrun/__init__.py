@@ -179,7 +179,10 @@ def _notes(config: RunConfig, lm: LM, counter: Counter, data: Data, longest: Len
         notes.append(f"memory and time do not count with {', '.join(ignored)}")
     if not data.sample:
         notes.append("no tasks could be read: lengths are those of MATH's longer problems")
-    limits = {"outer.sampling.max_tokens": longest.answer, "adapt.synthesis.sampling.max_tokens": longest.written}
+    limits = {
+        "outer.sampling.max_new_tokens": longest.answer,
+        "adapt.synthesis.sampling.max_new_tokens": longest.written,
+    }
     for option, tokens in limits.items():
         if longest.synthesis + tokens > lm.context:
             notes.append(f"the longest prompt and {option} go beyond the {lm.context} tokens of the context: cut there")
@@ -187,8 +190,8 @@ def _notes(config: RunConfig, lm: LM, counter: Counter, data: Data, longest: Len
     beyond = sum(tokens > longest.answer for tokens in golds)
     if beyond and config.train.samples_solutions:
         notes.append(
-            f"{beyond} of {len(golds)} worked solutions are longer than outer.sampling.max_tokens = {longest.answer} "
-            f"(the longest has {golds[-1]})"
+            f"{beyond} of {len(golds)} worked solutions are longer than outer.sampling.max_new_tokens = "
+            f"{longest.answer} (the longest has {golds[-1]})"
         )
     return notes
 

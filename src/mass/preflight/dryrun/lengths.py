@@ -100,7 +100,7 @@ def at_most(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengt
     synthesis = config.adapt.synthesis
     solve, longest = max(map(counter.solve, tasks)), max(map(counter.synthesis, tasks))
     frame = max(1, min(counter.solve(task) - counter.problem(task) for task in tasks))
-    written = synthesis.sampling.max_tokens
+    written = synthesis.sampling.max_new_tokens
     example = max(1, min(written, synthesis.max_example_tokens - frame))
     return Lengths(
         solve,
@@ -108,8 +108,8 @@ def at_most(counter: Counter, tasks: Sequence[Task], config: RunConfig) -> Lengt
         written,
         frame,
         example,
-        config.outer.sampling.max_tokens,
-        config.test.answer.max_tokens,
+        config.outer.sampling.max_new_tokens,
+        config.test.answer.max_new_tokens,
         max(map(counter.solution, tasks)),
     )
 

@@ -97,7 +97,7 @@ def shape_of(lm: LM) -> Shape:
     return Shape(
         frozen=sum(m.weight.numel() for m in linear),
         head=head.weight.numel(),
-        lora=sum(lm.adapters.config.rank * (s.in_features + s.out_features) for s in lm.adapters.sites),
+        lora=sum(lm.adapters.config.r * (s.in_features + s.out_features) for s in lm.adapters.sites),
         attention=layers * heads * width,
         layers=layers,
         vocabulary=int(head.weight.shape[0]),
@@ -115,7 +115,7 @@ class PassForecast:
 
     def adapter(self, stack: int | None) -> Params:
         """Return one adapter, or a stack of them, without data."""
-        lead, rank = (() if stack is None else (stack,)), self.lm.adapters.config.rank
+        lead, rank = (() if stack is None else (stack,)), self.lm.adapters.config.r
         params: Params = {}
         for site in self.lm.adapters.sites:
             for half, sides in (("lora_A", (rank, site.in_features)), ("lora_B", (site.out_features, rank))):

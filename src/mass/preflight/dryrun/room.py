@@ -115,8 +115,8 @@ def memory_of(passes: PassForecast, step: StepRows) -> Memory:
     sums = (2 * adapter if train.adapts and train.generator else adapter) + (eta if train.adapts else 0)
     stays = (
         Part("base weights", passes.shape.weights, "model.name: a smaller base"),
-        Part("adapter and scorer", adapter + eta, "lora.rank"),
-        Part("optimiser (AdamW)", 2 * (adapter + eta), "lora.rank"),
+        Part("adapter and scorer", adapter + eta, "lora.r"),
+        Part("optimiser (AdamW)", 2 * (adapter + eta), "lora.r"),
         Part(f"gradients of {stacks} stacks", (stacks - 1) * sums, "train.tasks_per_step, or a larger train.stack"),
     )
     inner = None
@@ -128,7 +128,7 @@ def memory_of(passes: PassForecast, step: StepRows) -> Memory:
         if train.generator or train.generator_kl:
             rows = step.outer_pass(step.written)
             held = passes.gradient(rows) + 2 * adapter
-            lower = "outer.micro_batch" if rows.count > 1 else "adapt.synthesis.sampling.max_tokens"
+            lower = "outer.micro_batch" if rows.count > 1 else "adapt.synthesis.sampling.max_new_tokens"
             stages.append(Part("generator", held, lower))
         inner = passes.inner(config.adapt.inner, step.examples, step.stack, step.inner_pass(step.examples))
         lower = "adapt.inner.memory_gb (set it)" if config.adapt.inner.memory_gb is None else "adapt.inner.memory_gb"
@@ -139,7 +139,7 @@ def memory_of(passes: PassForecast, step: StepRows) -> Memory:
     stages += _outer(passes, step, between, adapter)
     if train.eval_every:
         stages.append(_evaluation(passes, step, adapter))
-    stages.append(Part("update", 3 * sums + (8 / 4 * 2 * sums if step.ranks > 1 else 0), "lora.rank"))
+    stages.append(Part("update", 3 * sums + (8 / 4 * 2 * sums if step.ranks > 1 else 0), "lora.r"))
     return Memory(stays, tuple(stages), inner)
 
 
@@ -152,7 +152,7 @@ def _outer(passes: PassForecast, step: StepRows, between: float, adapter: int) -
         parts.append(Part(sampled.name, between + sampled.bytes, sampled.lower))
     rows = step.outer_pass(step.targets)
     held = between + (step.stack if stack else 1) * adapter + passes.gradient(rows, stack)
-    lower = "outer.micro_batch" if rows.count > 1 else "outer.sampling.max_tokens"
+    lower = "outer.micro_batch" if rows.count > 1 else "outer.sampling.max_new_tokens"
     return [*parts, Part("outer loss", held, lower)]
 
 
@@ -207,5 +207,5 @@ def _scorer_bytes(passes: PassForecast, config: RunConfig) -> int:
     if not config.train.adapts:
         return 0
     scoring, size = config.adapt.scoring, passes.lm.adapter_dtype.itemsize
-    lora = passes.shape.lora * scoring.lora_rank // passes.lm.adapters.config.rank
+    lora = passes.shape.lora * scoring.lora_rank // passes.lm.adapters.config.r
     return size * (scoring.hidden * (2 * passes.lm.width + LIKELIHOOD * scoring.likelihood + 2) + 1 + lora)

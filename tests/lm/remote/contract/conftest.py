@@ -28,7 +28,7 @@ def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     real = request.param == "vLLM"
     base: Path = request.getfixturevalue("smollm2" if real else "taught_base")
     folder = tmp_path_factory.mktemp("shared")
-    lm = load_lm(ModelConfig(name=str(base), dtype="float32"), LoraConfig(rank=8, alpha=16.0))
+    lm = load_lm(ModelConfig(name=str(base), dtype="float32"), LoraConfig(r=8, lora_alpha=16.0))
     server = _real(base, tmp_path_factory.mktemp("vllm")) if real else StandIn(base, str(base))
     with server:
         yield Contract(VLLM_ROUNDING if real else STAND_IN_ROUNDING, server.url, base, lm, folder)

@@ -24,7 +24,7 @@ from mass.lm.remote.connect import sample_at_server
 from mass.lm.sampling import StopStrings
 from mass.types import Params, Sample
 
-GREEDY = SamplingConfig(max_tokens=12, temperature=0.0)
+GREEDY = SamplingConfig(max_new_tokens=12, temperature=0.0)
 ASKED = ("Compute 2 + 5.", "Compute 3 + 1.")
 
 
@@ -50,7 +50,7 @@ def differences(model: Any, prompt: Sequence[int], sample: Sample) -> tuple[floa
 def greedy(model: Any, lm: LM, prompt: Sequence[int]) -> tuple[int, ...]:
     ids = torch.tensor([prompt])
     out = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=GREEDY.max_tokens, do_sample=False,
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=GREEDY.max_new_tokens, do_sample=False,
         pad_token_id=lm.pad_id, eos_token_id=sorted(lm.end_ids), stop_strings=list(lm.prompts.stop) or None,
         tokenizer=lm.tokenizer,
     )  # fmt: skip
@@ -172,7 +172,7 @@ def test_a_broken_off_run_leaves_the_server_alive(contract: Contract, adapters: 
     """An adapter's folder goes when its requests are over. Were one left, a server that reads the adapter anew would
     find nothing, and vLLM ends with that."""
     stack = {name: t.repeat(3, *[1] * (t.dim() - 1)) for name, t in both(adapters).items()}
-    long = SamplingConfig(max_tokens=100, temperature=1.0)
+    long = SamplingConfig(max_new_tokens=100, temperature=1.0)
     prompts = prompts_of(contract)[:1] * 12
     for _ in range(3):
         with pytest.raises(EngineError, match=r"engine.deadline_s"):
@@ -202,7 +202,7 @@ def test_a_model_that_only_resembles_the_server_s_is_refused(contract: Contract)
 def test_samples_repeat_by_their_seeds(contract: Contract) -> None:
     there, prompt = contract.connect(), prompts_of(contract)[0]
     seeds = [*range(6), 2**63 - 1]
-    warm = SamplingConfig(max_tokens=8, temperature=1.0)
+    warm = SamplingConfig(max_new_tokens=8, temperature=1.0)
     found = [sample.tokens for sample in there.sample([prompt] * 7, warm, seeds)]
     assert len(set(found)) > 2
     again = [there.sample([prompt], warm, [seed])[0].tokens for seed in seeds]
@@ -212,7 +212,7 @@ def test_samples_repeat_by_their_seeds(contract: Contract) -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8)])
 def test_first_tokens_come_as_often_as_they_should(contract: Contract, temperature: float, top_p: float) -> None:
     there, prompt, count = contract.connect(requests=32), prompts_of(contract)[0], 300
-    config = SamplingConfig(max_tokens=1, temperature=temperature, top_p=top_p)
+    config = SamplingConfig(max_new_tokens=1, temperature=temperature, top_p=top_p)
     found = collections.Counter(s.tokens[0] for s in there.sample([prompt] * count, config, list(range(count))))
     expected = kept(distributions(contract.judge(), prompt, [0])[0] / temperature, top_p)
     for token, share in enumerate(expected.tolist()):
@@ -230,7 +230,7 @@ def kept(logits: Tensor, top_p: float) -> Tensor:
 
 def test_log_probabilities_are_of_the_model_whatever_the_temperature(contract: Contract) -> None:
     prompt = prompts_of(contract)[0]
-    config = SamplingConfig(max_tokens=8, temperature=0.5, top_p=0.9)
+    config = SamplingConfig(max_new_tokens=8, temperature=0.5, top_p=0.9)
     for sample in contract.connect().sample([prompt] * 3, config, [1, 2, 3], with_logprobs=True):
         assert differences(contract.judge(), prompt, sample)[0] < contract.rounding
 
@@ -255,7 +255,7 @@ def test_an_answer_ends_with_the_context(contract: Contract) -> None:
     there = contract.connect()
     context = there.engine.context  # pyright: ignore
     prompt = (prompts_of(contract)[0] * 99)[: context - 3]
-    (sample,) = there.sample([prompt], SamplingConfig(max_tokens=50, temperature=0.0), [0])
+    (sample,) = there.sample([prompt], SamplingConfig(max_new_tokens=50, temperature=0.0), [0])
     assert 1 <= len(sample.tokens) <= 3
 
 

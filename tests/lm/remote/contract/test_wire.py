@@ -117,7 +117,7 @@ def test_an_adapter_that_it_does_not_load(contract: Contract, wrong: str) -> Non
 
 
 def test_a_rank_that_is_no_power_of_two_is_loaded(contract: Contract) -> None:
-    odd = contract.lm.with_lora(LoraConfig(rank=12, alpha=16.0))
+    odd = contract.lm.with_lora(LoraConfig(r=12, lora_alpha=16.0))
     folder = contract.write("odd", random_adapter(odd, scale=0.01), odd)
     assert contract.post(LOAD, {"lora_name": "odd", "lora_path": str(folder)}).status_code == 200
     assert contract.post(UNLOAD, {"lora_name": "odd"}).status_code == 200
