@@ -54,7 +54,7 @@ def test_the_command_line_comes_on_top_of_the_file(run: Callable, tmp_path: Path
     ran = run("train", "--config", tmp_path / "r.yaml", "--train.steps", "12", "--print_config")
     found = yaml.safe_load(ran.out)
     assert (found["train"]["steps"], found["train"]["seed"]) == (12, 5)
-    assert found["lora"]["targets"] == ["q_proj", "v_proj"]
+    assert found["lora"]["target_modules"] == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_what_is_not_of_the_source_is_not_correct_and_what_cannot_be_asked_is_no
 
 @pytest.mark.parametrize(
     ("one", "other", "distance"),
-    [("kitten", "session", 3), ("", "abc", 3), ("abc", "", 3), ("", "", 0), ("flaw", "lawn", 2), ("same", "same", 0)],
+    [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "", 3), ("", "", 0), ("flaw", "lawn", 2), ("same", "same", 0)],
 )
 def test_edit_distance_of_known_pairs(one: str, other: str, distance: int) -> None:
     assert edit_distance(one, other) == edit_distance(other, one) == distance
