@@ -15,7 +15,16 @@ from mass.adaptation import checkpoint as checkpoints
 from mass.adaptation import hub
 from mass.adaptation.adapt import answer_all, practise
 from mass.adaptation.checkpoint import MetaState, init_state
-from mass.config import AdaptConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, SynthesisConfig, to_dict
+from mass.config import (
+    AdaptConfig,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    SamplingConfig,
+    ScoringConfig,
+    SynthesisConfig,
+    to_dict,
+)
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
@@ -278,12 +287,14 @@ def untrained_config(lm: LM) -> AdaptConfig:
     A chat model writes at most `UNTRAINED_TOKENS` tokens of an example. Temperature 1 suits one of half a billion
     parameters: of what Qwen2.5-Coder-0.5B writes for GSM8K 92% is used, and 78% at 0.7, where it copies the problem. It
     is too high for a smaller one: of what SmolLM2-135M writes 50% is used at temperature 1, and 72% at 0.7
-    (`benchmarks/practice.py`, 24 training problems, 6 examples each).
+    (`benchmarks/practice.py`, 24 training problems, 6 examples each). All examples weigh the same, as they would after
+    the two passes of a scorer that has learned nothing.
     """
     if not lm.prompts.chat:
         return AdaptConfig()
     small = lm.model.num_parameters() < SMALL_PARAMETERS
-    return AdaptConfig(SynthesisConfig(sampling=SamplingConfig(UNTRAINED_TOKENS, 0.7 if small else 1.0)))
+    synthesis = SynthesisConfig(sampling=SamplingConfig(UNTRAINED_TOKENS, 0.7 if small else 1.0))
+    return AdaptConfig(synthesis, ScoringConfig(normalise="uniform"))
 
 
 def _with_checkpoint(

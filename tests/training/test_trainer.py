@@ -157,7 +157,7 @@ def test_killed_and_resumed_is_the_same_run(
     straight("mass")
     folder = tmp_path / "run"
     arguments = str(taught_base), str(sums), str(folder)
-    command = f"from test_train import run_in_a_process; run_in_a_process{arguments!r}"
+    command = f"from test_trainer import run_in_a_process; run_in_a_process{arguments!r}"
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     process = subprocess.Popen(
         [sys.executable, "-c", command],

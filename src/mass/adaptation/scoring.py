@@ -26,7 +26,8 @@ from mass.lm import room
 from mass.types import Batch, Example, Params
 
 if TYPE_CHECKING:
-    from mass.lm import LM, Row
+    from mass.lm import LM
+    from mass.lm.model import Row
 
 Normalise = Literal["softmax", "sigmoid", "uniform"]
 _LORA = "lora."

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mass.lm.load import default_prompts, load_lm
-    from mass.lm.model import LM, Row
+    from mass.lm.model import LM
 
-_HOMES = {"LM": "model", "Row": "model", "default_prompts": "load", "load_lm": "load"}
+_HOMES = {"LM": "model", "default_prompts": "load", "load_lm": "load"}
 
-__all__ = ["LM", "Row", "default_prompts", "load_lm"]
+__all__ = ["LM", "default_prompts", "load_lm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
 from mass.metagrad.layerwise import autocast_kind
 from mass.metagrad.optimizers import wide
@@ -142,7 +143,9 @@ class HeadReader:
         if weight.is_meta:
             return Head(weight, bias)
         if not self._tried:
-            self._shape, self._tried = self._tried_out(module), True
+            # The first loss may be one whose passes are being recorded: its tensors have no numbers, the model's have.
+            with _disable_current_modes():
+                self._shape, self._tried = self._tried_out(module), True
         return None if self._shape is None else Head(weight, bias, *self._shape)
 
     @property

@@ -86,7 +86,9 @@ class LM:
         self._views: dict[str, LM] = {}
         self.prompts = prompts[kind]
         self._asking = PromptTokens(self.tokenizer, self.name, self.prompts, sorted(self._model_end_ids()))
-        self._stop = StopStrings(self.tokenizer, self.prompts.stop)
+        # A chat model's answer that goes round in a loop is ended too; a program may well repeat a line.
+        loops = self.prompts.chat and kind != "code"
+        self._stop = StopStrings(self.tokenizer, self.prompts.stop, loops=loops)
 
     def with_prompts(self, prompts: PromptSet, kind: str | None = None) -> LM:
         """Return a view of the model with other prompts; nothing of the model is copied."""

@@ -60,8 +60,8 @@ LOOP_CHARACTERS, LOOP_TIMES = 48, 4
 
 
 def repeats_itself(text: str) -> bool:
-    """Return True for a text whose end is one passage of up to 100 characters, again and again."""
-    for length in range(1, 101):
+    """Return True for a text whose end is one passage of up to 400 characters, again and again."""
+    for length in range(1, 401):
         times = max(LOOP_TIMES, -(-LOOP_CHARACTERS // length))
         if len(text) >= length * times and text.endswith(text[-length:] * times):
             return True

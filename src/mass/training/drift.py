@@ -31,8 +31,9 @@ from mass.seeds import derive
 from mass.types import Params, Task
 
 if TYPE_CHECKING:
-    from mass.lm import LM, Row
+    from mass.lm import LM
     from mass.lm.logprobs import Predictions
+    from mass.lm.model import Row
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from torch import Tensor
 from mass import verify
 from mass.adaptation import scoring, synthesis
 from mass.adaptation.batch import Practice, practice_of, valid_mask
-from mass.lm import Row
 from mass.lm.lora import repeat
+from mass.lm.model import Row
 from mass.metagrad.outer import (
     MetaGradients,
     for_tasks,

@@ -26,7 +26,8 @@ from mass.training.policy import clipped_policy_loss, group_advantages, kl_to_re
 from mass.types import Params, Sample, Task, Verdict
 
 if TYPE_CHECKING:
-    from mass.lm import LM, Row
+    from mass.lm import LM
+    from mass.lm.model import Row
 
 Judge = Callable[[Sequence[tuple[Task, str]]], list[Verdict]]
 """A function from (task, answer text) pairs to their verdicts, in the same order."""
