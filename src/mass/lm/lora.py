@@ -261,6 +261,11 @@ def pick(params: Params, index: int) -> Params:
     return {name: tensor[index] for name, tensor in params.items()}
 
 
+def changes_nothing(params: Params) -> bool:
+    """Return True for an adapter, or a stack, whose B is zero throughout, as that of a fresh one is: it is the base."""
+    return not any(bool(tensor.any()) for name, tensor in params.items() if name.endswith("lora_B"))
+
+
 def laid_out(params: Params, dtype: torch.dtype) -> Params:
     """Return an adapter, or stack, laid out for many passes without a gradient.
 

@@ -23,7 +23,7 @@ from mass.lm.cache import new_cache
 from mass.lm.drawing import draw, logprobs_of
 from mass.lm.free_memory import spare_bytes
 from mass.lm.growing import with_room
-from mass.lm.lora import LoraSites, laid_out, pick
+from mass.lm.lora import LoraSites, changes_nothing, laid_out, pick
 from mass.lm.parts import parts, row_bytes
 from mass.lm.prefill import prefill, select_rows
 from mass.timing import Decoding, tell_decoding
@@ -172,6 +172,8 @@ def sample_rows(
     """
     blocks = _blocks(adapter)
     _check(lm, prompts, seeds, blocks)
+    if adapter is not None and changes_nothing(adapter):
+        adapter = None  # a fifth to a half of a step would go into adding zeros
     adapter = None if adapter is None else laid_out(adapter, lm.model.get_input_embeddings().weight.dtype)
     height = max(1, len(prompts) // max(1, blocks))
     samples: list[Sample | None] = [None] * len(prompts)

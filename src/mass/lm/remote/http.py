@@ -29,7 +29,7 @@ import httpx2
 
 from mass.config import EngineConfig, SamplingConfig
 from mass.errors import DataError, EngineError, MassError, ShapeError
-from mass.lm.lora import detach, pick
+from mass.lm.lora import changes_nothing, detach, pick
 from mass.lm.remote.answers import Asked, read_completion, request_body
 from mass.lm.remote.failures import Refused
 from mass.lm.remote.folder import SharedFolder, check_loadable, fresh_name, older_than
@@ -268,7 +268,7 @@ def _blocks(adapter: Params | None, count: int) -> list[Block]:
     """
     if count == 0:
         return []
-    if adapter is None or all(not bool(t.any()) for name, t in adapter.items() if name.endswith("lora_B")):
+    if adapter is None or changes_nothing(adapter):
         return [Block(None, range(count))]
     adapter = detach(adapter)
     tensors = list(adapter.values())
