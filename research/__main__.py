@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mass.cli.main import CommandLine
-from research.program import PROGRAM
+from research import PROGRAM
 
 USAGE = """usage: python -m research VERB [options]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mass.cli import console, options
 from mass.cli.folders import dated_folder, new_folder
 from mass.runs.folder import PRACTICE, json_values, replace_text
-from research.program import PROGRAM
+from research import PROGRAM
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mass.cli import console, options
 from mass.errors import ConfigError, RunError
-from research.program import PROGRAM
+from research import PROGRAM
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mass.cli import console, options
 from mass.errors import RunError
-from research.program import PROGRAM
+from research import PROGRAM
 from research.results.stored import is_results
 
 if TYPE_CHECKING:

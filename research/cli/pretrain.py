@@ -15,8 +15,8 @@ from mass.config import to_dict
 from mass.errors import ConfigError, RunError
 from mass.runs.folder import held
 from mass.timing import duration
+from research import PROGRAM
 from research.pretrain_config import PretrainConfig
-from research.program import PROGRAM
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -20,7 +20,7 @@ from mass.cli.failures import INTERRUPTED
 from mass.config import to_dict
 from mass.errors import ConfigError, RunError
 from mass.timing import duration
-from research.program import PROGRAM
+from research import PROGRAM
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

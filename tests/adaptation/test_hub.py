@@ -34,7 +34,8 @@ class Hub:
             shutil.copy(operation.path_or_fileobj, path)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
-    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         if not (self.root / repo_id).is_dir():
             raise OSError("404: no such repository")
         assert "mass.json" in allow_patterns
@@ -46,6 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: found)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", found.snapshot_download)
+    monkeypatch.setattr("mass.adaptation.hub.hub_answers", lambda: True)
     return found
 
 
@@ -71,6 +73,19 @@ def test_a_checkpoint_that_was_pushed_is_loaded_by_its_name(hub: Hub, tmp_path: 
     assert again.solve("Find the dot product of (3, 4) and (2, 5).").text == (
         model.solve("Find the dot product of (3, 4) and (2, 5).").text
     )
+
+
+def test_only_the_card_of_a_run_goes_with_its_checkpoint(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint copied elsewhere, given by a relative name, takes no README that happens to lie above it."""
+    shipped = shipped_folder("tiny")
+    assert shipped is not None
+    (tmp_path / "README.md").write_text("about something else")
+    shutil.copytree(shipped / "mass", tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path / "models")
+    mass.load("tiny", "mine").push_to_hub("me/tiny-mass")
+    assert not (hub.root / "me/tiny-mass" / "README.md").exists()
 
 
 def test_a_name_that_is_nowhere_is_a_one_line_error(hub: Hub) -> None:  # noqa: ARG001

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mass.errors import ModelError
+from mass.lm.source import hub_answers
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CARD = "README.md"
 FILES = ["mass.json", "scorer.safetensors", CARD, "adapter/*"]
-"""What a checkpoint is made of. The optimizer's state beside it in a run folder is no part of it."""
+"""The files of a checkpoint that are shared; the state of the optimizer, which a run keeps beside them, is not."""
 
 
 def is_name(text: str) -> bool:
@@ -26,8 +27,9 @@ def push(folder: Path, repo_id: str, *, private: bool, message: str) -> str:
     import huggingface_hub as library
 
     files = {p.relative_to(folder).as_posix(): p for pattern in FILES for p in sorted(folder.glob(pattern))}
-    if CARD not in files and (card := folder.parents[1] / CARD).is_file():
-        files[CARD] = card  # that of the run, which describes its best checkpoint
+    kept_in = folder.resolve().parent
+    if CARD not in files and kept_in.name == "checkpoints" and (card := kept_in.parent / CARD).is_file():
+        files[CARD] = card  # the card of the run, which describes its best checkpoint
     try:
         api: Any = library.HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -46,7 +48,7 @@ def pull(repo_id: str) -> Path:
     import huggingface_hub as library
 
     try:
-        return Path(library.snapshot_download(repo_id, allow_patterns=FILES))
+        return Path(library.snapshot_download(repo_id, allow_patterns=FILES, local_files_only=not hub_answers()))
     except Exception as error:
         raise ModelError(
             f"checkpoint {repo_id!r} is no folder here, and the hub gave none ({_said(error)}); give a run folder of "

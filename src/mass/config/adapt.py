@@ -36,7 +36,7 @@ class SynthesisConfig:
     writer: Literal["theta", "base"] = "theta"
     """theta: the meta-trained adapter writes the practice. base: the frozen base does (a frozen generator)."""
     allow_copies: bool = False
-    """Whether an example whose problem is the target's own text is used."""
+    """True if an example is used whose problem is the target's own text."""
     attempts: int = 0
     """So many of the m examples are no practice problems but the model's own attempts at the problem itself, sampled
     from the solver's prompt. The scorer weighs them with the others; the generator is not trained on them. Another m at
@@ -70,11 +70,11 @@ class ScoringConfig:
     lora_rank: int = 0
     """Rank of the scorer's own LoRA on the frozen model; 0: the head alone."""
     likelihood: bool = True
-    """Whether the head also sees how likely the frozen model finds the solution that is scored; costs a second forward
+    """True if the head also sees how likely the frozen model finds the solution that is scored; costs a second forward
     pass over it."""
     sharpness: float = 0.0
-    """Where the scorer starts: untrained, it scores an example sharpness x the mean log-probability (nats) of its
-    solution's tokens; 0: all alike."""
+    """The start of the scorer: untrained, it scores an example sharpness x the mean log-probability (nats) of its
+    solution's tokens; 0: all get equal scores."""
 
     def __post_init__(self) -> None:
         require_known(self, "scoring.")
@@ -109,7 +109,7 @@ class InnerConfig:
     """Rows (examples of all problems adapted side by side) per pass of the inner loss. None: chosen by their length and
     the kind of device, see mass.adaptation.batch. Results are the same but for rounding; smaller needs less memory."""
     memory_gb: float | None = None
-    """What the inner loop may hold beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
+    """Memory that the inner loop may use beside the model, in 10^9 bytes; the engine chooses the rows per pass (unless
     micro_batch is given), layer checkpointing, and how many graphs it keeps for the backward. None: what
     the device has free, which changes nothing where it is enough."""
     checkpoint: bool | None = None

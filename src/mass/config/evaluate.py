@@ -18,8 +18,8 @@ class EvalConfig(FromYaml):
     ttt: InnerConfig | None = None
     """Inner loop of the untrained methods, base-ttt and tt-ss; None: as the model's own configuration starts it."""
     sharpness: float = 10.0
-    """Of tt-ss-likelihood, whose weights are softmax(sharpness x the mean log-probability of a solution's tokens, nats)
-    over the examples; 0 weighs them alike."""
+    """For tt-ss-likelihood, whose weights are softmax(sharpness x the mean log-probability of a solution's tokens,
+    nats) over the examples; 0 weights them equally."""
     synthesis: SynthesisConfig | None = None
     """Practice of the untrained methods; None: as the model's own configuration has it, so that all have as much."""
     examples: int | None = None
@@ -29,7 +29,7 @@ class EvalConfig(FromYaml):
     samples: int = 0
     """Answers sampled for each problem, method and temperature, beside the one of `answer`; 0: none."""
     temperatures: tuple[float, ...] = (0.6, 1.0)
-    """Where `samples` are drawn, as in [0.6,1.0]. One adaptation of a problem serves all of them."""
+    """Temperatures at which `samples` are drawn, as in [0.6,1.0]. One adaptation of a problem serves all of them."""
     votes: int = 8
     """n of maj@n, best-of-n and the like when mass is not compared; otherwise as many samples as generate at least the
     tokens of mass."""

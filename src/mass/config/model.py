@@ -30,7 +30,7 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit of a model of the hub."""
     trust_remote_code: bool = False
-    """Whether Python code that comes with the model may run; read it first."""
+    """True if Python code that comes with the model may run; read it first."""
     prompts: str | None = None
     """A file of prompts (`mass prompts` prints one); None: a checkpoint's own, or the package's."""
     thinking: bool | None = None

@@ -70,7 +70,7 @@ class TrainConfig:
     method: Literal["mass", "mass-gold", "solver-grpo", "solver-sft", "self-sft"] = "mass"
     """mass: verifier outer loss. mass-gold: gold outer loss. The others never adapt: solver-grpo, policy gradient on
     solving; solver-sft, the loss of the gold solutions; self-sft, that of the practice that the base writes for the
-    problems, neither weighed nor verified."""
+    problems, neither weighted nor verified."""
     steps: int = 100
     """Outer steps."""
     tasks_per_step: int = 8

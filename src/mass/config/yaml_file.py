@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mass import encoding
 from mass.errors import ConfigError
 
 C = TypeVar("C", bound="FromYaml")
@@ -27,13 +28,12 @@ class FromYaml:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            given: Any = parser.instantiate(parser.parse_string(text))
+            given: Any = parser.instantiate(parser.parse_string(encoding.read(path)))
         except OSError as error:
             raise ConfigError(
                 f"{str(path)!r} cannot be read ({error.strerror}); expected a YAML file; give one"
             ) from error
-        except (argparse.ArgumentError, UnicodeDecodeError) as error:
+        except argparse.ArgumentError as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"{str(path)!r} is no {cls.__name__}: {said}; mend the file") from error
         return cls(**dict(given.items()))

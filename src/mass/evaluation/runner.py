@@ -101,8 +101,8 @@ class Runner:
     def _known_practice(self, method: str, part: slice, found: Found) -> list[Adaptation]:
         """The adaptations of another untrained method that has answered these tasks: it wrote the same practice, from
         the same weights and seeds. Records whose tokens were not kept are left out: they do not say what it cost."""
-        others = [found[name][part] for name in TT_SS if name != method and name in found]
-        adaptations = [record.attempt.record for record in next(iter(others), [])]
+        (other,) = (name for name in TT_SS if name != method)
+        adaptations = [record.attempt.record for record in found.get(other, ())[part]]
         return [a for a in adaptations if a and sum(len(e.tokens) for e in a.examples) == a.tokens["synthesis"]]
 
     def _choose(self, method: str, choice: Choice, found: Found) -> list[Attempt]:

@@ -95,7 +95,12 @@ def attend(
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))):
         if query.is_meta:
             return _fused_on_meta(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
-        if query.shape[2] == 1 and query.shape[1] > key.shape[1] and not options.get("position_bias"):
+        if (
+            query.shape[2] == 1
+            and query.shape[1] > key.shape[1]
+            and not dropout
+            and options.get("position_bias") is None
+        ):
             return _attend_in_decoding(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options

@@ -6,13 +6,13 @@ Face hub, Markdown after YAML (https://huggingface.co/docs/hub/model-cards).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mass.adaptation import hub
 from mass.adaptation.checkpoint import Description, describe
 from mass.bootstrap import wilson
 from mass.config import RunConfig, to_dict
@@ -71,7 +71,7 @@ def _metadata(config: Mapping[str, Any], checkpoint: Description) -> str:
 
 
 def _is_hub_name(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.startswith(".") and not Path(name).exists()
+    return hub.is_name(name) and not name.startswith(".") and not Path(name).exists()
 
 
 def _what(config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:

@@ -21,7 +21,7 @@ def register() -> type[Any]:
     """Make `mass` a model of lm_eval, and return its class. A second call changes nothing.
 
     The harness's `evaluate` is wrapped too: it hands its tasks to a model of this class before it asks. That is how a
-    document's own text is told apart from the examples around it (docs/adr/0012 gives the reasons).
+    document's own text is separated from the examples around it (docs/adr/0012 gives the reasons).
 
     Raises:
         ConfigError: lm_eval is not installed.

@@ -1,3 +1,0 @@
-"""The name under which the commands of this folder are called."""
-
-PROGRAM = "python -m research"
