@@ -74,4 +74,4 @@ def test_other_layers_stay_their_own() -> None:
     grown = with_room(cache).layers
     assert grown[-1] is peculiar
     assert isinstance(grown[0], DynamicSlidingWindowLayer)
-    assert [type(layer).__name__ for layer in grown[:2]] == ["_GrowingSlidingLayer", "_GrowingLayer"]
+    assert [type(layer).__name__ for layer in grown[:2]] == ["GrowingSlidingLayer", "GrowingLayer"]

@@ -216,8 +216,7 @@ def test_a_stop_string_ends_a_row_and_is_cut_off() -> None:
     free = sample(lm, prompt_ids(lm), max_new_tokens=24)
     text = lm.tokenizer.decode(free[0].tokens)
     stop = text[4:6]
-    lm._stop.stop = (stop, "never to be seen")
-    lm._stop._can_end = None
+    lm._stop = StopStrings(lm.tokenizer, (stop, "never to be seen"))
     stopped = sample(lm, prompt_ids(lm), max_new_tokens=24)
     assert stopped[0].finished
     assert stopped[0].text == text[: text.index(stop)]

@@ -8,6 +8,7 @@ measurements). Recurrent states and other kinds of layers stay transformers' own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +46,36 @@ class _Buffer:
         self.end += count
         return self.whole[..., self.end - before - count : self.end, :]
 
+    def filled(self, parts: Sequence[Tensor], length: int) -> Tensor:
+        """Put parts [n, h, T, d] below each other in a new buffer, each with its last places at `length`.
+
+        Places before the first of a part are zero. The result can be continued by `appended` in place.
+        """
+        self.whole = below_each_other(parts, length, ROOM)
+        self.end = length
+        return self.keep(self.whole[:, :, :length])
+
     def keep(self, kept: Tensor) -> Tensor:
         """Remember `kept` as the tensor that the next call of `appended` continues, and return it."""
         self.last = kept
         return kept
 
 
-class _GrowingLayer(DynamicLayer):
+def below_each_other(parts: Sequence[Tensor], length: int, room: int = 0) -> Tensor:
+    """Put parts [n, h, T, d] below each other with their last places at `length`, and `room` empty places after it.
+
+    A longer part loses its first places; before the first place of a shorter one there are zeros.
+    """
+    first, row = parts[0], 0
+    whole = first.new_zeros(sum(map(len, parts)), first.shape[1], length + room, first.shape[-1])
+    for part in parts:
+        held = min(length, part.shape[-2])
+        whole[row : row + len(part), :, length - held : length] = part[:, :, part.shape[-2] - held :]
+        row += len(part)
+    return whole
+
+
+class GrowingLayer(DynamicLayer):
     """A dynamic layer that writes new keys and values in place."""
 
     def __init__(self, *given: Any) -> None:
@@ -69,12 +93,16 @@ class _GrowingLayer(DynamicLayer):
         self.keys, self.values = keys.keep(self._kept(all_keys)), values.keep(self._kept(all_values))
         return all_keys, all_values
 
+    def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int) -> None:
+        """Replace all keys and values by parts below each other, whose last places are at `length`."""
+        self.keys, self.values = self._buffers[0].filled(keys, length), self._buffers[1].filled(values, length)
+
     def _kept(self, tokens: Tensor) -> Tensor:
         """Return the part that later tokens may still attend to."""
         return tokens
 
 
-class _GrowingSlidingLayer(_GrowingLayer, DynamicSlidingWindowLayer):
+class GrowingSlidingLayer(GrowingLayer, DynamicSlidingWindowLayer):
     """A layer of attention within a sliding window that writes in place: its first tokens fall out of the window."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -93,7 +121,7 @@ def with_room(cache: DynamicCache) -> DynamicCache:
 
 def _growing(layer: Any) -> Any:
     if type(layer) is DynamicLayer:  # not `isinstance`: a subclass may keep more than keys and values
-        return _GrowingLayer()
+        return GrowingLayer()
     if type(layer) is DynamicSlidingWindowLayer:
-        return _GrowingSlidingLayer(layer.sliding_window)
+        return GrowingSlidingLayer(layer.sliding_window)
     return layer

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mass.config import LoraConfig
 from mass.errors import ConfigError, ModelError, ShapeError
 from mass.lm.lora_linear import add_delta_in_closed_form, has_closed_form
+from mass.lm.lora_places import Places
 from mass.types import Params
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -56,8 +57,9 @@ class InUse:
     params: Params
     scaling: float
     """The factor alpha / r."""
-    rows: Tensor | None
-    """[N] the index of each row's adapter; None for one adapter, or equal consecutive blocks of rows."""
+    rows: Tensor | Places | None
+    """[N] the index of each row's adapter, or the places of rows that have one; None for one adapter, or equal
+    consecutive blocks of rows."""
 
     def map(self, change: Callable[[Any], Any]) -> InUse:
         """Return a copy with `change` applied to each parameter."""
@@ -114,8 +116,12 @@ class LoraSites:
         """
         if params is not None:
             self.check(params)
-        with self.resume(None if params is None else InUse(params, self.config.lora_alpha / self.config.r, rows)):
+        with self.resume(None if params is None else self.in_use(params, rows)):
             yield
+
+    def in_use(self, params: Params, rows: Tensor | Places | None = None) -> InUse:
+        """Return what `resume` puts in use. `params` are not checked."""
+        return InUse(params, self.config.lora_alpha / self.config.r, rows)
 
     def under(self, path: str) -> Callable[[], InUse | None]:
         """Return a function that returns what is in use at the sites under the module `path`; None for the plain base.
@@ -162,6 +168,8 @@ class LoraSites:
                 return None
             a, b = active.params[a_name], active.params[b_name]
             # The closed form overwrites `output`, so it needs to know that nothing else uses or changes it.
+            if isinstance(active.rows, Places):
+                return active.rows.add_delta(output, args[0], a, b, active.scaling)
             if self._closed_form and has_closed_form(module, args[0], output, a, b):
                 a, b = _for_rows(a, b, args[0], active.rows)
                 return add_delta_in_closed_form(output, args[0], module.weight, a, b, active.scaling)  # pyright: ignore

@@ -72,8 +72,9 @@ class LM:
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.engine: Engine | None = None
         """The sampling server in use (`mass.lm.remote.connect`); None where this process samples."""
-        self.engine_of: Callable[[LM], Engine] | None = None
-        """A function that connects a copy, with other prompts or adapters of another shape, to the same server."""
+        self.engine_of: Callable[[LM], Engine | None] | None = None
+        """A function that connects a copy, with other prompts or adapters of another shape, to what samples for this
+        one; None for a copy that this process samples for by itself."""
         self.engine_config = EngineConfig()
         self.sampled_by = ""
         """Description of the server for records; empty where this process samples."""
@@ -101,6 +102,13 @@ class LM:
         """Connect this copy to the sampling server: the original's connection has its prompts and adapters."""
         self.engine = None if self.engine_of is None else self.engine_of(self)
 
+    def sampled_by_engine(self, engine_of: Callable[[LM], Engine | None]) -> LM:
+        """Return a view of the model for which, and for whose views, the engines that `engine_of` makes sample."""
+        other = copy.copy(self)
+        other._views, other.engine_of = {}, engine_of
+        other._take_engine()
+        return other
+
     def asking(self, kind: str) -> LM:
         """Return a view of the model with its prompts for a kind of problem (`mass.lm.prompts.KINDS`)."""
         if kind == self.kind:
@@ -115,8 +123,9 @@ class LM:
             return self
         if WRITING not in self._views:
             prompts = dataclasses.replace(self.prompts, stop=(*self.prompts.stop, *self.prompts.synthesis_stop))
-            self._views[WRITING] = self.with_prompts({**self.prompt_set, self.kind: prompts})
-            self._views[WRITING]._stop = StopStrings(self.tokenizer, prompts.stop, loops=True)
+            view = self.with_prompts({**self.prompt_set, self.kind: prompts})
+            view._stop = StopStrings(self.tokenizer, prompts.stop, loops=True)
+            self._views[WRITING] = view  # once it is complete, as other threads may use it at once
         return self._views[WRITING]
 
     def with_lora(self, config: LoraConfig) -> LM:
@@ -342,6 +351,11 @@ class LM:
             return states.last_hidden_state.to(self.device)
 
     # --- sampling
+
+    @property
+    def stops(self) -> StopStrings:
+        """The texts that end a sample of this view."""
+        return self._stop
 
     def cut(self, text: str) -> str | None:
         """Return the text before the first stop string of the prompts; None where there is none."""

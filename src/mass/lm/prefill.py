@@ -12,7 +12,8 @@ positions.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -40,18 +41,47 @@ def prefill(
         blocks: number of equal consecutive blocks of prompts: the adapters of a stack, or 1.
     """
     distinct, source = _distinct(prompts, blocks)
-    width = len(distinct) // blocks
-    ids, mask = left_pad(distinct, lm.pad_id, lm.device)
+    logits = torch.empty(0)
+    for logits, _ in passes(lm, distinct, cache, lambda _: lm.adapters.use(adapter), blocks):  # noqa: B007
+        pass
+    mask = left_pad(distinct, lm.pad_id, lm.device)[1]
+    if len(distinct) < len(prompts) or source != list(range(len(source))):
+        where = torch.tensor(source)
+        select_rows(cache, where)
+        where = where.to(lm.device)
+        logits, mask = logits[where], mask[where]
+    return logits, mask
+
+
+def passes(
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    cache: DynamicCache,
+    use: Callable[[Tensor], AbstractContextManager[None]],
+    blocks: int = 1,
+    most: int | None = None,
+) -> Iterator[tuple[Tensor, int]]:
+    """Fill the empty cache with prompts, one pass at a time.
+
+    Yields logits [.., V], after the last pass those after each prompt [w G, V], and the number of positions to come.
+
+    Args:
+        prompts: those of each block from the longest to the shortest.
+        use: puts the adapters of the given rows (indices of prompts) in use.
+        most: positions of one pass at most, `TOKENS` by default; more where the cache must be filled in one pass.
+    """
+    width = len(prompts) // blocks
+    ids, mask = left_pad(prompts, lm.pad_id, lm.device)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    present, logits = 0, torch.empty(0)
-    for first, end, begun in _segments(_begins(distinct, blocks), ids.shape[1], blocks, _can_be_cut(cache)):
+    present = 0
+    for first, end, begun in _segments(_begins(prompts, blocks), ids.shape[1], blocks, _can_be_cut(cache), most):
         # Prompts that begin here get copies of an earlier row's cache: all its positions are padding for them, and
         # masked.
         if 0 < present < begun:
             select_rows(cache, _of_blocks(blocks, present, torch.arange(begun).clamp_max(present - 1)))
         present = begun
         rows = _of_blocks(blocks, width, torch.arange(begun)).to(lm.device)
-        with lm.adapters.use(adapter):
+        with use(rows):
             out = lm.model(
                 input_ids=ids[rows, first:end],
                 attention_mask=mask[rows, :end],
@@ -60,13 +90,7 @@ def prefill(
                 use_cache=True,
                 **({"logits_to_keep": 1} if lm.keeps_logits else {}),
             )
-        logits = out.logits[:, -1].to(lm.device)
-    if len(distinct) < len(prompts) or source != list(range(len(source))):
-        where = torch.tensor(source)
-        select_rows(cache, where)
-        where = where.to(lm.device)
-        logits, mask = logits[where], mask[where]
-    return logits, mask
+        yield out.logits[:, -1].to(lm.device), ids.shape[1] - end
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -104,7 +128,9 @@ def _begins(distinct: Sequence[Sequence[int]], blocks: int) -> list[int]:
     return [longest - max(map(len, distinct[j::width])) for j in range(width)]
 
 
-def _segments(begins: Sequence[int], length: int, blocks: int, may_cut: bool) -> Iterator[Segment]:
+def _segments(
+    begins: Sequence[int], length: int, blocks: int, may_cut: bool, most: int | None = None
+) -> Iterator[Segment]:
     """Yield the segments into which the L positions are cut, so that each pass is short and holds little padding."""
     if not may_cut:
         yield 0, length, len(begins)
@@ -113,14 +139,14 @@ def _segments(begins: Sequence[int], length: int, blocks: int, may_cut: bool) ->
     for at in sorted(set(begins[1:])):
         begun = bisect_right(begins, at - 1)
         if (at - first) * (len(begins) - begun) * blocks >= WASTE:
-            yield from _short_enough(first, at, begun, blocks)
+            yield from _short_enough(first, at, begun, blocks, most)
             first = at
-    yield from _short_enough(first, length, len(begins), blocks)
+    yield from _short_enough(first, length, len(begins), blocks, most)
 
 
-def _short_enough(first: int, end: int, begun: int, blocks: int) -> Iterator[Segment]:
-    """Cut a segment into passes of at most `TOKENS` positions."""
-    step = max(1, TOKENS // (begun * blocks))
+def _short_enough(first: int, end: int, begun: int, blocks: int, most: int | None) -> Iterator[Segment]:
+    """Cut a segment into passes of at most `most` positions, `TOKENS` by default."""
+    step = max(1, (most or TOKENS) // (begun * blocks))
     for start in range(first, end, step):
         yield start, min(start + step, end), begun
 

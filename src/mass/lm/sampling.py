@@ -78,19 +78,35 @@ class StopStrings:
         self.stop = tuple(stop)
         self.loops = loops
         self.tokenizer = tokenizer
-        self._can_end: Tensor | None = None
+        self._completes: dict[int, bool] = {}
 
-    def candidates(self, tokens: Tensor) -> Tensor:
-        """Return [N] bool for [N] token ids, True for a token that can complete a stop string."""
+    def can_complete(self, token: int) -> bool:
+        """Return True for a token whose text may hold the last character of a stop string, or a part of it."""
         if not self.stop:
-            return torch.zeros_like(tokens, dtype=torch.bool)
-        if self._can_end is None or self._can_end.device != tokens.device:
-            # A token can complete a stop string only if its text contains the last character of one.
-            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-            ends = {s[-1] for s in self.stop}
-            self._can_end = torch.tensor([bool(ends & set(t)) for t in texts], device=tokens.device)
-        inside = tokens < len(self._can_end)
-        return self._can_end[tokens.clamp_max(len(self._can_end) - 1)] & inside
+            return False
+        if (known := self._completes.get(token)) is None:
+            text = self.tokenizer.decode([token]) if token < len(self.tokenizer) else ""
+            # Several tokens may make one character; each alone is decoded to the replacement character.
+            known = self._completes[token] = any(s[-1] in text for s in self.stop) or "\ufffd" in text
+        return known
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Return True for a row whose text holds a stop string since its newest token."""
+        return self.can_complete(tokens[-1]) and self.cut(self.text(tokens)) is not None
+
+    def goes_round(self, tokens: Sequence[int]) -> bool:
+        """Return True for a row that repeats itself and is not continued; looks only now and then."""
+        return self.loops and len(tokens) % LOOP_CHECK_EVERY == 0 and repeats_itself(self.text(tokens))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Decode a row's tokens, without special tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def sample(self, tokens: Sequence[int], finished: bool, logprobs: Sequence[float] = ()) -> Sample:
+        """Make a sample of a row's tokens, its text cut at the first stop string."""
+        text = self.text(tokens)
+        cut = self.cut(text)
+        return Sample(tuple(tokens), text if cut is None else cut, finished, tuple(logprobs))
 
     def cut(self, text: str) -> str | None:
         """Return the text before the first stop string; None when there is none."""
@@ -170,7 +186,7 @@ def sample_rows(
         ShapeError: seeds or a stack that do not fit the prompts.
         DataError: a prompt that fills the model's context.
     """
-    blocks = _blocks(adapter)
+    blocks = count_adapters(adapter)
     _check(lm, prompts, seeds, blocks)
     if adapter is not None and changes_nothing(adapter):
         adapter = None  # a fifth to a half of a step would go into adding zeros
@@ -181,14 +197,14 @@ def sample_rows(
     for rows, own in _side_by_side(lm, prompts, config, adapter, height):
         pace.begin(len(rows))
         asked = _Asked(
-            [prompts[i] for i in rows], config, [seeds[i] for i in rows], own, _blocks(own), stop, with_logprobs
+            [prompts[i] for i in rows], config, [seeds[i] for i in rows], own, count_adapters(own), stop, with_logprobs
         )
         for i, sample in zip(rows, _decode(lm, asked, pace), strict=True):
             samples[i] = sample
     return [sample for sample in samples if sample is not None]
 
 
-def _blocks(adapter: Params | None) -> int:
+def count_adapters(adapter: Params | None) -> int:
     """Return the number of adapters of a stack; 1 for a single adapter, or none."""
     first = None if adapter is None else next(iter(adapter.values()))
     return first.shape[0] if first is not None and first.dim() == 3 else 1
@@ -197,13 +213,18 @@ def _blocks(adapter: Params | None) -> int:
 def _check(lm: Decodes, prompts: Sequence[Sequence[int]], seeds: Sequence[int], blocks: int) -> None:
     if len(seeds) != len(prompts):
         raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
+    check_lengths(lm, prompts)
+    if len(prompts) % blocks:
+        raise ShapeError(f"{len(prompts)} prompts for a stack of {blocks} adapters; expected a multiple")
+
+
+def check_lengths(lm: Decodes, prompts: Sequence[Sequence[int]]) -> None:
+    """Check that each prompt leaves room for a token in the model's context. Raises DataError."""
     if prompts and (longest := max(map(len, prompts))) >= lm.context:
         raise DataError(
             f"a prompt of {longest} tokens; {lm.name!r} reads at most {lm.context - 1}; shorten it or use a model with "
             "a longer context"
         )
-    if len(prompts) % blocks:
-        raise ShapeError(f"{len(prompts)} prompts for a stack of {blocks} adapters; expected a multiple")
 
 
 def _side_by_side(
@@ -235,12 +256,12 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
     limits = torch.tensor([min(config.max_new_tokens, lm.context - len(p)) for p in asked.prompts], device=device)
     limit = int(limits.max())
     # All random numbers are drawn first, by row and step, so that a row's do not depend on which rows leave the batch.
-    uniform = _uniform(asked.seeds, limit, config).to(device)
+    uniform = uniform_numbers(asked.seeds, limit, config).to(device)
     tokens = torch.full((count, limit), -1, device=device)  # -1 after the end of a row
     logprobs = torch.zeros(count, limit, device=device) if asked.with_logprobs else None
     finished = torch.zeros(count, dtype=torch.bool, device=device)
     end_ids = torch.tensor(sorted(lm.end_ids), device=device)
-    cache = _cache(lm)
+    cache = decoding_cache(lm)
     logits, mask = prefill(lm, asked.prompts, cache, asked.adapter, asked.blocks)
     rows = _Rows(torch.arange(count, device=device), cache, mask, asked.adapter, asked.blocks)
     ended, going = finished, count
@@ -251,12 +272,12 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
         if logprobs is not None:
             logprobs[rows.index, t] = logprobs_of(logits, chosen)
         done = torch.isin(chosen, end_ids)
-        _find_stops(lm, asked.stop, tokens, rows.index, chosen, live & ~done, done, t)
+        for i in _in_question(asked.stop, chosen, live & ~done, t):
+            row = tokens[rows.index[i], : t + 1].tolist()
+            done[i] = asked.stop.ends(row)
+            if not done[i] and asked.stop.goes_round(row):
+                limits[rows.index[i]] = t + 1
         finished[rows.index] |= done & live
-        if asked.stop.loops and (t + 1) % LOOP_CHECK_EVERY == 0:
-            for i in rows.index[live & ~done].tolist():
-                if repeats_itself(lm.tokenizer.decode(tokens[i, : t + 1].tolist(), skip_special_tokens=True)):
-                    limits[i] = t + 1
         ended = finished | (limits <= t + 1)
         pace.tokens, going = pace.tokens + going, int((~ended).sum())
         pace.tell(count, going, t + 1, limit)
@@ -265,10 +286,10 @@ def _decode(lm: Decodes, asked: _Asked, pace: _Pace) -> list[Sample]:
         # Rows that leave the batch change results by rounding only: each row has its own numbers, positions and mask.
         rows, keep = _compact(rows, ended)
         logits = _step(lm, rows, chosen[keep][:, None])
-    return _collect(lm, tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), asked.stop)
+    return _collect(tokens.cpu(), None if logprobs is None else logprobs.cpu(), finished.cpu(), asked.stop)
 
 
-def _cache(lm: Decodes) -> DynamicCache:
+def decoding_cache(lm: Decodes) -> DynamicCache:
     """Make an empty cache, with layers that grow in place where they hold only keys and values."""
     return with_room(new_cache(lm.model))
 
@@ -276,20 +297,19 @@ def _cache(lm: Decodes) -> DynamicCache:
 def _step(lm: Decodes, rows: _Rows, ids: Tensor) -> Tensor:
     """Run the model on the tokens [n, 1] just sampled; returns the logits [n, V] of the next tokens."""
     rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(ids), 1)], 1)
-    # Positions count real tokens only, not the padding. Rows that have ended may already be at the context's end.
-    positions = (rows.mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)
     with lm.adapters.use(rows.adapter):
-        out = lm.model(
-            input_ids=ids,
-            attention_mask=rows.mask,
-            position_ids=positions,
-            past_key_values=rows.cache,
-            use_cache=True,
-        )
+        return next_logits(lm, ids, rows.mask, rows.cache)
+
+
+def next_logits(lm: Decodes, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """Run the model on the newest token of each row [n, 1], which the mask [n, L] includes; returns logits [n, V]."""
+    # Positions count real tokens only, not the padding. Rows that have ended may already be at the context's end.
+    positions = (mask.sum(1, keepdim=True) - 1).clamp_max(lm.context - 1)
+    out = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return out.logits[:, -1].to(lm.device)
 
 
-def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:
+def uniform_numbers(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor:
     """Draw [N, limit] float64 numbers in [0, 1), each row's from its own seed alone."""
     if config.temperature == 0:
         return torch.zeros(len(seeds), limit, dtype=torch.float64)
@@ -297,13 +317,13 @@ def _uniform(seeds: Sequence[int], limit: int, config: SamplingConfig) -> Tensor
     return torch.stack(draws)
 
 
-def _find_stops(
-    lm: Decodes, stop: StopStrings, tokens: Tensor, index: Tensor, chosen: Tensor, live: Tensor, done: Tensor, t: int
-) -> None:
-    """Mark in `done` the rows whose text now holds a stop string."""
-    for i in (stop.candidates(chosen) & live).nonzero()[:, 0].tolist():
-        text = lm.tokenizer.decode(tokens[index[i], : t + 1].tolist(), skip_special_tokens=True)
-        done[i] = stop.cut(text) is not None
+def _in_question(stop: StopStrings, chosen: Tensor, live: Tensor, t: int) -> list[int]:
+    """Return the rows whose text must be looked at, since the newest token may end it."""
+    if not (stop.stop or stop.loops):
+        return []
+    looks_at_all = stop.loops and (t + 1) % LOOP_CHECK_EVERY == 0
+    rows = zip(chosen.tolist(), live.tolist(), strict=True)
+    return [i for i, (token, is_live) in enumerate(rows) if is_live and (looks_at_all or stop.can_complete(token))]
 
 
 def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
@@ -328,13 +348,11 @@ def _compact(rows: _Rows, ended: Tensor) -> tuple[_Rows, Tensor]:
     return _Rows(rows.index[keep], rows.cache, rows.mask[keep], adapter, len(kept_blocks)), keep
 
 
-def _collect(lm: Decodes, tokens: Tensor, logprobs: Tensor | None, finished: Tensor, stop: StopStrings) -> list[Sample]:
-    """Decode the tokens of each row into a sample, its text cut at the first stop string."""
+def _collect(tokens: Tensor, logprobs: Tensor | None, finished: Tensor, stop: StopStrings) -> list[Sample]:
+    """Make a sample of each row's tokens; -1 stands after a row's end."""
     samples: list[Sample] = []
     kept_logprobs: list[list[float]] = [[]] * len(tokens) if logprobs is None else logprobs.tolist()
     for row, values, complete in zip(tokens.tolist(), kept_logprobs, finished.tolist(), strict=True):
         kept = [i for i in row if i >= 0]
-        text = lm.tokenizer.decode(kept, skip_special_tokens=True)
-        cut = stop.cut(text)
-        samples.append(Sample(tuple(kept), text if cut is None else cut, complete, tuple(values[: len(kept)])))
+        samples.append(stop.sample(kept, complete, values[: len(kept)]))
     return samples

@@ -1,0 +1,133 @@
+"""The types around continuous decoding: a row that is asked for, the pieces it arrives in, limits, errors, and the
+request that a thread works for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+from mass.config import SamplingConfig
+from mass.config.checks import require
+from mass.errors import MassError
+from mass.lm.sampling import StopStrings
+from mass.types import Params
+
+
+class QueueFull(MassError):
+    """More rows than may wait for decoding."""
+
+
+class Closed(MassError):
+    """A decoder that is closed, or was closed before a row had ended."""
+
+
+class Cancelled(Exception):
+    """The request that this thread works for is cancelled. No `MassError`, so that nothing falls back on it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a continuation that later tokens cannot change. The pieces of a row, joined, are its sample."""
+
+    text: str
+    """The further text; it may be empty where only tokens are left."""
+    tokens: tuple[int, ...]
+    """The tokens since the last piece. Those of half a character, or of the start of a stop text, come later."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each of these tokens; empty unless asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """One row to be decoded."""
+
+    prompt: Sequence[int]
+    config: SamplingConfig
+    seed: int
+    adapter: Params | None = None
+    """One adapter, no stack; None for the base. Rows share an adapter if they have the same object."""
+    stop: StopStrings | Sequence[str] = ()
+    """Texts that end the row."""
+    with_logprobs: bool = False
+    on_piece: Callable[[Piece], None] | None = None
+    """Called in the decoder's thread with each piece, so it must be quick. If it raises, this row fails."""
+    owner: Hashable = None
+    """Rows of different owners are begun in turn."""
+    urgent: bool = False
+    """True if the row may take one of `Limits.reserved`."""
+    cancelled: Callable[[], bool] | None = None
+    """Called in the decoder's thread before each step; True frees the row."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a decoder. A `None` is replaced by what suits the model."""
+
+    rows: int | None = None
+    """Rows decoded side by side at most; None for `ModelConfig.decode_rows`."""
+    waiting: int = 1024
+    """Rows that may wait."""
+    reserved: int | None = None
+    """How many of `rows` only urgent rows may take; None for an eighth."""
+    prefill_tokens: int = 512
+    """Positions of prompts read between two steps of running rows at most, so that a long prompt does not hold them
+    up. A model with a recurrent state reads its prompts whole."""
+    memory_gb: float | None = None
+    """Gigabytes for the rows and their adapters; None for a share of what is free whenever rows are begun."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "waiting", "prefill_tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"decoder.{name}", value, "at least 1")
+        require(self.reserved is None or self.reserved >= 0, "decoder.reserved", self.reserved, "0 or more")
+        require(self.memory_gb is None or self.memory_gb > 0, "decoder.memory_gb", self.memory_gb, "a positive number")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a decoder does at this moment, and has done so far."""
+
+    running: int
+    """Rows that are decoded or whose prompt is read."""
+    waiting: int
+    adapters: int
+    """Different adapters of the running rows."""
+    tokens: int
+    """Tokens sampled since the start."""
+    steps: int
+    """Steps since the start, each of one token for each running row."""
+    held: int
+    """Bytes of keys and values."""
+
+
+class Request(Protocol):
+    """What the work in a thread is for."""
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the result is not wanted any more: the client has gone, or the deadline has passed."""
+        ...
+
+    @property
+    def owner(self) -> Hashable:
+        """Whom the rows are counted to (`Ask.owner`)."""
+        ...
+
+    @property
+    def urgent(self) -> bool:
+        """True if its rows may take reserved ones (`Ask.urgent`)."""
+        ...
+
+
+current_request: ContextVar[Request | None] = ContextVar("current_request", default=None)
+"""The request that this thread, or this context, works for."""
+
+
+def check_cancelled() -> None:
+    """Raise `Cancelled` where the current request is cancelled."""
+    request = current_request.get()
+    if request is not None and request.cancelled:
+        raise Cancelled("the request was cancelled, or its deadline has passed")
