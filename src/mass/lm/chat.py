@@ -11,6 +11,7 @@ end). So the end of the prompt and the answer are encoded together, and the answ
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -25,6 +26,9 @@ _MARK = "Mark7"
 """A text that is searched for in what a template renders; no template contains it."""
 _NOW = re.compile(r"strftime_now\(\s*(?P<quote>[\"'])(?P<form>.*?)(?P=quote)\s*\)")
 _THINK = re.compile(r"<think>\s*\Z")
+_ENCODING = threading.Lock()
+"""Held while a text is encoded. Whether special tokens in it count as text is set at the tokenizer itself, which views
+of a model share: another thread that encodes with the other setting would change it in between."""
 _ANCHOR_CHARS = 16
 """Characters of a prompt's end that are encoded together with the text after it."""
 
@@ -55,7 +59,7 @@ class PromptTokens:
 
     def plain(self, text: str) -> list[int]:
         """Encode a plain text, with the tokenizer's start token if it has one. Special tokens in it count as text."""
-        ids = list(self._tokenizer(text, split_special_tokens=True)["input_ids"])
+        ids = self._split(text)
         ends = self._tokenizer.eos_token_id  # some tokenizers are configured to end every text
         return ids[:-1] if len(ids) > 1 and ids[-1] == ends != ids[0] else ids
 
@@ -72,6 +76,10 @@ class PromptTokens:
         """Return the tokens of `Prompts.opens`, which follow a synthesis prompt."""
         return self._following(self._tails[0], self._prompts.opens) if self._prompts.opens else []
 
+    def alone(self, text: str) -> list[int]:
+        """Encode a text as if it stood alone, without start and end token. Special tokens in it count as text."""
+        return self._split(text, add_special_tokens=False)
+
     # --- answers
 
     def answer(self, solution: str) -> list[int]:
@@ -84,13 +92,15 @@ class PromptTokens:
 
     def _following(self, tail: str, text: str) -> list[int]:
         """Return the tokens of `text` as they are when it follows `tail`."""
-        before = self._encode(tail)
-        both = self._encode(tail + text)
+        before = self.alone(tail)
+        both = self.alone(tail + text)
         # Where the tokenizer merges across the boundary, the prompt's own tokens would change: then text alone.
-        return both[len(before) :] if before and both[: len(before)] == before else self._encode(text)
+        return both[len(before) :] if before and both[: len(before)] == before else self.alone(text)
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    def _split(self, text: str, **options: Any) -> list[int]:
+        """Encode a text whose special tokens count as text."""
+        with _ENCODING:
+            return list(self._tokenizer(text, split_special_tokens=True, **options)["input_ids"])
 
     # --- what the template does
 
@@ -113,7 +123,7 @@ class PromptTokens:
         # A template that opens a thinking block although it should not: the prompt closes the block at once.
         if _THINK.search(prompt) and not self._prompts.thinking:
             closing = "</think>\n\n" if prompt.endswith("\n") else "\n</think>\n\n"
-            self._closing, prompt = self._encode(closing), prompt + closing
+            self._closing, prompt = self.alone(closing), prompt + closing
         return self._first_special(after), self._after_specials(prompt)[-_ANCHOR_CHARS:], gap
 
     def _first_special(self, text: str) -> int | None:
@@ -173,14 +183,15 @@ class PromptTokens:
     def _apply(self, messages: list[dict[str, str]], **options: Any) -> Any:
         day = date.fromisoformat(self._prompts.date)
         try:
-            return self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                enable_thinking=self._prompts.thinking,
-                thinking=self._prompts.thinking,
-                date_string=day.strftime("%d %b %Y"),
-                **options,
-            )
+            with _ENCODING:
+                return self._tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self._template,
+                    enable_thinking=self._prompts.thinking,
+                    thinking=self._prompts.thinking,
+                    date_string=day.strftime("%d %b %Y"),
+                    **options,
+                )
         except Exception as error:  # a template is a program of its author's, and may raise anything
             raise ModelError(
                 f"the chat template of {self._name!r} cannot be used ({' '.join(str(error).split())[:160]}); mend "

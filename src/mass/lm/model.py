@@ -239,7 +239,7 @@ class LM:
     def solution_label(self) -> tuple[str, list[int]]:
         """Return the label between problem and solution of a practice example, as text and as tokens."""
         label = self.prompts.example.partition("{problem}")[2].partition("{solution}")[0].rstrip()
-        return label, list(self.tokenizer(label, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return label, self._asking.alone(label)
 
     def attempt_row(self, problem: str, solution: str) -> Row:
         """Return an attempt at the problem itself as the scorer reads it.

@@ -179,9 +179,18 @@ class ContinuousDecoder:
         """Let rows leave and join, and give each row in a batch one token."""
         self._drop_cancelled()
         self._admit()
-        self._read_on()
-        for batch in list(self._batches):
-            self._guarded(batch.rows, lambda batch=batch: self._step(batch))
+        rows = self._running()
+        try:
+            self._read_on()
+            for batch in list(self._batches):
+                self._guarded(batch.rows, lambda batch=batch: self._step(batch))
+            self._let_go()
+        finally:  # once nothing of the rows that have ended is left here
+            for row in rows:
+                row.deliver()
+
+    def _let_go(self) -> None:
+        """Drop what no row needs any more."""
         with self._changed:
             self._batches = [batch for batch in self._batches if batch.live]
             self._known.keep(row.adapter for row in self._running())

@@ -25,6 +25,7 @@ class Row:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.ended = False
+        self._sample: Sample | None = None
         self._seed, self._numbers = ask.seed, list[float]()
         self._cancelled = ask.cancelled
         self._stream = None if ask.on_piece is None else _Stream(ask.on_piece, stop)
@@ -74,9 +75,14 @@ class Row:
             self.fail(error)
             return
         if sample is not None:
+            self._sample = sample
             self._end()
+
+    def deliver(self) -> None:
+        """Give the sample to whoever waits for it, if the row has one."""
+        if self._sample is not None:
             with suppress(InvalidStateError):  # cancelled a moment ago
-                self.future.set_result(sample)
+                self.future.set_result(self._sample)
 
     def fail(self, error: BaseException) -> None:
         """End the row with an error for whoever waits for it."""
