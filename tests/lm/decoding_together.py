@@ -6,7 +6,9 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 import torch
 
 from mass.config import SamplingConfig
@@ -99,3 +101,21 @@ def one_after_another(decoder: ContinuousDecoder, asks: Sequence[Ask], gap: int 
 
 def settings(tokens: int = 24, temperature: float = 1.0, top_p: float = 1.0) -> SamplingConfig:
     return SamplingConfig(tokens, temperature, top_p)
+
+
+def ask(lm: LM, prompt: list[int], seed: int = 0, adapter: Params | None = None, **changes: Any) -> Ask:
+    options = {"config": settings(), "stop": lm.stops, **changes}
+    return Ask(prompt, options.pop("config"), seed, adapter, **options)
+
+
+def passes(monkeypatch: pytest.MonkeyPatch, lm: LM) -> list[tuple[int, int]]:
+    """The shapes [rows, tokens] of all passes of the model from now on."""
+    shapes: list[tuple[int, int]] = []
+    forward = lm.model.forward
+
+    def noted(**options: Any) -> Any:
+        shapes.append(tuple(options["input_ids"].shape))
+        return forward(**options)
+
+    monkeypatch.setattr(lm.model, "forward", noted)
+    return shapes
