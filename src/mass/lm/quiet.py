@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
-from transformers import modeling_gguf_pytorch_utils as gguf_reader
+from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 
@@ -16,11 +17,11 @@ def without_progress_bars() -> Generator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     # The reader of GGUF files makes a bar of its own, which the switch of transformers does not reach.
-    bar = gguf_reader.tqdm
-    gguf_reader.tqdm = partial(bar, disable=True)  # pyright: ignore[reportAttributeAccessIssue]
+    reader: Any = modeling_gguf_pytorch_utils
+    bar, reader.tqdm = reader.tqdm, partial(reader.tqdm, disable=True)
     try:
         yield
     finally:
-        gguf_reader.tqdm = bar
+        reader.tqdm = bar
         if shown:
             logging.enable_progress_bar()
