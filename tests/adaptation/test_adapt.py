@@ -85,7 +85,7 @@ def test_practice_is_learned_and_recorded(lm: LM, state: MetaState) -> None:
         assert record.adapter_hash == adapter_hash(pick(adapted.stack, b)) != adapter_hash(state.theta)
         assert record.tokens.keys() == {"synthesis", "answer", "unadapted answer"}
         assert record.tokens["synthesis"] == sum(len(e.tokens) for e in record.examples)
-        assert {"synthesis", "scoring", "inner loop", "answer", "unadapted answer"} <= record.seconds.keys()
+        assert {"synthesis", "scoring", "inner loop", "answer"} <= record.seconds.keys()
         assert record.verdict is None
         assert (record.problem, record.seed, record.model) == (PROBLEMS[b], b, lm.name)
 

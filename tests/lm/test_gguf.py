@@ -72,11 +72,17 @@ def test_a_file_is_the_model_that_it_was_written_from(plain: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "error"), [("Q8_0", 0.05), ("Q4_1", 0.5), ("BF16", 0.05)])
 def test_blocks_are_unpacked_to_bfloat16_once_and_that_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str, error: float
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    error: float,
 ) -> None:
     file = write_gguf(tmp_path / "m.gguf", small_llama(), kind)
     with caplog.at_level(logging.INFO, "mass"):
         folder = unpacked(file, "mine")
+    assert "%|" not in capfd.readouterr().err  # no progress bar of another library
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
         f"mine: unpacking its weights once into {folder}",
         "mine: unpacked",

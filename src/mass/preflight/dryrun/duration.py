@@ -6,7 +6,7 @@ to start each layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mass.config import RunConfig
 from mass.metagrad.memory import Expected
@@ -47,10 +47,11 @@ class DeviceTime:
         self.shape, self.device = shape, device
 
     def decoding(self, rows: Rows, at_once: int) -> float:
-        """Return the seconds of sampling: prompts first, then one token of each row at a time."""
+        """Return the seconds of sampling: distinct prompts first, then one token of each row at a time."""
         groups = -(-rows.count // at_once)
-        each = Rows(-(-rows.count // groups), rows.prompt, rows.counted)
-        prompts = self.device.seconds(sum(self.shape.forward(Rows(each.count, rows.prompt, 1))), 0.0, self.shape.layers)
+        each = replace(rows, count=-(-rows.count // groups))
+        read = self.shape.forward(Rows(each.prompts, rows.prompt, 1))
+        prompts = self.device.seconds(sum(read), 0.0, self.shape.layers)
         flops = sum(self.shape.forward(Rows(each.count, 0, 1)))
         context = rows.prompt + rows.counted / 2
         flops += 4 * each.count * context * self.shape.attention
@@ -133,15 +134,16 @@ def _evaluation(clock: DeviceTime, step: StepRows) -> float:
     config, lengths = step.config, step.lengths
     problems = -(-config.train.eval_size // step.ranks)
     together = min(config.train.stack, problems)
-    groups, answers = -(-problems // together), Rows(together, lengths.solve, lengths.held_out)
-    once = clock.decoding(answers, min(together, config.model.decode_rows))
+    each = 2 if config.train.adapts else 1  # adapted and unadapted answers are sampled side by side
+    groups, answers = -(-problems // together), Rows(each * together, lengths.solve, lengths.held_out)
+    answering = clock.decoding(answers, min(answers.count, config.model.decode_rows))
     if not config.train.adapts:
-        return groups * once
+        return groups * answering
     m = config.test.examples
-    written = Rows(m * together, lengths.synthesis, lengths.written)
+    written = Rows(m * together, lengths.synthesis, lengths.written, copies=m)
     examples = Rows(m * together, lengths.example_prompt, lengths.example)
     at_once = step.inner_pass(examples) or examples.count
     practice = clock.decoding(written, min(written.count, config.model.decode_rows)) + clock.forward(written, at_once)
     practice += _likelihood(clock, config, written)
     learning = config.test.steps * clock.gradient(examples, at_once) + 2 * clock.forward(examples, at_once)
-    return groups * (practice + learning + 2 * once)
+    return groups * (practice + learning + answering)

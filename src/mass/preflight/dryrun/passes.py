@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from mass.config import InnerConfig
 from mass.lm import LM
+from mass.lm.drawing import AT_ONCE
+from mass.lm.growing import ROOM
 from mass.lm.logprobs import Predictions
+from mass.lm.prefill import TOKENS
 from mass.metagrad import memory
 from mass.metagrad.arguments import Mode
 from mass.metagrad.live import LiveMemory
@@ -27,9 +30,9 @@ from mass.metagrad.outer import optimizer_of
 from mass.metagrad.update import Update
 from mass.types import Params
 
-LOGIT_BYTES = 36
-"""Bytes for one entry of a decoding step's logits: float32, float64 twice, probabilities and their sums
-(`lm.sampling`)."""
+DRAWN_BYTES = 36
+"""Bytes for one entry of the logits that are drawn from at once: float32, float64 twice, probabilities and their sums
+(`lm.drawing`)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Rows:
     count: int
     prompt: int
     counted: int
+    copies: int = 1
+    """Number of rows that share a prompt; where they are sampled, it is read once for all of them."""
+
+    @property
+    def prompts(self) -> int:
+        """Number of distinct prompts."""
+        return -(-self.count // self.copies)
 
     @property
     def length(self) -> int:
@@ -64,6 +74,8 @@ class Shape:
     """Bytes of keys and values for one token."""
     weights: int
     """Bytes of the base."""
+    itemsize: int
+    """Bytes of one number of the base."""
 
     def forward(self, rows: Rows, counted: int | None = None) -> tuple[float, float]:
         """Return (operations of products with frozen weights, operations of products of two varying factors)."""
@@ -103,6 +115,7 @@ def shape_of(lm: LM) -> Shape:
         vocabulary=int(head.weight.shape[0]),
         cache=2 * layers * groups * width * itemsize,
         weights=sum(p.numel() * p.element_size() for p in weights),
+        itemsize=itemsize,
     )
 
 
@@ -153,13 +166,18 @@ class PassForecast:
 
         return self._measured("reading", rows, None, run, lambda live: live.peak)
 
-    def decoding(self, rows: int, prompt: int, tokens: int) -> float:
-        """Return the bytes while `rows` rows are sampled: keys and values, those of one layer twice as they grow,
-        and logits."""
+    def decoding(self, rows: Rows) -> float:
+        """Return the bytes while rows are sampled side by side: keys and values, with space for further tokens, and
+        those of one layer twice when they are copied to a larger buffer; then the logits, or the pass that reads the
+        prompts."""
         shape = self.shape
-        kept = rows * (prompt + tokens) * shape.cache
-        growing = kept / shape.layers
-        return kept + max(growing + rows * shape.vocabulary * LOGIT_BYTES, self.forward(Rows(rows, prompt, 1)))
+        kept = rows.count * (rows.length + ROOM) * shape.cache
+        logits = rows.count * shape.vocabulary
+        # The logits as the model returns them, and in one layout; drawing goes through a part of them at a time.
+        step = kept / shape.layers + 2 * logits * shape.itemsize
+        step += min(logits, max(AT_ONCE, shape.vocabulary)) * DRAWN_BYTES
+        together = min(rows.prompts, max(1, TOKENS // max(1, rows.prompt)))
+        return kept + max(step, self.forward(Rows(together, rows.prompt, 1)))
 
     def inner(self, config: InnerConfig, rows: Rows, stack: int, micro_batch: int | None) -> memory.Expected:
         """Forecast an adaptation of `stack` problems through `rows` examples, with its backward pass.

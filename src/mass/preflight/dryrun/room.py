@@ -8,6 +8,7 @@ Legend: B problems of a stack, m practice examples of each, k sampled solutions 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from mass.adaptation.batch import rows_per_pass
@@ -77,7 +78,7 @@ class StepRows:
     def written(self) -> Rows:
         """Practice of a stack, as it is sampled."""
         m = self.config.adapt.synthesis.examples
-        return Rows(m * self.stack, self.lengths.synthesis, self.lengths.written)
+        return Rows(m * self.stack, self.lengths.synthesis, self.lengths.written, copies=m)
 
     @property
     def examples(self) -> Rows:
@@ -90,7 +91,8 @@ class StepRows:
         """Rows of the outer loss of a stack."""
         if self.config.train.learns_gold:
             return Rows(self.stack, self.lengths.solve, self.lengths.gold)
-        return Rows(self.config.outer.samples * self.stack, self.lengths.solve, self.lengths.answer)
+        k = self.config.outer.samples
+        return Rows(k * self.stack, self.lengths.solve, self.lengths.answer, copies=k)
 
     def outer_pass(self, rows: Rows) -> Rows:
         """Return the rows of one pass of the outer loss and of the generator's loss."""
@@ -161,7 +163,7 @@ def _sampling(passes: PassForecast, step: StepRows, name: str, rows: Rows, of_on
     together."""
     limit, lower = step.config.model.decode_rows, "model.decode_rows"
     together = max(limit // of_one, 1) * of_one if name == "solutions" and step.config.train.adapts else limit
-    return Part(name, passes.decoding(min(rows.count, together), rows.prompt, rows.counted), lower)
+    return Part(name, passes.decoding(dataclasses.replace(rows, count=min(rows.count, together))), lower)
 
 
 def _scoring(passes: PassForecast, step: StepRows, rows: Rows) -> Part:
@@ -186,15 +188,17 @@ def _evaluation(passes: PassForecast, step: StepRows, adapter: int) -> Part:
     """Return the largest stage of adapting to held-out problems and answering them."""
     config, lengths = step.config, step.lengths
     together = min(config.train.stack, config.train.eval_size)
-    answers = passes.decoding(min(together, config.model.decode_rows), lengths.solve, lengths.held_out)
+    each = 2 if config.train.adapts else 1  # adapted and unadapted answers are sampled side by side
+    answers = passes.decoding(Rows(min(each * together, config.model.decode_rows), lengths.solve, lengths.held_out))
     if not config.train.adapts:
         return Part("evaluation", answers, "train.stack")
     count = config.test.examples * together
-    written = Rows(count, lengths.synthesis, lengths.written)
+    written = Rows(count, lengths.synthesis, lengths.written, copies=config.test.examples)
+    sampled = dataclasses.replace(written, count=min(count, config.model.decode_rows))
     examples = Rows(min(count, step.inner_pass(step.examples) or count), lengths.example_prompt, lengths.example)
     stacks = 2 * together * adapter
     parts = [
-        Part("", passes.decoding(min(count, config.model.decode_rows), written.prompt, written.counted), "decode_rows"),
+        Part("", passes.decoding(sampled), "decode_rows"),
         _scoring(passes, step, written),
         Part("", stacks + passes.forward(examples), "adapt.inner.micro_batch (set it)"),
         Part("", stacks + answers, "train.stack"),
