@@ -11,9 +11,9 @@ interrupted study continues where it stopped.
     evaluations:
       test:
         checkpoints: {mass: mass}          # method of `mass eval` -> training
-        set: {methods: "base,tt-ss,mass", tasks: minimath, split: test, size: 1000}
+        set: {methods: "base,tt-ss,mass", tasks.source: minimath, tasks.size: 1000}
     analyses:
-      mass: {training: mass, set: {size: 200}}
+      mass: {training: mass, set: {tasks.size: 200}}
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def runs(study: StudyConfig, folder: Path) -> list[Run]:
 def _evaluation(name: str, evaluation: EvaluationConfig, seed: int, folder: Path) -> Run:
     trained = {method: folder / "train" / f"{training}-{seed}" for method, training in evaluation.checkpoints.items()}
     named = ",".join(f"{method}={path}" for method, path in trained.items())
-    checkpoints = ["--checkpoint-of", named] if named else []
+    checkpoints = ["--checkpoints", named] if named else []
     arguments = (*_config(evaluation.config), *_options({"seed": seed, **evaluation.set}), *checkpoints)
     return Run(name, seed, "eval", arguments, folder / "eval" / f"{name}-{seed}", tuple(trained.values()))
 

@@ -97,7 +97,7 @@ def test_a_recipe_s_dry_run_on_public_rows(
         pytest.skip(f"no {SHARED / REAL[path.stem]}: public rows are not here")
     files = two_files(tmp_path, path.stem, real=True)
     before = sorted(tmp_path.rglob("*"))
-    code = main([*arguments(path, folders, files), "--dry-run", "--json", "--device-gb", "80"])
+    code = main([*arguments(path, folders, files), "--dry_run", "--json", "--device_gb", "80"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     found = json.loads(printed.out)
@@ -124,7 +124,7 @@ def test_the_recipe_for_a_cpu_fits_12_gb(
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [f"--{kind}.{name}" for kind in ("tasks", "validation") for name in (f"source={file}", "size=null")]
-    code = main(["train", f"--config={ON_A_CPU}", *given, "--dry-run", "--json", "--device-gb", "12"])
+    code = main(["train", f"--config={ON_A_CPU}", *given, "--dry_run", "--json", "--device_gb", "12"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     found = json.loads(printed.out)
@@ -153,7 +153,7 @@ def test_a_set_of_the_hub_that_cannot_be_reached_is_said_in_one_line(
     monkeypatch.setattr("mass.preflight.dryrun.data.hub_answers", lambda: False)
     path = next(p for p in RECIPES if p.stem == "mmlu")
     given = [a for a in arguments(path, folders, (tmp_path, tmp_path)) if ".source" not in a]
-    assert main([*given, "--dry-run", "--json", "--device-tflops", "1"]) == 2
+    assert main([*given, "--dry_run", "--json", "--device_tflops", "1"]) == 2
     printed = capsys.readouterr()
     said = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert [line.split(": ")[1] for line in said] == ["tasks", "validation"]

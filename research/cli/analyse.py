@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EXAMPLES = (
-    "python -m research analyse --checkpoint runs/mass --size 200",
-    "python -m research analyse --checkpoint runs/mass --size 200 --alone false",
+    "python -m research analyse --checkpoint runs/mass --tasks.size 200",
+    "python -m research analyse --checkpoint runs/mass --tasks.size 200 --alone false",
     "python -m research analyse --model ./my-model --checkpoint runs/mine --tasks held_out.jsonl",
 )
 
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = dated_folder("analyse") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
-        model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
+        model = load(given.model.name or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
     with ComparisonMonitor(2, console.stderr()) as monitor:
         found = analyse(
@@ -85,12 +85,8 @@ def _parser() -> ArgumentParser:
         PROGRAM,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
-    options.add_task_options(parser, default="minimath")
-    parser.set_defaults({"split": "validation"})
+    options.add_task_options(parser, default="minimath", split="validation")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
-    parser.add_argument(
-        "--tasks-seed", type=int | None, default=None, help="Which problems of minimath; --seed by default."
-    )
     parser.add_argument("--name", type=str | None, default=None, help="Of what is stored; the checkpoint's method.")
     parser.add_argument("--stack", type=int, default=16, help="Problems, or examples alone, adapted side by side.")
     parser.add_argument(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "python -m research study --config recipes/minimath-terms/table.yaml --out runs/table --parallel 2",
-    "python -m research study --config recipes/minimath-terms/table.yaml --out runs/table --dry-run",
+    "python -m research study --config recipes/minimath-terms/table.yaml --out runs/table --dry_run",
     "python -m research study --config recipes/minimath-terms/table.yaml --out runs/small --seeds [0] --only test",
 )
 LOG = "log.txt"
@@ -87,7 +87,7 @@ def _parser() -> ArgumentParser:
         default="",
         help="Parts to run and what they need, as in full,no-scorer; all by default.",
     )
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="List the commands and which are finished.")
+    parser.add_argument("--dry_run", action="store_true", help="List the commands and which are finished.")
     parser.add_class_arguments(StudyConfig)
     return parser
 

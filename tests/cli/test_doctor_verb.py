@@ -16,7 +16,7 @@ from mass.preflight.doctor.report import Check, DoctorReport, Loaded, Reach
 
 
 def test_the_shipped_model_is_healthy(run: Callable) -> None:
-    ran = run("doctor", "tiny", "--attention", "sdpa", "--dtype", "bfloat16")
+    ran = run("doctor", "tiny", "--attention", "sdpa", "--model.dtype", "bfloat16")
     assert ran.code == 0
     lines = ran.out.splitlines()
     assert lines[0] == "tiny: LlamaForCausalLM"
@@ -26,7 +26,7 @@ def test_the_shipped_model_is_healthy(run: Callable) -> None:
         any(line.startswith("pass") and name in line for line in lines) for name in ("first derivative", "in bf")
     )
     assert lines[-1].startswith("Safe in bfloat16: attention sdpa, ")
-    assert "Pass --dtype bfloat16 (mass train: --model.dtype)" in lines[-1]
+    assert "Pass --model.dtype bfloat16 (mass train: --model.dtype)" in lines[-1]
     assert "doctor: sdpa: second derivative\n" in ran.err, "progress"
     assert "UNEXPECTED" not in ran.err, "the rest of the layers is no surprise"
 
@@ -50,7 +50,7 @@ def test_nothing_safe_is_exit_code_1_with_a_way_out(
         return base
 
     monkeypatch.setattr(importlib.import_module("mass.preflight.doctor.examine"), "load", in_training)
-    ran = run("doctor", tiny_base, "--attention", "eager", "--dtype", "float64")
+    ran = run("doctor", tiny_base, "--attention", "eager", "--model.dtype", "float64")
     assert ran.code == 1
     assert "  fail: eager, same loss twice: " in ran.out
     assert "        -> turn dropout off" in ran.out
@@ -73,7 +73,7 @@ def test_what_was_not_finite_is_null_in_json(run: Callable, monkeypatch: pytest.
     [
         ((), "no model is given"),
         (("./nowhere",), "does not exist"),
-        (("tiny", "--dtype", "bf16"), "--dtype is 'bf16'; expected one of auto, float32, bfloat16"),
+        (("tiny", "--model.dtype", "bf16"), "--model.dtype is 'bf16'; expected one of auto, float32, bfloat16"),
         (("tiny", "--attention", ","), "--attention is empty"),
         (("tiny", "--layers", "0"), "--layers is 0"),
         (("tiny", "--layers", "9"), "expected 1 to 4"),

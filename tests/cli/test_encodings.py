@@ -64,8 +64,8 @@ def test_a_closed_standard_input_is_no_problem(fails: Callable, monkeypatch: pyt
     [
         ["solve", b"Compute 3 \xe9 4"],
         ["solve", "--tasks", b"caf\xe9.jsonl"],
-        ["solve", b"--prompts=\xff.txt"],
-        ["eval", "--fields", b"problem=\xfcbung"],
+        ["solve", b"--model.prompts=\xff.txt"],
+        ["eval", "--tasks.fields", b"problem=\xfcbung"],
         ["train", b"--tasks.source=\x80"],
         ["prompts", "--check", b"\xe9"],
         ["report", b"\xe9"],
@@ -92,11 +92,11 @@ def test_a_text_outside_ascii_is_an_argument_like_any_other(fails: Callable) -> 
     [
         (["train", "--config"], "r.yaml"),
         (["prompts", "--check"], "p.txt"),
-        (["solve", "x", "--prompts"], "p.txt"),
+        (["solve", "x", "--model.prompts"], "p.txt"),
         (["solve", "--replay"], "r.json"),
         (["solve", "--tasks"], "t.jsonl"),
         (["eval", "--methods=base", "--tasks"], "t.jsonl"),
-        (["eval", "--methods", "base-ttt", "--train-tasks"], "t.jsonl"),
+        (["eval", "--methods", "base-ttt", "--train_tasks"], "t.jsonl"),
     ],
 )
 @pytest.mark.parametrize(("data", "said"), NOT_UTF8)

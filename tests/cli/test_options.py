@@ -9,8 +9,9 @@ import pytest
 import yaml
 from research.pretrain_config import PretrainConfig
 
-from mass.cli.options import add_task_options, choosing, load_tasks, make_parser, pairs, parse
-from mass.config import RunConfig, to_dict
+from mass.cli.options import add_model_options, add_task_options, load_tasks, make_parser, parse
+from mass.cli.spelling import pairs, spelled_out
+from mass.config import ModelConfig, RunConfig, TasksConfig, to_dict
 from mass.errors import ConfigError
 from study_folders import is_study
 
@@ -62,7 +63,7 @@ def test_the_command_line_comes_on_top_of_the_file(run: Callable, tmp_path: Path
     [
         (
             "adapt: {inner: {stepz: 3}}",
-            "'adapt.inner.stepz' is no configuration key; did you mean 'adapt.inner.steps'?",
+            "'adapt.inner.stepz' is not a configuration key; did you mean 'adapt.inner.steps'?",
         ),
         ("trian: {steps: 3}", "did you mean 'train'?"),
         ("train.stepz: 3", "did you mean 'train.steps'?"),
@@ -90,7 +91,7 @@ def test_free_keys_below_a_mapping_are_not_unknown(run: Callable, tmp_path: Path
     [
         (["--adapt.inner.steps", "two"], "adapt.inner.steps is 'two'; expected int"),
         (["--adapt.inner.stepz", "2"], "did you mean '--adapt.inner.steps'?"),
-        (["--seeed", "2"], "--seeed is no option of mass train"),
+        (["--seeed", "2"], "--seeed is not an option of mass train"),
         (["--train.steps"], "expected one argument"),
         (["--config", "none.yaml"], "'none.yaml' cannot be read (No such file or directory)"),
         ([], "--out is missing"),
@@ -101,23 +102,23 @@ def test_a_bad_option_is_named(fails: Callable, arguments: list[str], expected: 
 
 
 def test_pairs() -> None:
-    assert pairs("--fields", "problem=my_q, answer=a b,") == {"problem": "my_q", "answer": "a b"}
-    assert pairs("--fields", "") == {}
-    with pytest.raises(ConfigError, match="--fields has 'problem'; expected name=value"):
-        pairs("--fields", "problem")
+    assert pairs("--tasks.fields", "problem=my_q, answer=a b,") == {"problem": "my_q", "answer": "a b"}
+    assert pairs("--tasks.fields", "") == {}
+    with pytest.raises(ConfigError, match=r"--tasks.fields has 'problem'; expected name=value"):
+        pairs("--tasks.fields", "problem")
 
 
 def test_levels_and_subjects_choose_tasks_and_are_recorded_only_where_they_are_given() -> None:
     parser = make_parser("eval", "", "", ())
     add_task_options(parser, default="minimath")
-    for name in ("seed", "tasks_seed"):
-        parser.add_argument(f"--{name}", type=int | None, default=0)
-    everything = parse(parser, ["--size=35"])
+    parser.add_argument("--seed", type=int, default=0)
+    everything = parse(parser, ["--tasks.size=35"])
     found, source = load_tasks(everything)
     assert len({task.level for task in found}) == 5
     assert source == {"source": "minimath", "split": "test", "seed": 0}
-    assert (choosing(everything)["levels"], choosing(everything)["subjects"]) == (None, None)
-    found, source = load_tasks(parse(parser, ["--size=8", "--levels=[4,5]", "--subjects=[Counting & Probability]"]))
+    found, source = load_tasks(
+        parse(parser, ["--tasks.size=8", "--tasks.levels=[4,5]", "--tasks.subjects=[Counting & Probability]"])
+    )
     assert {(task.subject, task.level) for task in found} == {("Counting & Probability", level) for level in (4, 5)}
     assert (source["levels"], source["subjects"]) == ([4, 5], ["Counting & Probability"])
 
@@ -145,3 +146,78 @@ def test_print_config_of_the_shorter_verbs_prints_and_runs_nothing(
     assert ran.code == 0, ran.err
     assert len(yaml.safe_load(ran.out)) > 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_a_model_and_of_tasks_are_called_as_in_a_recipe() -> None:
+    parser = make_parser("eval", "", "", ())
+    add_model_options(parser, checkpoint="")
+    add_task_options(parser, default="minimath")
+    given = parse(parser, [])
+    assert set(vars(given.model)) == set(to_dict(ModelConfig()))
+    assert set(vars(given.tasks)) == set(to_dict(TasksConfig()))
+
+
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_the_short_forms_are_the_same_everywhere(run: Callable, verb: str) -> None:
+    short = run(verb, "--model", "tiny", "--tasks=a.jsonl", "--tasks.fields", "problem=q,answer=a", "--print_config")
+    full = run(verb, "--model.name", "tiny", "--tasks.source=a.jsonl", "--tasks.fields={problem: q, answer: a}",
+               "--print_config")  # fmt: skip
+    assert short.code == 0, short.err
+    assert short.out == full.out
+    found = yaml.safe_load(short.out)
+    assert (found["model"]["name"], found["tasks"]["source"]) == ("tiny", "a.jsonl")
+    assert found["tasks"]["fields"] == {"problem": "q", "answer": "a"}
+
+
+def test_what_eval_prints_reads_back(run: Callable, tmp_path: Path) -> None:
+    printed = run("eval", "--checkpoints", "mass-gold=runs/gold", "--train_tasks", "t.jsonl", "--print_config").out
+    found = yaml.safe_load(printed)
+    assert found["checkpoints"] == {"mass-gold": "runs/gold"}
+    assert (found["train_tasks"]["source"], found["train_tasks"]["split"]) == ("t.jsonl", "train")
+    (tmp_path / "again.yaml").write_text(printed)
+    assert run("eval", "--config", tmp_path / "again.yaml", "--print_config").out == printed
+
+
+def test_values_are_not_taken_for_options() -> None:
+    assert spelled_out(["--replay", "--tasks.fields", "a=b", "model", "--out=--model"]) == [
+        "--replay", "--tasks.fields", '{"a": "b"}', "model", "--out=--model",
+    ]  # fmt: skip
+
+
+FORMER = {
+    "--decode-rows=8": "--model.decode_rows",
+    "--dtype": "--model.dtype",
+    "--engine.url=http://a:1": "--model.engine.url",
+    "--trust-remote-code": "--model.trust_remote_code",
+    "--size": "--tasks.size",
+    "--tasks-seed=3": "--tasks.seed",
+    "--checkpoint-of=mass=a": "--checkpoints",
+    "--train-tasks": "--train_tasks",
+    "--train-levels=[1]": "--train_tasks.levels",
+    "--vote-temperature": "--vote_temperature",
+    "--print-config": "--print_config",
+}
+
+
+@pytest.mark.parametrize("old", FORMER)
+def test_a_former_name_is_answered_with_todays(fails: Callable, old: str) -> None:
+    assert f"{old.partition('=')[0]} is now called {FORMER[old]}; use that name" in fails("eval", old)
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "expected"),
+    [
+        ("eval", "decode_rows: 8", "'decode_rows' is now called 'model.decode_rows'"),
+        ("eval", "engine: {url: 'http://a:1'}", "'engine' is now called 'model.engine'"),
+        ("eval", "tasks: minimath", "'tasks' is 'minimath'; expected keys below it, as in tasks: {source: minimath}"),
+        ("train", "model: tiny", "'model' is 'tiny'; expected keys below it, as in model: {name: tiny}"),
+        ("train", "lora: {rank: 4}", "'lora.rank' is now called 'lora.r'"),
+        ("train", "outer: {sampling: {max_tokens: 9}}", "is now called 'outer.sampling.max_new_tokens'"),
+    ],
+)
+def test_a_former_key_is_answered_with_todays(
+    fails: Callable, tmp_path: Path, verb: str, text: str, expected: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    assert expected in fails(verb, "--config", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -28,13 +28,13 @@ def test_the_defaults_are_printed_as_a_file(run: Callable, fails: Callable, tmp_
     assert "is whole; it sets: solve, synthesis" in run("prompts", "--check", tmp_path / "mine.txt").out
     (tmp_path / "mine.txt").write_text("=== solve\nx")
     assert "'solve' has no {problem}" in fails("prompts", "--check", tmp_path / "mine.txt")
-    assert "cannot be read" in fails("solve", "x", "--prompts", tmp_path / "none.txt")
+    assert "cannot be read" in fails("solve", "x", "--model.prompts", tmp_path / "none.txt")
 
 
 def test_given_prompts_ask_and_are_kept_in_the_record(solve: Callable, own: Path) -> None:
     plain = json.loads(solve("2 + 2?", "--json").out)["adaptation"]
     assert (plain["kind"], plain["prompts"]["solve"]) == ("math", PLAIN.solve)
-    ran = solve("2 + 2?", "--json", "--prompts", own, "--kind", "choice")
+    ran = solve("2 + 2?", "--json", "--model.prompts", own, "--kind", "choice")
     record = json.loads(ran.out)["adaptation"]
     assert (record["kind"], record["prompts"]["solve"]) == ("choice", "Pick: {problem}\nSteps:")
     own.with_name("record.json").write_text(ran.out)
@@ -48,7 +48,7 @@ def test_a_checkpoint_brings_its_prompts_and_others_are_said(
     base = ("--model", tiny_base, "--checkpoint", checkpoint, "--json")
     assert complete(parse(run("prompts", "--checkpoint", checkpoint).out), chat=True) == PLAINS
     assert run("solve", "2 + 2?", *base).err == ""
-    other = run("solve", "2 + 2?", *base, "--prompts", own)
+    other = run("solve", "2 + 2?", *base, "--model.prompts", own)
     assert "The prompts are not those that" in other.err
     description = json.loads((checkpoint / "mass.json").read_text())
     description["prompts"]["math"]["solve"] = "Mine: {problem}"
@@ -71,11 +71,22 @@ def test_eval_takes_a_verifier_and_asks_by_kind(run: Callable, tiny_base: Path, 
     judge = tmp_path / "judge.py"
     judge.write_text("def always(task, text):\n    return True\n")
     short = ("--methods", "base", "--answer.max_new_tokens", "4", "--model", tiny_base, "--json")
-    ran = run("eval", "--tasks", tasks, "--verifier", f"{judge}:always", *short, "--out", tmp_path / "out")
+    ran = run("eval", "--tasks", tasks, "--tasks.verifier", f"{judge}:always", *short, "--out", tmp_path / "out")
     found = json.loads(ran.out)
     assert found["rows"][0]["accuracy"] == 1.0
     assert found["config"]["prompts"]["kind"] == "other"
-    ran = run("eval", "--tasks", tasks, "--prompts", own, "--verifier", "choice", *short, "--out", tmp_path / "again")
+    ran = run(
+        "eval",
+        "--tasks",
+        tasks,
+        "--model.prompts",
+        own,
+        "--tasks.verifier",
+        "choice",
+        *short,
+        "--out",
+        tmp_path / "again",
+    )
     asked = json.loads(ran.out)["config"]["prompts"]
     assert (asked["kind"], asked["asked"]["solve"]) == ("choice", "Pick: {problem}\nSteps:")
 

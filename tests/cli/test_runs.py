@@ -173,8 +173,8 @@ def test_duration(seconds: float | None, text: str) -> None:
 def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"my_q": "What is 1?", "gold": "1"}\n{"my_q": "What is 2?", "gold": "2"}\n')
     ran = run(
-        "eval", "--model", tiny_base, "--methods", "base,mass", "--checkpoint-of", "mass=untrained", "--tasks",
-        tmp_path / "t.jsonl", "--fields", "problem=my_q,answer=gold", "--out", tmp_path / "out",
+        "eval", "--model", tiny_base, "--methods", "base,mass", "--checkpoints", "mass=untrained", "--tasks",
+        tmp_path / "t.jsonl", "--tasks.fields", "problem=my_q,answer=gold", "--out", tmp_path / "out",
         "--answer.max_new_tokens=4", "--resamples=50",
     )  # fmt: skip
     assert ran.code == 0, ran.err
@@ -188,8 +188,8 @@ def test_eval_prints_a_table_and_leaves_a_folder(run: Callable, tiny_base: Path,
 
 
 def test_eval_samples_and_says_so(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
-    ran = run("eval", "--model", tiny_base, "--methods", "base,tt-ss", "--size", "2", "--out", tmp_path / "out",
-              "--seed=3", "--tasks-seed=0", "--answer.max_new_tokens=4", "--resamples=50", "--samples=2",
+    ran = run("eval", "--model", tiny_base, "--methods", "base,tt-ss", "--tasks.size", "2", "--out", tmp_path / "out",
+              "--seed=3", "--tasks.seed=0", "--answer.max_new_tokens=4", "--resamples=50", "--samples=2",
               "--temperatures=[0.5]", "--synthesis.examples=2", "--synthesis.sampling.max_new_tokens=4",
               "--examples=1")  # fmt: skip
     assert ran.code == 0, ran.err
@@ -220,7 +220,7 @@ def test_eval_of_tasks_without_golds(run: Callable, fails: Callable, tiny_base: 
 
 
 def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
-    ran = run("eval", "--model", tiny_base, "--methods", "base", "--size", "2", "--out", tmp_path / "out",
+    ran = run("eval", "--model", tiny_base, "--methods", "base", "--tasks.size", "2", "--out", tmp_path / "out",
               "--answer.max_new_tokens=4", "--resamples=50", "--json")  # fmt: skip
     comparison = json.loads(ran.out)
     assert [row["method"] for row in comparison["rows"]] == ["base"]
@@ -228,8 +228,9 @@ def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
-    ran = run("eval", "--model", tiny_base, "--methods", "base,base-ttt", "--size", "7", "--out", tmp_path / "out",
-              "--levels=[5]", "--train-tasks=minimath", "--train-levels=[1,2]", "--train-subjects=[Algebra]",
+    ran = run("eval", "--model", tiny_base, "--methods", "base,base-ttt", "--tasks.size=7", "--out", tmp_path / "out",
+              "--tasks.levels=[5]", "--train_tasks=minimath", "--train_tasks.levels=[1,2]",
+              "--train_tasks.subjects=[Algebra]",
               "--examples=1", "--answer.max_new_tokens=4", "--resamples=50", "--json")  # fmt: skip
     comparison = json.loads(ran.out)
     assert (comparison["tasks"]["levels"], "subjects" in comparison["tasks"]) == ([5], False)
@@ -246,15 +247,15 @@ def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, t
     [
         (["--methods", "base,maas"], "method 'maas' is unknown; did you mean 'mass'?"),
         (["--methods", ","], "no methods given"),
-        (["--size", "many"], "size is 'many'; expected int or null"),
-        (["--size", "0"], "size is 0; expected at least 1"),
-        (["--checkpoint-of", "mass"], "--checkpoint-of has 'mass'; expected name=value"),
-        (["--fields", "a=b"], "minimath is built in; leave fields out"),
-        (["--levels", "[6]"], "level 6 is unknown; levels are 1 to 5"),
-        (["--subjects", "[Algbra]"], "subject 'Algbra' is unknown; did you mean 'Algebra'?"),
-        (["--levels", "5"], "levels is '5'; expected list[int] or null"),
-        (["--train-levels", "[1]"], "--train-levels is given without --train-tasks"),
-        (["--train-tasks", "minimath", "--train-subjects", "[Sums]"], "subject 'Sums' is unknown"),
+        (["--tasks.size", "many"], "size is 'many'; expected int or null"),
+        (["--tasks.size", "0"], "size is 0; expected at least 1"),
+        (["--checkpoints", "mass"], "--checkpoints has 'mass'; expected name=value"),
+        (["--tasks.fields", "a=b"], "minimath is built in; leave fields out"),
+        (["--tasks.levels", "[6]"], "level 6 is unknown; levels are 1 to 5"),
+        (["--tasks.subjects", "[Algbra]"], "subject 'Algbra' is unknown; did you mean 'Algebra'?"),
+        (["--tasks.levels", "5"], "levels is '5'; expected list[int] or null"),
+        (["--train_tasks.levels", "[1]"], "--train_tasks.levels is given without --train_tasks"),
+        (["--train_tasks", "minimath", "--train_tasks.subjects", "[Sums]"], "subject 'Sums' is unknown"),
         (["--model", "./nowhere", "--out", "{tmp}/new"], "model folder './nowhere' does not exist"),
         (["--votes", "0"], "votes is 0; expected at least 1"),
         (["--samples", "-1"], "samples is -1; expected 0 or more"),
@@ -269,7 +270,7 @@ def test_eval_of_bad_input(fails: Callable, tmp_path: Path, arguments: list[str]
 def test_eval_that_was_stopped_says_how_to_go_on(
     run: Callable, fails: Callable, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--model", str(tiny_base), "--methods", "base,tt-ss", "--size", "3", "--answer.max_new_tokens=4",
+    arguments = ["--model", str(tiny_base), "--methods", "base,tt-ss", "--tasks.size", "3", "--answer.max_new_tokens=4",
                  "--resamples=50", "--stack=2", "--synthesis.examples=2", "--synthesis.sampling.max_new_tokens=4",
                  "--out", str(tmp_path / "out")]  # fmt: skip
     answer = running.answer_adapted
@@ -306,7 +307,7 @@ def test_demo_solves_and_compares(
 
     short = functools.partial(EvalConfig, answer=SamplingConfig(max_new_tokens=4), resamples=50)
     monkeypatch.setattr(demo, "EvalConfig", short)
-    ran = run("demo", "--model", tiny_base, "--checkpoint", checkpoint, "--size", "4", "--out", tmp_path / "out")
+    ran = run("demo", "--model", tiny_base, "--checkpoint", checkpoint, "--tasks.size", "4", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert ran.out.count("Problem\n") == 3
     assert "tt-ss" in ran.out
@@ -320,7 +321,7 @@ def test_demo_of_a_model_that_nothing_was_trained_on(
     from mass.cli import demo
 
     monkeypatch.setattr(demo, "MAX_TOKENS", 4)
-    ran = run("demo", "--model", tiny_base, "--size", "4", "--out", tmp_path / "out")
+    ran = run("demo", "--model", tiny_base, "--tasks.size", "4", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert "Nothing was meta-trained on it" in " ".join(ran.out.split())
     assert "Now base, tt-ss on 4 problems." in ran.out

@@ -57,7 +57,7 @@ def test_replay_finds_model_checkpoint_rate_and_precision_in_the_record(
 ) -> None:
     short = ("--adapt.answer.max_new_tokens=8",)
     for name, made in (
-        ("rate", ("--adapt.inner.learning_rate=0.7", "--dtype=bfloat16", *short)),
+        ("rate", ("--adapt.inner.learning_rate=0.7", "--model.dtype=bfloat16", *short)),
         ("trained", ("--checkpoint", checkpoint)),
     ):
         ran = run("solve", "What is 3 + 4?", "--json", "--model", tiny_base, *made)
@@ -68,7 +68,7 @@ def test_replay_finds_model_checkpoint_rate_and_precision_in_the_record(
         again = json.loads(replayed.out)
         assert again["adaptation"]["adapter_hash"] == first["adaptation"]["adapter_hash"]
         assert again["text"] == first["text"]
-    wrong = run("solve", "--replay", tmp_path / "rate", "--dtype", "float32")
+    wrong = run("solve", "--replay", tmp_path / "rate", "--model.dtype", "float32")
     assert "was made on base" in wrong.err
 
 
@@ -132,7 +132,7 @@ def test_markup_in_a_problem_is_text(solve: Callable) -> None:
 
 def test_tasks_print_one_json_object_a_line(solve: Callable, tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "t.jsonl", {"my_q": "What is 1?", "gold": 1}, {"my_q": "What is 2?", "gold": 2})
-    ran = solve("--tasks", tasks, "--fields", "problem=my_q,answer=gold", "--json", "--out", tmp_path / "out")
+    ran = solve("--tasks", tasks, "--tasks.fields", "problem=my_q,answer=gold", "--json", "--out", tmp_path / "out")
     rows = [json.loads(line) for line in ran.out.splitlines()]
     assert [row["adaptation"]["problem"] for row in rows] == ["What is 1?", "What is 2?"]
     assert all(row["adaptation"]["verdict"] is not None for row in rows)
@@ -142,9 +142,9 @@ def test_tasks_print_one_json_object_a_line(solve: Callable, tmp_path: Path) -> 
 
 
 def test_no_adapt(solve: Callable) -> None:
-    data = json.loads(solve("What is 3 + 4?", "--no-adapt", "--json").out)
+    data = json.loads(solve("What is 3 + 4?", "--no_adapt", "--json").out)
     assert data["adaptation"] is None
-    assert "without practice" in solve("What is 3 + 4?", "--no-adapt").out
+    assert "without practice" in solve("What is 3 + 4?", "--no_adapt").out
 
 
 @pytest.mark.parametrize("arguments", [["-"], []])
@@ -160,7 +160,7 @@ def test_save_adapter_writes_a_peft_folder(solve: Callable, tmp_path: Path, monk
     stacks: list[object] = []
     whole = mass.adaptation.adapt.adapt_stack
     monkeypatch.setattr(mass.adaptation.adapt, "adapt_stack", lambda *args: (stacks.append(args), whole(*args))[1])
-    ran = solve("What is 3 + 4?", "--save-adapter", tmp_path / "adapter", "--json")
+    ran = solve("What is 3 + 4?", "--save_adapter", tmp_path / "adapter", "--json")
     assert ran.code == 0
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "adapter written to" in ran.err
@@ -231,20 +231,23 @@ def test_a_bad_task_file(fails: Callable, tmp_path: Path, lines: str, expected: 
     [
         (["--tasks", "none.jsonl"], "none.jsonl is no file"),
         (["--tasks", "minmath"], "did you mean 'minimath'?"),
-        (["--tasks", "minimath", "--split", "tset"], "did you mean 'test'?"),
-        (["--tasks", "minimath", "--levels", "[6]"], "level 6 is unknown"),
+        (["--tasks", "minimath", "--tasks.split", "tset"], "did you mean 'test'?"),
+        (["--tasks", "minimath", "--tasks.levels", "[6]"], "level 6 is unknown"),
         (["--tasks", "minimath", "x"], "a problem and --tasks are both given"),
-        (["--tasks", "t.jsonl", "--fields", "question"], "--fields has 'question'; expected name=value"),
+        (["--tasks", "t.jsonl", "--tasks.fields", "question"], "--tasks.fields has 'question'; expected name=value"),
         ([""], "the problem is empty"),
         (["  \n"], "the problem is empty"),
-        (["x", "--dtype", "float33"], "model.dtype is 'float33'; expected one of"),
-        (["x", "--decode-rows", "0"], "model.decode_rows is 0"),
-        (["x", "--device", "tpu9"], "model.device is 'tpu9'"),
+        (["x", "--model.dtype", "float33"], "model.dtype is 'float33'; expected one of"),
+        (["x", "--model.decode_rows", "0"], "model.decode_rows is 0"),
+        (["x", "--model.device", "tpu9"], "model.device is 'tpu9'"),
         (["x", "--seed", "one"], "seed is 'one'; expected int"),
         (["x", "--adapt.inner.steps", "one"], "adapt.inner.steps is 'one'; expected int"),
         (["x", "--replay", "r.json"], "--replay brings its own problem"),
         (["two", "words"], "'words' is one argument too many"),
-        (["--save-adapter", "a", "--tasks", "minimath", "--size", "2"], "--save-adapter writes the adapter of one"),
+        (
+            ["--save_adapter", "a", "--tasks", "minimath", "--tasks.size", "2"],
+            "--save_adapter writes the adapter of one",
+        ),
     ],
 )
 def test_bad_options(fails: Callable, arguments: list[str], expected: str) -> None:
@@ -260,7 +263,7 @@ def test_an_overlong_problem(fails: Callable, tiny_base: Path) -> None:
 def test_used_and_unwritable_folders(fails: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert "is in use" in fails("solve", "x", "--out", tmp_path)
-    assert "is in use" in fails("solve", "x", "--save-adapter", tmp_path)
+    assert "is in use" in fails("solve", "x", "--save_adapter", tmp_path)
     assert "cannot be written (Not a directory)" in fails("solve", "x", "--out", tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
 

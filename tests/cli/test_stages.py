@@ -114,7 +114,7 @@ def test_a_command_says_how_far_it_is(
     monkeypatch.setattr(comparing, "STAGE_EVERY_S", 0.0)
     where = ["--model", tiny_base, "--checkpoint", "untrained"]
     asked = ["What is 1 + 2?", "--adapt.synthesis.sampling.max_new_tokens", "60"]
-    tasks = ["--methods", "tt-ss", "--tasks", "minimath", "--size", "2", "--out", tmp_path / "out"]
+    tasks = ["--methods", "tt-ss", "--tasks", "minimath", "--tasks.size", "2", "--out", tmp_path / "out"]
     ran = run(verb, *where[: 4 if verb == "solve" else 2], *(asked if verb == "solve" else tasks))
     assert ran.code == 0
     said = [line for line in ran.err.splitlines() if "tokens/s" in line]

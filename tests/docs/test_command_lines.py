@@ -28,9 +28,9 @@ OF_OTHERS = {
     *("--find-links", "--extra-index-url", "--strict"),
     *("--include_path", "--batch_size", "--model_args", "--use_cache"),
     *("--enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--generation-config", "--max-model-len"),
-    *("--gpu-memory-utilization", "--tensor-parallel-size", "--data-parallel-size"),
+    *("--device", "--dtype", "--gpu-memory-utilization", "--tensor-parallel-size", "--data-parallel-size"),
 }
-"""Options of pip and of the judge that a page makes up; of lm_eval; of vLLM."""
+"""Options of pip and of the judge that a page makes up; of lm_eval and vLLM."""
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +89,12 @@ def test_an_option_that_a_page_names_is_one(page: Path) -> None:
 
 
 def test_a_line_that_no_parser_takes_is_found() -> None:
-    block = Block(ROOT / "README.md", 1, "bash", "echo hi | mass eval --sise 3 > x.txt; mass eval --size 4\n", None)
+    block = Block(
+        ROOT / "README.md", 1, "bash", "echo hi | mass eval --sise 3 > x.txt; mass eval --tasks.size 4\n", None
+    )
     wrong, right = reading.commands(block)
     assert wrong.arguments == ("eval", "--sise", "3")
-    with pytest.raises(MassError, match="--sise is no option of mass eval; did you mean '--size'"):
+    with pytest.raises(MassError, match=r"--sise is not an option of mass eval; did you mean '--tasks.size'"):
         test_a_command_line_of_the_pages_is_one(wrong)
     test_a_command_line_of_the_pages_is_one(right)
 

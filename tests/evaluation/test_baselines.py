@@ -70,7 +70,7 @@ def test_a_missing_checkpoint_says_which_and_how_to_give_it(model: Mass, method:
     text = str(error.value)
     assert f"'{name}' needs a checkpoint" in text
     assert f"checkpoints={{'{name}': DIR}}" in text
-    assert f"--checkpoint-of {name}=DIR" in text
+    assert f"--checkpoints {name}=DIR" in text
     assert "\n" not in text
 
 

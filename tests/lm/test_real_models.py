@@ -300,7 +300,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tokenizer": (forget_the_tokenizer, "tokenizer of .* (cannot be loaded|knows no words).*copy them there"),
     "code of its own": (
         lambda f: change(f, "config.json", model_type="own", auto_map={"AutoConfig": "own.C"}),
-        r"is Python code that comes with the model.*set model.trust_remote_code \(--trust-remote-code\)",
+        r"is Python code that comes with the model.*set model.trust_remote_code",
     ),
 }  # fmt: skip
 

@@ -166,7 +166,7 @@ def test_the_verb_leaves_a_file_and_says_what_it_found(
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(json.dumps({"problem": t.problem, "answer": t.answer}) + "\n" for t in TASKS))
     out = tmp_path / "out"
-    arguments = ["analyse", "--model", str(taught_base), "--tasks", str(file), "--size", "2", "--out", str(out)]
+    arguments = ["analyse", "--model", str(taught_base), "--tasks", str(file), "--tasks.size", "2", "--out", str(out)]
     assert main([*arguments, "--name", "it"]) == 0
     said = capsys.readouterr()
     assert "before meta-training" in said.out

@@ -58,11 +58,11 @@ def test_each_part_is_a_command_for_each_seed(tmp_path: Path) -> None:
         "--train.gamma=0.5", "--out", str(tmp_path / "train" / "first-order-3"),
     ]  # fmt: skip
     assert found[6].command == [
-        "mass", "eval", "--seed=3", "--methods=base,mass", "--size=10", "--checkpoint-of",
+        "mass", "eval", "--seed=3", "--methods=base,mass", "--tasks.size=10", "--checkpoints",
         f"mass={tmp_path / 'train' / 'mass-3'}", "--out", str(tmp_path / "eval" / "test-3"),
     ]  # fmt: skip
     assert found[7].command == [
-        "research", "analyse", "--seed=3", "--name=practised", "--size=5", "--checkpoint",
+        "research", "analyse", "--seed=3", "--name=practised", "--tasks.size=5", "--checkpoint",
         str(tmp_path / "train" / "mass-3"), "--out", str(tmp_path / "analyse" / "practised-3"),
     ]  # fmt: skip
     assert len({run.folder for run in found}) == len(found)

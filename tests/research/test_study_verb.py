@@ -102,7 +102,7 @@ def test_the_study_of_hard_problems_is_tested_on_a_level_that_nothing_is_trained
     assert [command[0] for command in commands] == 3 * [*4 * ["train"], "eval", "eval"]
     for command in commands:
         trained = {"--tasks.levels=[1, 2, 3, 4]", "--validation.levels=[1, 2, 3, 4]"}
-        tested = {"--levels=[5]", "--train-levels=[1, 2, 3, 4]"}
+        tested = {"--tasks.levels=[5]", "--train_tasks.levels=[1, 2, 3, 4]"}
         assert (trained if command[0] == "train" else tested) <= set(command)
 
 

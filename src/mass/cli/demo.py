@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "mass demo",
-    "mass demo --size 70 --seed 1",
+    "mass demo --tasks.size 70 --seed 1",
     "mass demo --model tiny",
     "mass demo --model smollm2",
     "mass demo --model ./my-model --checkpoint runs/mine",
@@ -48,8 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     if given.print_config:
         options.print_given(given)
         return 0
-    if given.size < 1:
-        raise ConfigError(f"--size is {given.size}; expected at least 1")
+    if given.tasks.size < 1:
+        raise ConfigError(f"--tasks.size is {given.tasks.size}; expected at least 1")
     folder = dated_folder("demo") if given.out is None else Path(given.out)
     from mass import tasks as task_sets
     from mass import verify
@@ -58,10 +58,10 @@ def run(arguments: Sequence[str]) -> int:
     from mass.lm.source import SHIPPED_MODELS, TINY_TERMS
     from mass.model import load
 
-    name = given.model or TINY_TERMS
+    name = given.model.name or TINY_TERMS
     source = SHIPPED_MODELS.get(name, WORD_PROBLEMS)
     methods = METHODS if name in SHIPPED_MODELS or given.checkpoint else UNTRAINED_METHODS
-    tasks = task_sets.load(source, split="test", size=given.size, seed=given.seed)
+    tasks = task_sets.load(source, split="test", size=given.tasks.size, seed=given.seed)
     new_folder("--out", folder)
     with console.working("loading the model"):
         model = load(name, given.checkpoint, **_short(name, given.checkpoint), **options.loading(given))
@@ -135,7 +135,7 @@ def _parser() -> ArgumentParser:
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.", default="tiny-terms")
     parser.add_argument(
-        "--size", type=int, default=210, help="Problems of the comparison, of twelve word problems at most."
+        "--tasks.size", type=int, default=210, help="Problems of the comparison; of word problems there are twelve."
     )
     parser.add_argument("--seed", type=int, default=0, help="Which problems, and every random draw.")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder; runs/demo-DATE by default.")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "mass doctor tiny",
-    "mass doctor ./my-model --dtype bfloat16",
-    "mass doctor Qwen/Qwen3-8B --dtype bfloat16 --attention sdpa --layers 3",
+    "mass doctor ./my-model --model.dtype bfloat16",
+    "mass doctor Qwen/Qwen3-8B --model.dtype bfloat16 --attention sdpa --layers 3",
     "mass doctor tiny --json | jq .verdict",
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
     attentions = _checked(given)
     if given.print_config:
-        named = ("model", "layers", "attention", "dtype", "seed")
-        options.print_yaml({name: getattr(given, name) for name in named})
+        shown = options.plain(given)
+        options.print_yaml({name: shown[name] for name in ("model", "layers", "attention", "seed")})
         return 0
     report = _examine(given, attentions)
     if given.json:
@@ -55,7 +55,7 @@ def _parser() -> ArgumentParser:
         "in the precision it will run in.",
         EXAMPLES,
     )
-    parser.add_argument("model", nargs="?", type=str, help=f"{options.MODEL_HELP}.")
+    parser.add_argument("model.name", nargs="?", type=str, metavar="MODEL", help=f"{options.MODEL_HELP}.")
     parser.add_argument(
         "--layers",
         type=int | None,
@@ -63,9 +63,11 @@ def _parser() -> ArgumentParser:
         help="How many layers to load; by default as many as hold each kind of layer, at least 2.",
     )
     parser.add_argument("--attention", type=str, default="eager,sdpa", help="Implementations to examine.")
-    parser.add_argument("--dtype", type=str, default="auto", help=f"The model's precision in use: {_known()}.")
+    parser.add_argument("--model.dtype", type=str, default="auto", help=f"The model's precision in use: {_known()}.")
     parser.add_argument("--json", action="store_true", help="Print the report as one JSON object.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the adapter and the directions.")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the adapter and of the directions in which it is moved."
+    )
     return parser
 
 
@@ -75,10 +77,12 @@ def _known() -> str:
 
 def _checked(given: Namespace) -> list[str]:
     """Return the attention implementations to check. Raises ConfigError for options that cannot be used."""
-    if given.model is None:
+    if given.model.name is None:
         raise ConfigError("no model is given; expected a folder, a hub name or tiny: mass doctor MODEL")
-    if given.dtype not in DTYPES:
-        raise ConfigError(f"--dtype is {given.dtype!r}; expected one of {_known()}{nearest(given.dtype, DTYPES)}")
+    if given.model.dtype not in DTYPES:
+        raise ConfigError(
+            f"--model.dtype is {given.model.dtype!r}; expected one of {_known()}{nearest(given.model.dtype, DTYPES)}"
+        )
     attentions = list(dict.fromkeys(filter(None, (name.strip() for name in given.attention.split(",")))))
     if not attentions:
         raise ConfigError("--attention is empty; expected names with commas between: eager,sdpa")
@@ -92,10 +96,10 @@ def _examine(given: Namespace, attentions: Sequence[str]) -> DoctorReport:
 
     def report(progress: Callable[[str], None]) -> DoctorReport:
         return examine(
-            given.model,
+            given.model.name,
             layers=given.layers,
             attentions=attentions,
-            dtype=given.dtype,
+            dtype=given.model.dtype,
             seed=given.seed,
             progress=progress,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mass.cli import console, options
 from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import dated_folder, new_folder
-from mass.config import EvalConfig, to_dict
+from mass.config import EvalConfig
 from mass.errors import ConfigError
 from mass.runs.folder import COMPARISON, RECORDS
 
@@ -22,18 +22,15 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 EXAMPLES = (
-    "mass eval --methods base,tt-ss,mass --tasks minimath --size 200",
+    "mass eval --methods base,tt-ss,mass --tasks minimath --tasks.size 200",
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine",
-    "mass eval --methods base,mass-gold --checkpoint-of mass-gold=runs/gold",
-    "mass eval --methods base,mass,mass-unadapted --samples 8 --temperatures [0.6,1.0] --size 200",
+    "mass eval --methods base,mass-gold --checkpoints mass-gold=runs/gold",
+    "mass eval --methods base,mass,mass-unadapted --samples 8 --temperatures [0.6,1.0] --tasks.size 200",
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine --resume",
-    "mass eval --tasks mine.jsonl --fields problem=my_question,answer=my_answer --json",
+    "mass eval --tasks mine.jsonl --tasks.fields problem=my_question,answer=my_answer --json",
 )
-NAMED = (
-    "model", "checkpoint", *options.LOADING, "methods", "tasks", "split", "size", "seed", "tasks_seed", "fields",
-    "verifier", "levels", "subjects", "train_tasks", "train_levels", "train_subjects", "checkpoint_of",
-)  # fmt: skip
-"""Options that --print_config shows in addition to those of `EvalConfig`."""
+HERE = ("config", "print_config", "out", "resume", "json")
+"""Options that say where and how one call writes, which are no part of a comparison's configuration."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,8 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
     config = EvalConfig(**{field.name: getattr(given, field.name) for field in fields(EvalConfig)})
     if given.print_config:
-        named = {name: getattr(given, name) for name in NAMED}
-        options.print_yaml({**named, "engine": to_dict(given.engine), **to_dict(config)})
+        options.print_yaml({name: value for name, value in options.plain(given).items() if name not in HERE})
         return 0
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     from mass.cli.comparing import compare, print_comparison
@@ -51,16 +47,15 @@ def run(arguments: Sequence[str]) -> int:
     from mass.runs.data import note_of_golds
 
     check_methods(methods)
-    if given.tasks is None:
+    if given.tasks.source is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
     tasks, source = options.load_tasks(given)
     if note := note_of_golds(tasks):
         console.note(f"note: {note}")
     train_tasks = _train_tasks(given)
-    checkpoints = options.pairs("--checkpoint-of", given.checkpoint_of)
     folder = _folder(given)
     with console.working("loading the model"):
-        model = load(given.model or "tiny", given.checkpoint, **options.loading(given))
+        model = load(given.model.name or "tiny", given.checkpoint, **options.loading(given))
     console.notes(model.notes)
     try:
         comparison = compare(
@@ -72,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
             folder=folder,
             resume=given.resume,
             seed=given.seed,
-            checkpoints=checkpoints,
+            checkpoints=given.checkpoints,
             train_tasks=train_tasks,
         )
     except KeyboardInterrupt:
@@ -124,13 +119,13 @@ def _say_how_to_resume(folder: Path, arguments: Sequence[str]) -> None:
 
 def _train_tasks(given: Namespace) -> list[Task] | None:
     """Return the tasks that base-ttt learns from; None where they are not given. Raises ConfigError and DataError."""
-    if given.train_tasks is not None:
-        from mass import tasks
-
-        return tasks.load(given.train_tasks, split="train", levels=given.train_levels, subjects=given.train_subjects)
+    if given.train_tasks.source is not None:
+        return options.load_task_set(given.train_tasks, given.seed)
     for name in ("levels", "subjects"):
-        if getattr(given, f"train_{name}") is not None:
-            raise ConfigError(f"--train-{name} is given without --train-tasks, among which it chooses; give that too")
+        if getattr(given.train_tasks, name) is not None:
+            raise ConfigError(
+                f"--train_tasks.{name} is given without --train_tasks, among which it chooses; give that too"
+            )
     return None
 
 
@@ -149,19 +144,18 @@ def _parser() -> ArgumentParser:
     options.add_task_options(parser, default="minimath")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
     parser.add_argument(
-        "--tasks-seed", type=int | None, default=None, help="Which problems of minimath; --seed by default."
+        "--checkpoints",
+        type=dict[str, str],
+        default={},
+        help="Checkpoints of single methods: mass-gold=runs/gold,mass=runs/first.",
     )
-    parser.add_argument(
-        "--checkpoint-of", type=str, default="", help="A method's own checkpoint: mass-gold=runs/gold,mass=runs/first."
-    )
-    parser.add_argument(
-        "--train-tasks", type=str | None, default=None, help="What base-ttt learns from: a JSONL file, or minimath."
-    )
-    parser.add_argument(
-        "--train-levels", type=list[int] | None, default=None, help="Of --train-tasks, only problems of these levels."
-    )
-    parser.add_argument(
-        "--train-subjects", type=list[str] | None, default=None, help="Of --train-tasks, only those of these subjects."
+    options.add_task_options(
+        parser,
+        default=None,
+        name="train_tasks",
+        split="train",
+        seed=0,
+        about="Problems that base-ttt learns from, from the same kinds of sources.",
     )
     parser.add_argument(
         "--out",

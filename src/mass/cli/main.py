@@ -21,7 +21,7 @@ VERBS = {
     "lm-eval": "run lm-evaluation-harness with mass among its models",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "report": "write the page of a run or comparison",
-    "prompts": "print the prompts, to change them and give them back with --prompts",
+    "prompts": "print the prompts, to change them and give them back with --model.prompts",
     "demo": "watch the shipped model practise, then compare it with its baselines",
 }
 USAGE = """usage: mass VERB [options]
@@ -40,7 +40,7 @@ examples:
   mass demo
   mass solve "Find the dot product of (3, 4) and (2, 5)."
   mass train --config recipes/minimath/mass.yaml --out runs/first
-  mass eval --methods base,tt-ss,mass --tasks minimath --size 200
+  mass eval --methods base,tt-ss,mass --tasks minimath --tasks.size 200
 """
 
 

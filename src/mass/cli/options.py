@@ -1,15 +1,16 @@
 """Parse the command line and YAML files into checked values, with one-line errors of our own.
 
 Every command has a jsonargparse parser: dataclasses become dotted options and YAML keys. Defaults come first, then
-`--config`, then the command line.
+`--config`, then the command line. An option has the same name in every command and in a file (docs/adr/0022).
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +19,10 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from mass import encoding
+from mass.cli.spelling import SHORT, spelled_out
 from mass.config import EngineConfig, to_dict
-from mass.errors import ConfigError, nearest
+from mass.config.names import new_name
+from mass.errors import ConfigError
 
 if TYPE_CHECKING:
     from mass.types import Task
@@ -29,6 +32,9 @@ TASKS_HELP = (
     "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
 MODEL_HELP = "tiny, tiny-terms, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
+LIKE, SAME_LEVEL = 0.55, 0.1
+"""How like a wrong name a known one has to be (between 0 and 1) to be suggested, and what counts for it that it stands
+on the same level."""
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
 
@@ -66,7 +72,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     for path in _config_files(arguments):
         _check_keys(path, parser)
     try:
-        return parser.instantiate(parser.parse_args(list(arguments)))
+        return parser.instantiate(parser.parse_args(spelled_out(arguments)))
     except argparse.ArgumentError as error:
         raise ConfigError(_one_line(str(error), parser)) from error
 
@@ -78,132 +84,180 @@ def print_yaml(values: Mapping[str, Any]) -> None:
 
 def print_given(given: Namespace) -> None:
     """Print all options of a command with their values, for `--print_config`."""
-    values = {name: value for name, value in vars(given).items() if name not in ("config", "print_config")}
-    print_yaml({name: to_dict(value) if is_dataclass(value) else value for name, value in values.items()})
+    print_yaml({name: value for name, value in plain(given).items() if name not in ("config", "print_config")})
+
+
+def plain(value: Any) -> Any:
+    """Return parsed options as dicts and plain values."""
+    if isinstance(value, Namespace):
+        return {name: plain(inner) for name, inner in vars(value).items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return to_dict(value) if is_dataclass(value) else value
 
 
 def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny") -> None:
-    """Add `--model` and the options for loading it; `checkpoint` is the help text of that option."""
-    parser.add_argument(
-        "--model",
+    """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given.
+
+    Their names are those of `mass.config.ModelConfig`. None stands for a value that is not given: a checkpoint, a
+    record or `mass.load` decides then.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model.name",
         type=str | None,
         default=default,
-        help=f"{MODEL_HELP}{f'; {default} by default' if default else ''}.",
+        help=f"{MODEL_HELP}{f'; {default} by default' if default else ''}. --model NAME for short.",
     )
     parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--dtype",
+    group.add_argument("--model.device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument(
+        "--model.dtype",
         type=str | None,
         default=None,
         help="Precision of the base: float32, bfloat16, float16 or float64; auto, the default: its files' own where "
         "the device is fast at that, else float32.",
     )
-    parser.add_argument(
-        "--decode-rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."
+    group.add_argument(
+        "--model.decode_rows", type=int, default=128, help="Sequences sampled side by side at most; bounds memory."
     )
-    parser.add_argument(
-        "--prompts",
+    group.add_argument(
+        "--model.prompts",
         type=str | None,
         default=None,
         help="A file of prompts, as `mass prompts` prints one; a checkpoint's own by default.",
     )
-    parser.add_argument(
-        "--thinking",
+    group.add_argument(
+        "--model.thinking",
         type=bool | None,
         default=None,
-        help="Whether a model with a thinking switch thinks aloud first: true or false; as the prompts say by default.",
+        help="true: a model with a thinking switch thinks aloud first. By default the prompts decide.",
     )
-    parser.add_argument(
-        "--device-map",
+    group.add_argument(
+        "--model.device_map",
         type=str | dict[str, int | str] | None,
         default=None,
         help="Spread the layers over several GPUs: auto, balanced, ..., or a mapping.",
     )
-    parser.add_argument(
-        "--quantization",
+    group.add_argument(
+        "--model.quantization",
         type=Literal["none", "4bit", "8bit"] | None,
         default=None,
         help="Base weights in 4bit or 8bit, by bitsandbytes on a CUDA device; none by default.",
     )
-    parser.add_argument("--revision", type=str | None, default=None, help="Branch, tag or commit of a hub's model.")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="Run Python code that comes with the model; read it first."
+    group.add_argument(
+        "--model.revision", type=str | None, default=None, help="Branch, tag or commit of a model of the hub."
     )
-    parser.add_argument("--engine", type=EngineConfig, default=EngineConfig())
+    group.add_argument(
+        "--model.trust_remote_code",
+        type=bool,
+        default=False,
+        help="true: run Python code that comes with the model; read it first.",
+    )
+    parser.add_argument("--model.engine", type=EngineConfig, default=EngineConfig())
 
 
 LOADING = (
     "device", "dtype", "decode_rows", "prompts", "thinking", "device_map", "quantization", "revision",
     "trust_remote_code", "engine",
 )  # fmt: skip
-"""Options of `add_model_options` that `mass.load` takes, apart from the names of model and checkpoint."""
+"""Options `--model.*` that `mass.load` takes, apart from the name of the model."""
 
 
 def loading(given: Namespace) -> dict[str, Any]:
     """Return the keyword options for `mass.load` from those of `add_model_options`."""
-    return {name: getattr(given, name) for name in LOADING if getattr(given, name) is not None}
+    return {name: getattr(given.model, name) for name in LOADING if getattr(given.model, name) is not None}
 
 
-def add_task_options(parser: ArgumentParser, *, default: str | None) -> None:
-    """Add `--tasks` and the options that choose among the tasks."""
-    parser.add_argument("--tasks", type=str | None, default=default, help=TASKS_HELP)
-    parser.add_argument("--split", type=str, default="test", help="Of a built-in set, or of a data set of the hub.")
-    parser.add_argument("--size", type=int | None, default=None, help="Number of problems; all of a file by default.")
-    parser.add_argument(
-        "--fields", type=str, default="", help="Names in the file that differ: problem=my_question,answer=my_answer."
+def add_task_options(
+    parser: ArgumentParser,
+    *,
+    default: str | None,
+    name: str = "tasks",
+    split: str = "test",
+    seed: int | None = None,
+    about: str = TASKS_HELP,
+) -> None:
+    """Add the options `--tasks.*` (or `--NAME.*`) that choose tasks. Their names are those of
+    `mass.config.TasksConfig`."""
+    group = parser.add_argument_group(name)
+    group.add_argument(f"--{name}.source", type=str | None, default=default, help=f"{about} --{name} SOURCE for short.")
+    group.add_argument(
+        f"--{name}.split", type=str, default=split, help="Part of a built-in set or of a data set of the hub."
     )
-    parser.add_argument(
-        "--verifier",
+    group.add_argument(
+        f"--{name}.size", type=int | None, default=None, help="Number of problems; all of a file by default."
+    )
+    group.add_argument(
+        f"--{name}.seed",
+        type=int | None,
+        default=seed,
+        help=f"Which problems are chosen or made; {'--seed' if seed is None else seed} by default.",
+    )
+    group.add_argument(
+        f"--{name}.fields",
+        type=dict[str, str],
+        default={},
+        help="Names in the file that differ: problem=my_question,answer=my_answer.",
+    )
+    group.add_argument(
+        f"--{name}.verifier",
         type=str | None,
         default=None,
         help="Judges all answers: math, exact, words, choice, code, module:function, command:PROGRAM; as the fields "
         "suggest.",
     )
-    parser.add_argument(
-        "--levels", type=list[int] | None, default=None, help="Only problems of these levels, as in [4,5]."
+    group.add_argument(
+        f"--{name}.part",
+        type=tuple[float, float] | None,
+        default=None,
+        help="Share of a file by the hash of its problems, as in [0,0.9] and [0.9,1].",
     )
-    parser.add_argument(
-        "--subjects", type=list[str] | None, default=None, help="Only problems of these subjects, as in [Algebra]."
+    group.add_argument(
+        f"--{name}.levels", type=list[int] | None, default=None, help="Only problems of these levels, as in [4,5]."
+    )
+    group.add_argument(
+        f"--{name}.subjects",
+        type=list[str] | None,
+        default=None,
+        help="Only problems of these subjects, as in [Algebra].",
     )
 
 
-def choosing(given: Namespace) -> dict[str, Any]:
-    """Return the options of `mass.tasks.load` from those of `add_task_options`. Raises ConfigError."""
-    fields = pairs("--fields", given.fields)
-    named = ("split", "size", "verifier", "levels", "subjects")
-    return {"fields": fields, **{name: getattr(given, name) for name in named}}
+CHOOSING = ("split", "size", "fields", "verifier", "part", "levels", "subjects")
+"""Options `--tasks.*` that `mass.tasks.load` takes, apart from the source and the seed."""
 
 
-def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
-    """Load the tasks that the options of `add_task_options` and `--tasks-seed` name.
-
-    Returns:
-        The tasks, and where they come from, for records: source, split, seed, and levels and subjects where some are
-            chosen.
+def load_task_set(chosen: Namespace, seed: int) -> list[Task]:
+    """Load the tasks that one group of `add_task_options` names; its own seed is preferred to `seed`.
 
     Raises:
-        ConfigError: An option cannot be used.
         DataError: The tasks cannot be loaded.
     """
     from mass import tasks
 
-    seed = given.seed if given.tasks_seed is None else given.tasks_seed
-    found = tasks.load(given.tasks, seed=seed, **choosing(given))
-    split = given.split if tasks.has_splits(given.tasks) else None
-    chosen = {name: getattr(given, name) for name in ("levels", "subjects") if getattr(given, name) is not None}
-    return found, {"source": given.tasks, "split": split, "seed": seed, **chosen}
+    seed = seed if chosen.seed is None else chosen.seed
+    return tasks.load(chosen.source, seed=seed, **{name: getattr(chosen, name) for name in CHOOSING})
 
 
-def pairs(option: str, text: str) -> dict[str, str]:
-    """Parse `a=b,c=d` into a dict. Raises ConfigError."""
-    found: dict[str, str] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and value):
-            raise ConfigError(f"{option} has {part!r}; expected name=value, several with commas between")
-        found[name] = value
-    return found
+def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
+    """Load the tasks that the options `--tasks.*` name.
+
+    Returns:
+        The tasks, and where they come from, for records: source, split, seed, and part, levels and subjects where
+            these are given.
+
+    Raises:
+        DataError: The tasks cannot be loaded.
+    """
+    from mass import tasks
+
+    group: Namespace = given.tasks
+    found = load_task_set(group, given.seed)
+    split = group.split if tasks.has_splits(group.source) else None
+    seed = given.seed if group.seed is None else group.seed
+    chosen = {name: value for name in ("part", "levels", "subjects") if (value := getattr(group, name)) is not None}
+    return found, {"source": group.source, "split": split, "seed": seed, **chosen}
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:
@@ -229,14 +283,20 @@ def _check_keys(path: Path, parser: ArgumentParser) -> None:
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path} holds no keys; expected YAML like 'train: {{steps: 100}}'")
     known = _known(parser)
+    for key, value in _groups(data or {}, known):
+        within = SHORT.get(key, f"{key}.NAME").rpartition(".")[2]
+        raise ConfigError(f"{path}: {key!r} is {value!r}; expected keys below it, as in {key}: {{{within}: {value}}}")
     for key in _keys(data or {}, known):
-        raise ConfigError(f"{path}: {key!r} is no configuration key{_near(key, known)}")
+        if new := new_name(key, known):
+            raise ConfigError(f"{path}: {key!r} is now called {new!r}; change the name there")
+        raise ConfigError(f"{path}: {key!r} is not a configuration key{_near(key, known)}")
 
 
 def _known(parser: ArgumentParser) -> set[str]:
     skipped = ("help", "config", "print_config")
     dests = (action.dest for action in parser._actions)  # pyright: ignore[reportPrivateUsage]
-    return {dest for dest in dests if dest.rpartition(".")[2] not in skipped}
+    names = {dest for dest in dests if dest.rpartition(".")[2] not in skipped}
+    return names | {name.rpartition(".")[0] for name in names} - {""}
 
 
 def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterable[str]:
@@ -250,15 +310,27 @@ def _keys(data: Mapping[Any, Any], known: set[str], prefix: str = "") -> Iterabl
             yield key
 
 
+def _groups(data: Mapping[Any, Any], known: set[str]) -> Iterable[tuple[str, Any]]:
+    """Yield groups of options that the file gives a single value."""
+    for name, value in data.items():
+        inside = any(k.startswith(f"{name}.") for k in known)
+        if inside and not isinstance(value, dict | None):
+            yield str(name), value
+
+
 def _near(key: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest key, or the names on the same level when none is near."""
-    parent = key.rpartition(".")[0]
-    beside = [k for k in known if k.rpartition(".")[0] == parent]
-    leaf = nearest(key.rpartition(".")[2], [k.rpartition(".")[2] for k in beside])
-    if "did you mean" in leaf and parent:
-        return leaf.replace("did you mean '", f"did you mean '{parent}.")
-    whole = nearest(key, known)
-    return whole if "did you mean" in whole else leaf if beside else "; see --help"
+    """Return a hint at the key whose last part is most like this one's, or the names on the same level when none is."""
+    parent, _, last = key.rpartition(".")
+    beside = sorted(name for name in known if name.rpartition(".")[0] == parent)
+
+    def likeness(name: str) -> float:
+        same = difflib.SequenceMatcher(None, last, name.rpartition(".")[2]).ratio()
+        return same + SAME_LEVEL if name in beside else same
+
+    best = max(sorted(known), key=likeness, default="")
+    if likeness(best) >= LIKE:
+        return f"; did you mean {best!r}?"
+    return f"; known: {', '.join(beside)}" if beside else "; see --help"
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
@@ -267,7 +339,9 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         option = match[1].partition("=")[0]
         if not option.startswith("-"):
             return f"{match[1]!r} is one argument too many; quote a text that has spaces"
-        return f"{option} is no option of {parser.prog}{_near_option(option, parser)}"
+        if new := new_name(option.removeprefix("--"), _option_names(parser)):
+            return f"{option} is now called --{new}; use that name"
+        return f"{option} is not an option of {parser.prog}{_near_option(option, parser)}"
     if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.S):
         reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(match[2].split()))
         union = r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] .*Given value: (.*)"
@@ -282,8 +356,12 @@ def _alternatives(names: str) -> str:
 
 
 def _near_option(option: str, parser: ArgumentParser) -> str:
+    return _near(option.lstrip("-"), _option_names(parser)).replace("did you mean '", "did you mean '--")
+
+
+def _option_names(parser: ArgumentParser) -> Collection[str]:
     names = {name.lstrip("-") for action in parser._actions for name in action.option_strings}  # pyright: ignore[reportPrivateUsage]
-    return _near(option.lstrip("-"), names).replace("did you mean '", "did you mean '--")
+    return names | {short for short, name in SHORT.items() if name in names}
 
 
 def name_groups(parser: ArgumentParser) -> None:
@@ -293,6 +371,9 @@ def name_groups(parser: ArgumentParser) -> None:
         nested = len(names) > 1 and names[1].startswith(f"{names[0]}.")
         if nested or (len(names) == 1 and group.title not in ("options", "positional arguments")):
             group.title = names[0]
+    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        if action.dest in SHORT:  # a whole group, which jsonargparse would read from a file
+            action.help, action.metavar = f"Short for --{SHORT[action.dest]}.", SHORT[action.dest].split(".")[1].upper()
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

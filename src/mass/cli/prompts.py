@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mass.lm.prompts import PromptSet
 
 EXAMPLES = (
-    "mass prompts > mine.txt                      # change them, then: mass solve ... --prompts mine.txt",
+    "mass prompts > mine.txt                      # change them, then: mass solve ... --model.prompts mine.txt",
     "mass prompts --form plain                    # for a base model, which has no chat template",
     "mass prompts --checkpoint runs/first         # those it was trained with",
     "mass prompts --check mine.txt",
@@ -60,8 +60,8 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "prompts",
         "[options]",
-        "Print the prompts that ask a model for answers and for practice, as a text file to change. --prompts FILE "
-        "gives it to solve, eval and analyse, --model.prompts FILE to train. Each kind of problem (math, code, choice, "
+        "Print the prompts that ask a model for answers and for practice, as a text file to change. --model.prompts "
+        "FILE gives it to solve, eval and train. Each kind of problem (math, code, choice, "
         "other) can have its own.",
         EXAMPLES,
     )

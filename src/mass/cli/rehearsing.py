@@ -1,4 +1,4 @@
-"""`mass train --dry-run`: print the forecast for a run as a table, with a line for each thing that prevents it."""
+"""`mass train --dry_run`: print the forecast for a run as a table, with a line for each thing that prevents it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rehearse(config: RunConfig, given: Namespace) -> int:
         return 0
     for name in ("device_tflops", "device_gbps", "device_gb"):
         if (value := given[name]) is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')} is {value:g}; expected a finite number above 0")
+            raise ConfigError(f"--{name} is {value:g}; expected a finite number above 0")
     device = None
     if given.device_tflops is not None:
         device = rehearsal.told(given.device_tflops, given.device_gbps, given.device_gb)

@@ -25,7 +25,7 @@ EXAMPLES = (
     "echo 'Solve for x: 3 * x + 2 = 20.' | mass solve -",
     "mass solve --tasks problems.jsonl --json > answers.jsonl",
     'mass solve "..." --model ./my-model --checkpoint runs/first --adapt.inner.steps 2',
-    'mass solve "..." --model Qwen/Qwen3-8B --dtype bfloat16 --prompts mine.txt',
+    'mass solve "..." --model Qwen/Qwen3-8B --model.dtype bfloat16 --model.prompts mine.txt',
     'mass solve "..." --json > record.json; mass solve --json --replay record.json',
 )
 FIXED_BY_CHECKPOINT = (
@@ -48,9 +48,10 @@ def run(arguments: Sequence[str]) -> int:
     with console.working("loading the model"):
         model = _model(parser, given, arguments, record)
     if given.print_config:
-        named = {name: getattr(given, name) for name in ("checkpoint", *options.LOADING, "kind", "seed")}
-        named["engine"] = to_dict(given.engine)
-        options.print_yaml({"model": model.lm.name, **named, "adapt": to_dict(model.config)})
+        shown = options.plain(given)
+        shown = {name: shown[name] for name in ("model", "checkpoint", "kind", "seed")}
+        shown["model"]["name"] = model.lm.name
+        options.print_yaml({**shown, "adapt": to_dict(model.config)})
         return 0
     if record is not None:
         with console.working("replaying"):
@@ -90,11 +91,11 @@ def _parser() -> ArgumentParser:
         help="What answers end with: a number or formula, a program, a letter, none of these. Tasks say their own.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object (per task, one a line).")
-    parser.add_argument("--no-adapt", action="store_true", help="Answer without practice.")
+    parser.add_argument("--no_adapt", action="store_true", help="Answer without practice.")
     parser.add_argument(
         "--replay", type=str | None, default=None, help="Answer again from this record, with its model."
     )
-    parser.add_argument("--save-adapter", type=str | None, default=None, help="Write the adapted LoRA (a PEFT folder).")
+    parser.add_argument("--save_adapter", type=str | None, default=None, help="Write the adapted LoRA (a PEFT folder).")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder for one record per answer.")
     options.add_task_options(parser, default=None)
     parser.add_argument("--adapt", type=AdaptConfig, default=AdaptConfig())
@@ -109,15 +110,13 @@ def _problems(given: Namespace) -> list[str | Task]:
         DataError: The problem is empty.
     """
     if given.replay is not None:
-        if given.problem is not None or given.tasks is not None:
+        if given.problem is not None or given.tasks.source is not None:
             raise ConfigError("--replay brings its own problem; leave the problem and --tasks out")
         return []
-    if given.tasks is not None:
+    if given.tasks.source is not None:
         if given.problem is not None:
             raise ConfigError("a problem and --tasks are both given; expected one of them")
-        from mass import tasks
-
-        return list(tasks.load(given.tasks, **options.choosing(given)))
+        return list(options.load_task_set(given.tasks, given.seed))
     if given.print_config and given.problem is None:
         return []
     return [_one_problem(given.problem)]
@@ -147,8 +146,8 @@ def _all_of(stdin: TextIO | None) -> str:
 def _check_folders(given: Namespace, problems: Sequence[Any]) -> None:
     if given.save_adapter is not None:
         if len(problems) != 1 or given.no_adapt:
-            raise ConfigError("--save-adapter writes the adapter of one adapted answer; give one problem, and no other")
-        new_folder("--save-adapter", Path(given.save_adapter))
+            raise ConfigError("--save_adapter writes the adapter of one adapted answer; give one problem, and no other")
+        new_folder("--save_adapter", Path(given.save_adapter))
     if given.out is not None:
         new_folder("--out", Path(given.out))
 
@@ -162,8 +161,8 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
     from mass.model import UNTRAINED, load, load_for
 
     if record is not None:
-        return load_for(record, model=given.model, checkpoint=given.checkpoint, **options.loading(given))
-    model = load(given.model or "tiny", given.checkpoint, kind=given.kind, **options.loading(given))
+        return load_for(record, model=given.model.name, checkpoint=given.checkpoint, **options.loading(given))
+    model = load(given.model.name or "tiny", given.checkpoint, kind=given.kind, **options.loading(given))
     console.notes(model.notes)
     # Parsed a second time, now with the checkpoint's values as the defaults: only then can a file or an option change
     # single values of it.
@@ -188,7 +187,7 @@ def _record(given: Namespace) -> Adaptation | None:
 
 
 def _solve(given: Namespace, model: Mass, problem: str | Task) -> Solution:
-    """Return the solution, and write its adapter where --save-adapter says."""
+    """Return the solution, and write its adapter where --save_adapter says."""
     if given.save_adapter is None:
         return model.solve(problem, adapt=not given.no_adapt, seed=given.seed)
     solution, adapted = model.solve(problem, seed=given.seed, return_adapted=True)

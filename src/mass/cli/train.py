@@ -20,7 +20,7 @@ EXAMPLES = (
     "mass train --config runs/first/config.json --out runs/first --resume",
     "mass train --out runs/small --train.steps 20 --train.tasks_per_step 4 --adapt.inner.steps 1",
     "mass train --config recipes/minimath/mass.yaml --print_config",
-    "mass train --config recipes/llama-3.1-8b/math.yaml --dry-run --device-tflops 400 --device-gb 80",
+    "mass train --config recipes/llama-3.1-8b/math.yaml --dry_run --device_tflops 400 --device_gb 80",
     "torchrun --standalone --nproc_per_node 2 -m mass train --config recipes/minimath/mass.yaml --out runs/two",
 )
 
@@ -89,24 +89,23 @@ def _parser() -> ArgumentParser:
 
 def _add_dry_run(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--dry-run",
         "--dry_run",
         action="store_true",
         help="Check data, prompts, memory and time without weights, print what is found, and end: 0 when the run can "
         "be started, 2 with a line for each thing that is in its way. Nothing is written.",
     )
     parser.add_argument(
-        "--device-tflops",
+        "--device_tflops",
         type=float | None,
         default=None,
-        help="With --dry-run: 10^12 operations a second that a matrix product reaches on the GPU that is meant; "
+        help="With --dry_run: 10^12 operations a second that a matrix product reaches on the GPU that is meant; "
         "otherwise measured on this machine.",
     )
     parser.add_argument(
-        "--device-gbps", type=float | None, default=None, help="And 10^9 bytes that it reads a second; 5 to a TFLOP/s."
+        "--device_gbps", type=float | None, default=None, help="And 10^9 bytes that it reads a second; 5 to a TFLOP/s."
     )
-    parser.add_argument("--device-gb", type=float | None, default=None, help="And its memory in 10^9 bytes.")
-    parser.add_argument("--json", action="store_true", help="With --dry-run: print what is found as one JSON object.")
+    parser.add_argument("--device_gb", type=float | None, default=None, help="And its memory in 10^9 bytes.")
+    parser.add_argument("--json", action="store_true", help="With --dry_run: print what is found as one JSON object.")
 
 
 def _note_stacks(config: RunConfig, processes: int) -> None:

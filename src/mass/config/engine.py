@@ -50,12 +50,12 @@ class EngineConfig:
         if self.url is not None:
             _require_url(self.url)
         for name in ("max_lora_rank", "adapters", "requests"):
-            require(getattr(self, name) >= 1, f"engine.{name}", getattr(self, name), "at least 1")
-        require(self.retries >= 0, "engine.retries", self.retries, "0 or more")
+            require(getattr(self, name) >= 1, f"model.engine.{name}", getattr(self, name), "at least 1")
+        require(self.retries >= 0, "model.engine.retries", self.retries, "0 or more")
         positive = ("connect_timeout_s", "timeout_s", "deadline_s", "orphan_hours", "agreement")
-        require_numbers(self, "engine.", positive, above=0)
+        require_numbers(self, "model.engine.", positive, above=0)
         long_enough = self.orphan_hours * 3600 > self.deadline_s
-        require(long_enough, "engine.orphan_hours", self.orphan_hours, "more than engine.deadline_s / 3600")
+        require(long_enough, "model.engine.orphan_hours", self.orphan_hours, "more than model.engine.deadline_s / 3600")
 
     @property
     def root(self) -> str:
@@ -74,7 +74,7 @@ def _require_url(url: str) -> None:
         secret, whole, parts = "@" in url, False, urlsplit("")
     if secret:
         raise ConfigError(
-            "engine.url has a user name or password in it; expected http://HOST:PORT; put the server's API key into "
-            "the environment variable that engine.key_variable names"
+            "model.engine.url has a user name or password in it; expected http://HOST:PORT; put the server's API key "
+            "into the environment variable that model.engine.key_variable names"
         )
-    require(whole and not (parts.query or parts.fragment), "engine.url", url, "http://HOST:PORT or https://HOST")
+    require(whole and not (parts.query or parts.fragment), "model.engine.url", url, "http://HOST:PORT or https://HOST")

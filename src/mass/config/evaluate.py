@@ -42,12 +42,12 @@ class EvalConfig(FromYaml):
 
     def __post_init__(self) -> None:
         for name in ("votes", "stack", "resamples"):
-            require(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "at least 1")
-        require_numbers(self, "eval.", ("sharpness",), least=0)
-        require(self.vote_temperature > 0, "eval.vote_temperature", self.vote_temperature, "more than 0")
-        require(self.examples is None or self.examples >= 1, "eval.examples", self.examples, "at least 1, or null")
-        require(self.steps is None or self.steps >= 0, "eval.steps", self.steps, "0 or more, or null")
-        require(self.samples >= 0, "eval.samples", self.samples, "0 or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_numbers(self, "", ("sharpness",), least=0)
+        require(self.vote_temperature > 0, "vote_temperature", self.vote_temperature, "more than 0")
+        require(self.examples is None or self.examples >= 1, "examples", self.examples, "at least 1, or null")
+        require(self.steps is None or self.steps >= 0, "steps", self.steps, "0 or more, or null")
+        require(self.samples >= 0, "samples", self.samples, "0 or more")
         fit = bool(self.temperatures) and len(set(self.temperatures)) == len(self.temperatures)
         fit = fit and min(self.temperatures) > 0
-        require(fit, "eval.temperatures", self.temperatures, "numbers above 0, each once")
+        require(fit, "temperatures", self.temperatures, "numbers above 0, each once")

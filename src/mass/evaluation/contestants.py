@@ -141,7 +141,7 @@ def _trained(
     raise ConfigError(
         f"method {name!r} needs a checkpoint that `mass train` made with train.method {name}, and model "
         f"{model.lm.name!r} ({model.method}) brings none; give its run folder "
-        f"(--checkpoint-of {name}=DIR, in Python checkpoints={{{name!r}: DIR}}), or leave the method out"
+        f"(--checkpoints {name}=DIR, in Python checkpoints={{{name!r}: DIR}}), or leave the method out"
     )
 
 

@@ -37,7 +37,7 @@ _NEEDS = {"solve": ("{problem}",), "synthesis": ("{problem}",), "example": ("{pr
 _OF_ALL = ("chat",)
 """Fields that cannot differ between kinds."""
 HEAD = """\
-# Prompts of MASS: change what follows and give the file with --prompts, as model.prompts in a recipe, or to mass.load.
+# Prompts of MASS: change what follows and give the file as model.prompts (--model.prompts), or to mass.load.
 # A heading '=== solve' holds for all kinds of problems, '=== solve code' for one of: {kinds}.
 # {{problem}} and {{solution}} stand for the texts themselves. "Double quotes" keep spaces and line ends at the edges.
 """

@@ -98,7 +98,7 @@ class Source:
         if "trust_remote_code" in str(error):
             return ModelError(
                 f"{what} of {self.name!r} is Python code that comes with the model, expected one that transformers "
-                "knows; read the code, then set model.trust_remote_code (--trust-remote-code)"
+                "knows; read the code, then set model.trust_remote_code"
             )
         if what == "tokenizer":
             return ModelError(

@@ -85,7 +85,7 @@ def _what(config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
 
 def _use(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
     name, folder, dtype = config["model"]["name"], run.path, checkpoint.dtype or config["model"]["dtype"]
-    model = "" if name == TINY else f" --model {name} --dtype {dtype}"
+    model = "" if name == TINY else f" --model {name} --model.dtype {dtype}"
     yield "\n## Use\n"
     yield "```"
     yield f'mass solve "Your problem"{model} --checkpoint {folder}'

@@ -151,15 +151,17 @@ def test_a_folder_that_the_server_sees_elsewhere(remote: Callable[..., LM], serv
     (tmp_path / "mount").symlink_to(tmp_path / "adapters")
     ask(remote(lora_dir_on_server=f"{tmp_path}/mount"))
     assert server.asked(LOAD)[0]["lora_path"].startswith(f"{tmp_path}/mount/mass-")
-    with pytest.raises(EngineError, match=r"No adapter found for /nowhere/mass-.*mend engine.lora_dir_on_server"):
+    with pytest.raises(
+        EngineError, match=r"No adapter found for /nowhere/mass-.*change model.engine.lora_dir_on_server"
+    ):
         ask(remote(lora_dir_on_server="/nowhere", retries=1))
 
 
 def test_a_folder_that_cannot_be_written_or_is_not_given(remote: Callable[..., LM], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"engine.lora_dir is not set; expected a folder that the server"):
+    with pytest.raises(ConfigError, match=r"model.engine.lora_dir is not set; expected a folder that the server"):
         ask(remote(lora_dir=None))
     (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match=r"cannot be written to .*file.*engine.lora_dir"):
+    with pytest.raises(EngineError, match=r"cannot be written to .*file.*model.engine.lora_dir"):
         ask(remote(lora_dir=str(tmp_path / "file")))
 
 
@@ -175,5 +177,5 @@ def test_what_vllm_does_not_load_is_refused_before_anything_is_asked(
 
 def test_another_replica_s_404_says_so(remote: Callable[..., LM], server: StandIn) -> None:
     server.faults[COMPLETE] = [Fault(status=404, body='{"error": {"message": "The model `x` does not exist."}}')]
-    with pytest.raises(EngineError, match=r"does not exist.*one server at engine.url, not a load balancer"):
+    with pytest.raises(EngineError, match=r"does not exist.*one server at model.engine.url, not a load balancer"):
         ask(remote())

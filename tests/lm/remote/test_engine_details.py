@@ -31,13 +31,13 @@ GREEDY = SamplingConfig(max_new_tokens=14, temperature=0.0)
     ["localhost:8000", "ftp://x", "http://", "http:///v1", "http://x?key=1", "http://x:y", "http://[::1", "", " "],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"engine.url is .*expected http://HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"model.engine.url is .*expected http://HOST:PORT"):
         EngineConfig(url=url)
 
 
 @pytest.mark.parametrize("url", ["http://me:sk-secret@gpu", "https://sk-secret@gpu:8000/v1", "http://sk-secret@[::1"])
 def test_a_password_in_an_address_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"user name or password.*engine.key_variable") as caught:
+    with pytest.raises(ConfigError, match=r"user name or password.*model.engine.key_variable") as caught:
         EngineConfig(url=url)
     assert "sk-secret" not in str(caught.value)
 
@@ -59,7 +59,9 @@ def test_values_that_cannot_be_are_refused_and_a_configuration_is_json() -> None
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=f"engine.{name} is"):
             EngineConfig(**{name: value})
-    with pytest.raises(ConfigError, match=r"engine.orphan_hours is 0.5; expected more than engine.deadline_s"):
+    with pytest.raises(
+        ConfigError, match=r"model.engine.orphan_hours is 0.5; expected more than model.engine.deadline_s"
+    ):
         EngineConfig(orphan_hours=0.5)
     assert to_dict(ModelConfig())["engine"]["url"] is None
 

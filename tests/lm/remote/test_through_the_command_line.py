@@ -26,7 +26,7 @@ COMPLETE, LOAD = "/v1/completions", "/v1/load_lora_adapter"
 
 @pytest.fixture
 def at_server(server: StandIn, tmp_path: Path) -> tuple[str, ...]:
-    return ("--engine.url", server.url, "--engine.lora_dir", str(tmp_path))
+    return ("--model.engine.url", server.url, "--model.engine.lora_dir", str(tmp_path))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_eval_of_greedy_methods_is_that_of_transformers(
         "--answer.max_new_tokens=14",
         "--json",
     ]
-    command += [f"--train-tasks={tmp_path}/four.jsonl", f"--model={taught_base}", "--stack=3", "--examples=2"]
+    command += [f"--train_tasks={tmp_path}/four.jsonl", f"--model={taught_base}", "--stack=3", "--examples=2"]
     assert main(["eval", "--print_config", *at_server]) == 0
     assert f"url: {server.url}" in quiet.readouterr().out
     rows = []
@@ -86,7 +86,10 @@ def test_a_server_that_dies_ends_the_command_with_one_line(
     server: StandIn, at_server: tuple[str, ...], taught_base: Path, quiet: pytest.CaptureFixture[str]
 ) -> None:
     server.faults[COMPLETE] = [Fault(), Fault()] + [Fault(drop=True)] * 99
-    assert main(["solve", "Compute 2 + 3.", "--model", str(taught_base), *SMALL, *at_server, "--engine.retries=1"]) == 2
+    assert (
+        main(["solve", "Compute 2 + 3.", "--model", str(taught_base), *SMALL, *at_server, "--model.engine.retries=1"])
+        == 2
+    )
     said = quiet.readouterr().err
     assert said.count("error: ") == 1
     assert "tries); look at the server's log" in said

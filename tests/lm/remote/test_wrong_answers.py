@@ -149,7 +149,7 @@ def test_the_deadline_holds_for_all_that_is_asked_at_once(
     monkeypatch.setattr("mass.lm.remote.transport.FIRST_WAIT_S", 0.2)
     server.faults[COMPLETE] = [Fault(status=503, headers={"Retry-After": "60"})] * 50
     start = time.monotonic()
-    with pytest.raises(EngineError, match=r"not all is sampled after 0.5 s; raise engine.deadline_s"):
+    with pytest.raises(EngineError, match=r"not all is sampled after 0.5 s; raise model.engine.deadline_s"):
         ask(remote(deadline_s=0.5), 4)
     assert time.monotonic() - start < 3.0
 

@@ -26,7 +26,10 @@ DOUBLINGS = 24
 
 
 def check_agreement(engine: HttpEngine) -> None:
-    """Compare the server with the model here. Raises EngineError for a difference of more than `engine.agreement`."""
+    """Compare the server with the model here.
+
+    Raises EngineError for a difference of more than `model.engine.agreement`.
+    """
     local, config = engine.local, engine.config
     (base,) = engine.sample([local.prompt], PROBE, [1], with_logprobs=True)
     difference = mean_difference(base.logprobs, local.logprobs(local.prompt, base.tokens, None))
@@ -34,7 +37,7 @@ def check_agreement(engine: HttpEngine) -> None:
         raise EngineError(
             f"the server's {engine.served.name!r} gives its tokens other log-probabilities than {local.name!r} here, "
             f"by {difference:.3g} nats per token; expected at most {config.agreement:g}; serve the same weights in the "
-            "same precision, without another quantisation (or raise engine.agreement)"
+            "same precision, without another quantisation (or raise model.engine.agreement)"
         )
     if config.lora_dir is not None:
         _check_adapter(engine, strong_adapter(local, base.tokens))
@@ -77,6 +80,6 @@ def strong_adapter(local: Local, tokens: tuple[int, ...]) -> Params:
         if mean_difference(local.logprobs(local.prompt, tokens, adapter), plain) >= EFFECT:
             return adapter
     raise EngineError(
-        "no test adapter changes the model's log-probabilities, so the server cannot be compared; set engine.check to "
-        "false, or widen lora.target_modules"
+        "no test adapter changes the model's log-probabilities, so the server cannot be compared; set "
+        "model.engine.check to false, or widen lora.target_modules"
     )

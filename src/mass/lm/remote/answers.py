@@ -70,7 +70,7 @@ def _require_model(data: dict[str, Any], response: httpx2.Response, asked: Asked
     if model not in asked.names:
         raise EngineError(
             f"the server answered with model {model!r}, asked for was {sorted(asked.names)[0]!r}; expected that one; "
-            "name one server in engine.url, not a router that chooses among models"
+            "name one server in model.engine.url, not a router that chooses among models"
         )
 
 

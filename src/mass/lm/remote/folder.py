@@ -34,7 +34,7 @@ def older_than(names: Iterable[str], hours: float) -> list[str]:
 
 
 class SharedFolder:
-    """The folder `engine.lora_dir`, by its path here and by its path on the server."""
+    """The folder `model.engine.lora_dir`, by its path here and by its path on the server."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.here = None if config.lora_dir is None else Path(config.lora_dir).expanduser().resolve()
@@ -53,7 +53,7 @@ class SharedFolder:
             shutil.rmtree(folder, ignore_errors=True)
             reason = error.strerror or type(error).__name__
             raise EngineError(
-                f"the adapter cannot be written to {folder} ({reason}); give a folder that can in engine.lora_dir"
+                f"the adapter cannot be written to {folder} ({reason}); give a folder that can in model.engine.lora_dir"
             ) from error
 
     def delete(self, name: str) -> None:
@@ -70,8 +70,8 @@ class SharedFolder:
     def _required(self) -> Path:
         if self.here is None:
             raise ConfigError(
-                "an adapter is to be sampled from, but engine.lora_dir is not set; expected a folder that the server "
-                "can read too; give one, and engine.lora_dir_on_server where it has another path there"
+                "an adapter is to be sampled from, but model.engine.lora_dir is not set; expected a folder that the "
+                "server can read too; give one, and model.engine.lora_dir_on_server where it has another path there"
             )
         return self.here
 
@@ -81,10 +81,11 @@ def check_loadable(sites: LoraSites, config: EngineConfig) -> None:
     if sites.config.r > config.max_lora_rank:
         raise ConfigError(
             f"lora.r is {sites.config.r}, but the server takes at most {config.max_lora_rank}; start it with "
-            f"--max-lora-rank {sites.config.r} (or the next that it knows) and set engine.max_lora_rank to the same"
+            f"--max-lora-rank {sites.config.r} (or the next that it knows) and set "
+            "model.engine.max_lora_rank to the same"
         )
     if odd := [site.name for site in sites.sites if site.transposed]:
         raise ConfigError(
             f"layer {odd[0]} stores its weight transposed, as GPT-2 does; vLLM loads no adapter of such; leave "
-            "engine.url out for this model"
+            "model.engine.url out for this model"
         )

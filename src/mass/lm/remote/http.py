@@ -108,7 +108,7 @@ class HttpEngine:
             ShapeError: seeds or a stack that do not fit the prompts.
             DataError: a prompt that is too long for the server.
             EngineError: a sample that could not be obtained.
-            ConfigError: an adapter without `engine.lora_dir`.
+            ConfigError: an adapter without `model.engine.lora_dir`.
         """
         if len(seeds) != len(prompts):
             raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one each")
@@ -141,8 +141,8 @@ class HttpEngine:
         except Refused as refused:
             if refused.status == 404 and name != self.served.name:
                 raise EngineError(
-                    f"{refused}; the adapter was loaded a moment ago; expected one server at engine.url, not a load "
-                    "balancer before several: an adapter loaded at one is unknown to the others"
+                    f"{refused}; the adapter was loaded a moment ago; expected one server at model.engine.url, "
+                    "not a load balancer before several: an adapter loaded at one is unknown to the others"
                 ) from refused
             raise
 
@@ -180,8 +180,8 @@ class HttpEngine:
             raise failures[0]
         if deadline.cancelled_caught:
             raise EngineError(
-                f"{self.config.root}: not all is sampled after {self.config.deadline_s:g} s; raise engine.deadline_s, "
-                "or ask for less at once"
+                f"{self.config.root}: not all is sampled after {self.config.deadline_s:g} s; raise "
+                "model.engine.deadline_s, or ask for less at once"
             )
 
     @asynccontextmanager
@@ -224,8 +224,8 @@ class HttpEngine:
         said = error.message if isinstance(error, Refused) else str(error)
         if "adapter " in said.lower() or "add_lora" in said:
             return (
-                f"; expected it to load the adapter in {self._folder.there}, which is engine.lora_dir as the server "
-                "sees it; mend engine.lora_dir_on_server, --max-lora-rank or lora.target_modules"
+                f"; expected it to load the adapter in {self._folder.there}, which is model.engine.lora_dir as "
+                "the server sees it; change model.engine.lora_dir_on_server, --max-lora-rank or lora.target_modules"
             )
         if isinstance(error, Refused) and error.status in (404, 405):
             return (

@@ -30,7 +30,7 @@ def read_served(cards: dict[str, Any], local_name: str, config: EngineConfig) ->
     data = cards.get("data")
     if not isinstance(data, list) or not all(isinstance(card, dict) and card.get("id") for card in data):
         raise EngineError(
-            f"{config.root}/v1/models lists no models; expected a server that speaks vLLM's API; mend engine.url"
+            f"{config.root}/v1/models lists no models; expected a server that speaks vLLM's API; mend model.engine.url"
         )
     bases = {str(card["id"]): card for card in data if not card.get("parent")}
     wanted = config.model or local_name
@@ -38,7 +38,7 @@ def read_served(cards: dict[str, Any], local_name: str, config: EngineConfig) ->
     if name is None:
         raise EngineError(
             f"the server does not serve {wanted!r}{nearest(wanted, bases)}; expected the base that is loaded here; set "
-            "engine.model to its name there"
+            "model.engine.model to its name there"
         )
     card = bases[name]
     same = {other for other, one in bases.items() if card.get("root") and one.get("root") == card.get("root")}

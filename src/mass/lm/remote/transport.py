@@ -88,7 +88,7 @@ class Transport:
                 continue
             raise EngineError(
                 f"{self.config.root}{path}: {failure} ({attempt + 1} tries); look at the server's log, and at "
-                "engine.retries, engine.timeout_s and engine.requests"
+                "model.engine.retries, model.engine.timeout_s and model.engine.requests"
             )
         raise AssertionError("unreachable")
 

@@ -300,7 +300,7 @@ def _precision(rows: _Rows, bench: Bench, wide: BilevelProblem, at: Point, exact
     name = f"in {bench.base.loaded.dtype}"
     if bench.dtype == torch.float64:
         return rows.check(name, "skipped", note="is the reference itself")
-    way_out = f"--dtype {'float32' if bench.dtype != torch.float32 else 'float64'}"
+    way_out = f"--model.dtype {'float32' if bench.dtype != torch.float32 else 'float64'}"
     if bench.has_grouped_experts:
         way_out = f'"experts_implementation": "eager" in config.json, or {way_out}'
     check = rows.error(
@@ -316,7 +316,7 @@ def _precision(rows: _Rows, bench: Bench, wide: BilevelProblem, at: Point, exact
             name, lambda: precision.explained(eager or bench.problem("eager", torch.float64), at, exact, bench.dtype)
         )
     if isinstance(allowed, Check):
-        return replace(allowed, way_out="give --dtype float64 to leave this out")
+        return replace(allowed, way_out="give --model.dtype float64 to leave this out")
     bench.explained = allowed
     bound = precision.bound_of(allowed)
     good = check.measured <= bound

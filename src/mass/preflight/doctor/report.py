@@ -87,7 +87,7 @@ class DoctorReport:
             return f"Nothing is safe to use with this model in {self.loaded.dtype}: see the way out beside each fail."
         extras = [name for name in (MICRO_BATCHES, CHECKPOINTING) if _passed(self.checks, self.safe[0], name)]
         good = [f"attention {' or '.join(self.safe)}", *extras]
-        setting = f"--dtype {self.loaded.dtype} (mass train: --model.dtype)"
+        setting = f"--model.dtype {self.loaded.dtype}"
         loading = "" if "sdpa" in self.safe else f' and "attn_implementation": "{self.safe[0]}" in config.json'
         return f"Safe in {self.loaded.dtype}: {', '.join(good)}. Pass {setting}{loading}."
 

@@ -101,7 +101,7 @@ def _present(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"model.device is {name!r}, which this machine does not have; leave it at auto, or say with "
-            "--device-tflops and --device-gb what it is like"
+            "--device_tflops and --device_gb what it is like"
         ) from error
 
 

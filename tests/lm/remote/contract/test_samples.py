@@ -175,7 +175,7 @@ def test_a_broken_off_run_leaves_the_server_alive(contract: Contract, adapters: 
     long = SamplingConfig(max_new_tokens=100, temperature=1.0)
     prompts = prompts_of(contract)[:1] * 12
     for _ in range(3):
-        with pytest.raises(EngineError, match=r"engine.deadline_s"):
+        with pytest.raises(EngineError, match=r"model.engine.deadline_s"):
             contract.connect(adapters=6, deadline_s=0.7).sample(prompts, long, list(range(12)), stack)
     samples = ask(contract, contract.connect(), adapters["two"])
     assert_its_own(contract, "two", prompts[0], samples[0])
