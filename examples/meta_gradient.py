@@ -1,6 +1,6 @@
 """Differentiate through an adaptation: a quadratic with its closed form, then a language model of your own.
 
-python examples/meta_gradient.py [MODEL]        a folder, a hub name, or 'tiny' (the default)
+python examples/meta_gradient.py [MODEL]        a folder, a hub name, or 'tiny-terms' (the default)
 """
 
 import sys
@@ -26,7 +26,7 @@ adapted = adapt(quadratic, {"t": start}, weights, SGD(lr=rate), steps=5)
 print(f"dE/dstart {start.grad:.12f}, closed form {(adapted['t'].item() - 7.0) * (1 - 0.25 * 1.2) ** 5:.12f}")
 
 # A language model: which of two solved problems, practised for two steps, helps with a third?
-lm = load_lm(ModelConfig(sys.argv[1] if len(sys.argv) > 1 else "tiny"), LoraConfig(r=8))
+lm = load_lm(ModelConfig(sys.argv[1] if len(sys.argv) > 1 else "tiny-terms"), LoraConfig(r=8))
 solved = {"Compute 3 + 4.": "3+4=7. Answer: 7", "Compute 6 + 4.": "Answer: 10"}
 practice = lm.batch([lm.example_row(*pair) for pair in solved.items()])
 target = lm.batch([lm.example_row("Compute 5 + 4.", "5+4=9. Answer: 9")])

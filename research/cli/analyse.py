@@ -30,6 +30,7 @@ def run(arguments: Sequence[str]) -> int:
         options.print_given(given)
         return 0
     from mass.cli.comparing import ComparisonMonitor
+    from mass.lm.source import DEFAULT_MODEL
     from mass.model import load
     from research.analysis import analyse
 
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = dated_folder("analyse") if given.out is None else Path(given.out)
     new_folder("--out", folder)
     with console.working("loading the model"):
-        model = load(given.model.name or "tiny", given.checkpoint, **options.loading(given))
+        model = load(given.model.name or DEFAULT_MODEL, given.checkpoint, **options.loading(given))
     console.notes(model.notes)
     with ComparisonMonitor(2, console.stderr()) as monitor:
         found = analyse(
@@ -85,7 +86,7 @@ def _parser() -> ArgumentParser:
         PROGRAM,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
-    options.add_task_options(parser, default="minimath", split="validation")
+    options.add_task_options(parser, default="minimath-terms", split="validation")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
     parser.add_argument("--name", type=str | None, default=None, help="Of what is stored; the checkpoint's method.")
     parser.add_argument("--stack", type=int, default=16, help="Problems, or examples alone, adapted side by side.")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from mass.evaluation.rows import Group, Row
 from mass.report import figures
 from mass.report.figures import Plot
-from mass.report.rows import ReportGroup, ReportRow
 from mass.report.svg import MARKERS, MUTED, SERIES, drawing
 from mass.report.words import percent
 from research.document.asking import Answers, NotMeasured, Question
@@ -32,23 +32,23 @@ LABEL_RATIO = 1.5
 # --- the table
 
 
-def rows_of(answers: Answers, of: str, methods: Sequence[str], at: str) -> list[ReportRow]:
+def rows_of(answers: Answers, of: str, methods: Sequence[str], at: str) -> list[Row]:
     """Return the methods as rows of a comparison, with intervals over seeds as well; methods without such answers
     are left out."""
-    rows: list[ReportRow] = []
+    rows: list[Row] = []
     for method in methods:
         with suppress(NotMeasured):
             rows.append(_row(answers, of, method, at))
     return rows
 
 
-def _row(answers: Answers, of: str, method: str, at: str) -> ReportRow:
+def _row(answers: Answers, of: str, method: str, at: str) -> Row:
     question, stored = Question(of, at), answers.rows(of, method)
     found = answers.accuracy(method, question)
     evaluations = answers.evaluations(of).values()
     subjects = [s for s in dict.fromkeys(s for e in evaluations for s in e.subjects) if s]
     levels = sorted({level for e in evaluations for level in e.levels if level is not None})
-    return ReportRow(
+    return Row(
         label=label_of(stored),
         method=method,
         n=found.problems,
@@ -58,17 +58,19 @@ def _row(answers: Answers, of: str, method: str, at: str) -> ReportRow:
         difference_interval=None,
         helped=None,
         hurt=None,
-        tokens=mean_of(stored, "tokens", at),
-        seconds=mean_of(stored, "seconds", at),
+        unchanged=None,
+        tokens_per_answer=mean_of(stored, "tokens", at),
+        seconds_per_answer=mean_of(stored, "seconds", at),
         fallbacks=0,
         no_verdict=0,
         by_subject={s: _group(answers.accuracy(method, Question(of, at, subject=s))) for s in subjects},
         by_level={str(level): _group(answers.accuracy(method, Question(of, at, level=level))) for level in levels},
+        is_reference=method == "base",
     )
 
 
-def _group(estimate: Estimate) -> ReportGroup:
-    return ReportGroup(estimate.problems, estimate.mean, estimate.interval)
+def _group(estimate: Estimate) -> Group:
+    return Group(estimate.problems, estimate.mean, estimate.interval)
 
 
 TABLE = {

@@ -1,8 +1,8 @@
 """MASS: a language model practises on the one problem in front of it, then answers (arXiv 2603.03524).
 
     import mass
-    model = mass.load("tiny")
-    print(model.solve("Find the dot product of (3, 4) and (2, 5).").text)
+    model = mass.load()
+    print(model.solve("Find the malk of the vector (9, 7).").text)
 
 Names are loaded when they are first used, so `import mass` is immediate and does not import torch.
 """

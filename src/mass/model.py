@@ -30,7 +30,7 @@ from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
 from mass.lm.lora import pick, save_peft
 from mass.lm.prompts import KINDS, Prompts, PromptSet, kind_of
-from mass.lm.source import SHIPPED_MODELS, TINY, shipped_folder
+from mass.lm.source import DEFAULT_MODEL, SHIPPED_MODELS, shipped_folder
 from mass.seeds import derive
 from mass.types import Adaptation, Example, Params, Solution, Task, shortened
 
@@ -210,7 +210,7 @@ class AdaptedModel:
 
 
 def load(
-    name: str = TINY,
+    name: str = DEFAULT_MODEL,
     checkpoint: str | Path | None = None,
     *,
     config: AdaptConfig | None = None,
@@ -231,9 +231,9 @@ def load(
     """Load a base model and its checkpoint.
 
     Args:
-        name: 'tiny' or 'tiny-terms' (part of the package), 'smollm2' (a real model of 135 M parameters), a local
+        name: 'tiny-terms' or 'tiny' (part of the package), 'smollm2' (a real model of 135 M parameters), a local
             folder, a GGUF file, a hub name, or owner/name:file.gguf on the hub.
-        checkpoint: A run folder of `mass train`, 'owner/name' on the hub, 'tiny/NAME' for one that is part of the
+        checkpoint: A run folder of `mass train`, 'owner/name' on the hub, 'tiny-terms/NAME' for one that is part of the
             package, or 'untrained'. None: the package's own checkpoint for its models, else untrained.
         config: Test-time configuration. None: the checkpoint's own, or `untrained_config`.
         lora: Shape of an untrained adapter; a checkpoint has its own.

@@ -163,6 +163,38 @@ def test_the_base_row_is_compared_with_nothing_and_without_base_no_row_is() -> N
     assert (row.difference, row.difference_interval, row.helped, row.unchanged) == (None, None, None, None)
 
 
+def test_any_row_can_be_the_one_that_others_are_compared_with() -> None:
+    base = [record(c, "base") for c in (True, True, False, False, False)]
+    now = [record(c) for c in (True, False, True, True, False)]
+    row = row_of("base", base, now, 2000, 0, "tt-ss")
+    assert (row.helped, row.hurt, row.difference, row.is_reference) == (1, 2, pytest.approx(-1 / 5), False)
+    assert row.difference_interval == paired_bootstrap(1, 2, 2, 2000, 0)
+    itself = row_of("tt-ss", now, now, 2000, 0, "tt-ss")
+    assert (itself.difference, itself.difference_interval, itself.is_reference) == (0.0, None, True)
+    assert row_of("base", base, base, 100, 0).is_reference
+
+
+def test_a_comparison_against_another_method_is_that_against_base_turned_round(model: Mass, tasks: list[Task]) -> None:
+    usual, turned = (
+        evaluate(model, tasks[:3], ["base", "tt-ss", "maj@2"], config=SAMPLED, against=against)
+        for against in (None, "tt-ss")
+    )
+    assert (usual.against, turned.against) == ("base", "tt-ss")
+    assert [r.attempt.text for r in usual.records] == [r.attempt.text for r in turned.records]
+    (_, adapted, _), (base, _, _) = usual.rows, turned.rows
+    assert (base.helped, base.hurt) == (adapted.hurt, adapted.helped)
+    assert base.sampled[0].difference == pytest.approx(-(adapted.sampled[0].difference or 0.0))
+    page, data = html_page(turned.to_dict()), turned.to_dict()
+    assert data["against"] == "tt-ss"
+    assert [row["is_reference"] for row in data["rows"]] == [False, True, False]
+    assert "Against tt-ss" in page
+    assert "Against base" not in page
+    assert any("differences from tt-ss" in note for note in turned.notes)
+    # a method that chooses among samples has no samples of its own to be compared with
+    chosen = evaluate(model, tasks[:3], ["base", "maj@2"], config=SAMPLED, against="maj@2")
+    assert chosen.rows[0].sampled[0].difference is None
+
+
 def test_rows_without_any_verdict_have_no_accuracy() -> None:
     now = [record(None), record(None)]
     row = row_of("tt-ss", now, now, 100, 0)
@@ -430,6 +462,7 @@ def test_examples_show_the_answer_before_and_after(model: Mass, tasks: list[Task
     [
         ({"tasks": []}, DataError, "no tasks"),
         ({"methods": ["base", "gpt"]}, ConfigError, "'gpt' is unknown"),
+        ({"against": "mass"}, ConfigError, "against is 'mass', which is not compared"),
         ({"methods": ["mass"], "checkpoints": None}, ConfigError, "'mass' needs a checkpoint"),
         ({"tasks": [Task("1 + 1? " * 3000, answer="2")]}, DataError, "tokens with its prompt"),
         ({"tasks": [Task("1 + 1?", answer="2", verifier="maths")]}, DataError, "did you mean 'math'"),

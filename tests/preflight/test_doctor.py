@@ -42,8 +42,7 @@ def test_a_healthy_model_passes_every_check(llama: Path) -> None:
     assert report.usable
     assert report.safe == ("eager", "sdpa")
     assert report.verdict == (
-        "Safe in float32: attention eager or sdpa, micro-batches, layer checkpointing. "
-        "Pass --model.dtype float32 (mass train: --model.dtype)."
+        "Safe in float32: attention eager or sdpa, micro-batches, layer checkpointing. Pass --model.dtype float32."
     )
     exact = [c for c in report.checks if "derivative" in c.name or "meta-gradient" in c.name]
     assert len(exact) == 10

@@ -15,10 +15,10 @@ from xml.etree import ElementTree
 import pytest
 
 from mass.errors import DataError, RunError
+from mass.evaluation.rows import rows_of
 from mass.report import html_page, sampled_tables, terminal_table, training_page, write_html, write_page
 from mass.report.curves import MAX_POINTS, curves_of, unit_of
 from mass.report.figures import comparison_plots, looks_of
-from mass.report.rows import rows_of
 from mass.report.words import summary
 
 HOSTILE = "<script>alert('x')</script> & $x_1$ \"q\""
@@ -270,6 +270,30 @@ def test_each_plot_is_valid_xml_and_says_its_numbers() -> None:
     assert "Number Theory" in texts["Accuracy by subject"]
     assert all("200 problems" in plot.caption.lower() for plot in plots.values())
     assert sum("95% interval" in plot.caption for plot in plots.values()) == 4
+
+
+def test_the_reference_row_is_named_wherever_something_is_compared() -> None:
+    data = comparison(
+        row(
+            "base",
+            0.4,
+            -0.1,
+            is_reference=False,
+            helped=3,
+            hurt=23,
+            difference=-0.1,
+            difference_interval=[-0.15, -0.05],
+        ),
+        row("mass-unadapted", 0.5, 0.0, is_reference=True),
+        row("mass", 0.6, 0.1, is_reference=False, sampled=[sampled(0.6, 0.5, 0.1)]),
+    )
+    page, table = html_page(data), printed(data, 120)
+    for text in (page, table):
+        assert "gainst mass-unadapted" in text
+        assert "gainst base" not in text
+    assert "Worse than mass-unadapted" in page
+    assert "Against mass-unadapted, mass turned 31 wrong answers right" in page
+    assert "The dashed line is mass-unadapted." in page
 
 
 def test_dollars_in_a_label_are_no_formula() -> None:

@@ -89,6 +89,7 @@ def compare(
     source: Mapping[str, Any],
     folder: Path,
     resume: bool = False,
+    against: str | None = None,
     seed: int = 0,
     checkpoints: Mapping[str, str] | None = None,
     train_tasks: Sequence[Task] | None = None,
@@ -111,6 +112,7 @@ def compare(
             source=source,
             out=folder,
             resume=resume,
+            against=against,
             on_progress=monitor.on_progress,
         )
     write_comparison_page(folder)

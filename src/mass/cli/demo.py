@@ -55,10 +55,10 @@ def run(arguments: Sequence[str]) -> int:
     from mass import verify
     from mass.cli import show
     from mass.cli.comparing import compare, print_comparison
-    from mass.lm.source import SHIPPED_MODELS, TINY_TERMS
+    from mass.lm.source import DEFAULT_MODEL, SHIPPED_MODELS, TINY_TERMS
     from mass.model import load
 
-    name = given.model.name or TINY_TERMS
+    name = given.model.name or DEFAULT_MODEL
     source = SHIPPED_MODELS.get(name, WORD_PROBLEMS)
     methods = METHODS if name in SHIPPED_MODELS or given.checkpoint else UNTRAINED_METHODS
     tasks = task_sets.load(source, split="test", size=given.tasks.size, seed=given.seed)
@@ -133,7 +133,7 @@ def _parser() -> ArgumentParser:
         "problems, base and untrained practice.",
         EXAMPLES,
     )
-    options.add_model_options(parser, checkpoint="A run folder of mass train.", default="tiny-terms")
+    options.add_model_options(parser, checkpoint="A run folder of mass train.")
     parser.add_argument(
         "--tasks.size", type=int, default=210, help="Problems of the comparison; of word problems there are twelve."
     )

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mass.preflight.doctor import Check, DoctorReport
 
 EXAMPLES = (
-    "mass doctor tiny",
+    "mass doctor tiny-terms",
     "mass doctor ./my-model --model.dtype bfloat16",
     "mass doctor Qwen/Qwen3-8B --model.dtype bfloat16 --attention sdpa --layers 3",
-    "mass doctor tiny --json | jq .verdict",
+    "mass doctor tiny-terms --json | jq .verdict",
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 NOTHING_SAFE = 1
@@ -78,7 +78,7 @@ def _known() -> str:
 def _checked(given: Namespace) -> list[str]:
     """Return the attention implementations to check. Raises ConfigError for options that cannot be used."""
     if given.model.name is None:
-        raise ConfigError("no model is given; expected a folder, a hub name or tiny: mass doctor MODEL")
+        raise ConfigError("no model is given; expected a folder, a hub name or tiny-terms: mass doctor MODEL")
     if given.model.dtype not in DTYPES:
         raise ConfigError(
             f"--model.dtype is {given.model.dtype!r}; expected one of {_known()}{nearest(given.model.dtype, DTYPES)}"
@@ -118,7 +118,7 @@ def _print(report: DoctorReport) -> None:
     console.say(
         f"  loaded  the first {loaded.layers} of {loaded.total_layers} layers{kinds}, {loaded.vocabulary} of "
         f"{loaded.total_vocabulary} tokens: {_count(loaded.parameters)} parameters, "
-        f"{_size(loaded.memory_gb)} in float64"
+        f"{_size(loaded.weights_gb)} in float64"
     )
     missed = f"; without adapter: {', '.join(reach.missed)}" if reach.missed else ""
     console.say(f"  LoRA    {reach.layers} linear layers ({', '.join(reach.names)}) hold {reach.share:.0%}{missed}\n")

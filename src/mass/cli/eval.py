@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 EXAMPLES = (
-    "mass eval --methods base,tt-ss,mass --tasks minimath --tasks.size 200",
+    "mass eval --methods base,tt-ss,mass --tasks minimath-terms --tasks.size 200",
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine",
     "mass eval --methods base,mass-gold --checkpoints mass-gold=runs/gold",
+    "mass eval --methods base,mass,mass-unadapted --against mass-unadapted --tasks.size 200",
     "mass eval --methods base,mass,mass-unadapted --samples 8 --temperatures [0.6,1.0] --tasks.size 200",
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine --resume",
     "mass eval --tasks mine.jsonl --tasks.fields problem=my_question,answer=my_answer --json",
@@ -42,11 +43,12 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     from mass.cli.comparing import compare, print_comparison
-    from mass.evaluation.methods import check_methods
+    from mass.evaluation.methods import check_against, check_methods
+    from mass.lm.source import DEFAULT_MODEL
     from mass.model import load
     from mass.runs.data import note_of_golds
 
-    check_methods(methods)
+    check_against(given.against, check_methods(methods))
     if given.tasks.source is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
     tasks, source = options.load_tasks(given)
@@ -55,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     train_tasks = _train_tasks(given)
     folder = _folder(given)
     with console.working("loading the model"):
-        model = load(given.model.name or "tiny", given.checkpoint, **options.loading(given))
+        model = load(given.model.name or DEFAULT_MODEL, given.checkpoint, **options.loading(given))
     console.notes(model.notes)
     try:
         comparison = compare(
@@ -66,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
             source=source,
             folder=folder,
             resume=given.resume,
+            against=given.against,
             seed=given.seed,
             checkpoints=given.checkpoints,
             train_tasks=train_tasks,
@@ -141,7 +144,13 @@ def _parser() -> ArgumentParser:
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
     parser.add_argument("--methods", type=str, default="base,tt-ss,mass", help="With commas between.")
-    options.add_task_options(parser, default="minimath")
+    parser.add_argument(
+        "--against",
+        type=str | None,
+        default=None,
+        help="The method that the others are compared with, problem by problem; base by default.",
+    )
+    options.add_task_options(parser, default="minimath-terms")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
     parser.add_argument(
         "--checkpoints",

@@ -13,11 +13,11 @@ model arguments, with commas between:
 {arguments}
 
 examples:
-  mass lm-eval --model mass --model_args pretrained=tiny --tasks gsm8k --batch_size 8 --limit 100
-  mass lm-eval --model mass --model_args pretrained=tiny,checkpoint=untrained,adapt=false --tasks gsm8k
-  mass lm-eval --model mass --model_args pretrained=tiny,out=runs/practice --tasks gsm8k_local \\
+  mass lm-eval --model mass --model_args pretrained=tiny-terms --tasks gsm8k --batch_size 8 --limit 100
+  mass lm-eval --model mass --model_args pretrained=tiny-terms,checkpoint=untrained,adapt=false --tasks gsm8k
+  mass lm-eval --model mass --model_args pretrained=tiny-terms,out=runs/practice --tasks gsm8k_local \\
     --include_path examples/lm_eval_tasks --log_samples --output_path runs/lm-eval
-  torchrun --standalone --nproc_per_node 2 -m mass lm-eval --model mass --model_args pretrained=tiny --tasks mmlu
+  torchrun --standalone --nproc_per_node 2 -m mass lm-eval --model mass --model_args pretrained=tiny-terms --tasks mmlu
 """
 
 

@@ -38,9 +38,9 @@ options:
 
 examples:
   mass demo
-  mass solve "Find the dot product of (3, 4) and (2, 5)."
-  mass train --config recipes/minimath/mass.yaml --out runs/first
-  mass eval --methods base,tt-ss,mass --tasks minimath --tasks.size 200
+  mass solve "Find the malk of the vector (9, 7)."
+  mass train --config recipes/minimath-terms/mass.yaml --out runs/first
+  mass eval --methods base,tt-ss,mass --tasks minimath-terms --tasks.size 200
 """
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from mass.types import Task
 
 TASKS_HELP = (
-    "minimath; minimath-terms; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
+    "minimath-terms; minimath; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
     "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
-MODEL_HELP = "tiny, tiny-terms, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
+MODEL_HELP = "tiny-terms, tiny, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
 LIKE, SAME_LEVEL = 0.55, 0.1
 """How like a wrong name a known one has to be (between 0 and 1) to be suggested, and what counts for it that it stands
 on the same level."""
@@ -96,7 +96,7 @@ def plain(value: Any) -> Any:
     return to_dict(value) if is_dataclass(value) else value
 
 
-def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny") -> None:
+def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny-terms") -> None:
     """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given.
 
     Their names are those of `mass.config.ModelConfig`. None stands for a value that is not given: a checkpoint, a

@@ -43,7 +43,7 @@ def rehearse(config: RunConfig, given: Namespace) -> int:
     if given.device_tflops is not None:
         device = rehearsal.told(given.device_tflops, given.device_gbps, given.device_gb)
     with console.working("building the architecture without weights and counting its bytes"):
-        found = rehearsal.rehearse(config, device, memory_gb=given.device_gb, ranks=ranks.size)
+        found = rehearsal.rehearse(config, device, device_gb=given.device_gb, ranks=ranks.size)
     if given.json:
         print(json.dumps(found.to_dict()))
     else:

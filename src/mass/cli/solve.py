@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mass.types import Adaptation, Solution, Task
 
 EXAMPLES = (
-    'mass solve "Find the dot product of (3, 4) and (2, 5)."',
-    "echo 'Solve for x: 3 * x + 2 = 20.' | mass solve -",
+    'mass solve "Find the malk of the vector (9, 7)."',
+    "echo 'Find the pelb of a 5 by 2 rectangle.' | mass solve -",
     "mass solve --tasks problems.jsonl --json > answers.jsonl",
     'mass solve "..." --model ./my-model --checkpoint runs/first --adapt.inner.steps 2',
     'mass solve "..." --model Qwen/Qwen3-8B --model.dtype bfloat16 --model.prompts mine.txt',
@@ -158,11 +158,12 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
     For a record, return the model that made it, unless another one is given.
     """
     from mass.adaptation.checkpoint import init_state
+    from mass.lm.source import DEFAULT_MODEL
     from mass.model import UNTRAINED, load, load_for
 
     if record is not None:
         return load_for(record, model=given.model.name, checkpoint=given.checkpoint, **options.loading(given))
-    model = load(given.model.name or "tiny", given.checkpoint, kind=given.kind, **options.loading(given))
+    model = load(given.model.name or DEFAULT_MODEL, given.checkpoint, kind=given.kind, **options.loading(given))
     console.notes(model.notes)
     # Parsed a second time, now with the checkpoint's values as the defaults: only then can a file or an option change
     # single values of it.

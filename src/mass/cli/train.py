@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLES = (
-    "mass train --config recipes/minimath/mass.yaml --out runs/first",
+    "mass train --config recipes/minimath-terms/mass.yaml --out runs/first",
     "mass train --config runs/first/config.json --out runs/first --resume",
     "mass train --out runs/small --train.steps 20 --train.tasks_per_step 4 --adapt.inner.steps 1",
-    "mass train --config recipes/minimath/mass.yaml --print_config",
+    "mass train --config recipes/minimath-terms/mass.yaml --print_config",
     "mass train --config recipes/llama-3.1-8b/math.yaml --dry_run --device_tflops 400 --device_gb 80",
-    "torchrun --standalone --nproc_per_node 2 -m mass train --config recipes/minimath/mass.yaml --out runs/two",
+    "torchrun --standalone --nproc_per_node 2 -m mass train --config recipes/minimath-terms/mass.yaml --out runs/two",
 )
 
 

@@ -29,8 +29,8 @@ class OuterConfig:
 
 @dataclass(frozen=True)
 class TasksConfig:
-    source: str = "minimath"
-    """'minimath'; 'minimath-terms'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
+    source: str = "minimath-terms"
+    """'minimath-terms'; 'minimath'; the path of a .jsonl or .parquet file; 'gsm8k', 'math',
     'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu', 'bbh' or any owner/name of the hub (extra data);
     'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"

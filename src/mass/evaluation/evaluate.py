@@ -20,13 +20,15 @@ from mass.evaluation.methods import (
     ADAPTING,
     TT_SS_LIKELIHOOD,
     UNTRAINED_METHODS,
+    check_against,
     check_methods,
     choice_of,
     in_order,
 )
 from mass.evaluation.notes import notes_of, sessions_note
+from mass.evaluation.rows import Row
 from mass.evaluation.runner import Found, Progress, Runner
-from mass.evaluation.table import Record, Row, row_of
+from mass.evaluation.table import Record, row_of
 from mass.lm.prompts import CODE, common_kind, kind_of, to_json
 from mass.model import Mass
 from mass.runs import provenance
@@ -44,6 +46,8 @@ class Comparison:
     """Methods side by side on the same problems. `to_dict` is what `mass.report` reads."""
 
     rows: list[Row]
+    against: str
+    """The method whose row the others are compared with."""
     tasks: dict[str, Any]
     model: str
     config: dict[str, Any]
@@ -77,6 +81,7 @@ def evaluate(
     source: Mapping[str, Any] | None = None,
     out: Path | None = None,
     resume: bool = False,
+    against: str | None = None,
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Let methods answer the same tasks, and compare them.
@@ -92,14 +97,16 @@ def evaluate(
         source: Where the tasks come from (source, split, seed; levels and subjects where chosen), for the record.
         out: An empty or new folder. Each answer is written to `records.jsonl` as it comes, the table at the end.
         resume: Continue the interrupted comparison in `out`; all other arguments have to be the same.
+        against: The method that the others are compared with, one of `methods`. None: base, where it is among them.
         on_progress: Called with (method, problems done, problems in total).
 
     Raises:
-        ConfigError: A method is unknown, or its checkpoint is missing.
+        ConfigError: A method is unknown, its checkpoint is missing, or `against` is not one of the methods.
         DataError: There are no tasks, none has an answer to judge by, or a problem is too long for the model.
         RunError: `out` is in use or cannot be written, or there is nothing in it to continue.
     """
     names, tasks = check_methods(methods), list(tasks)
+    against = check_against(against, names)
     if not tasks:
         raise DataError("there are no tasks to answer; give at least one")
     _check_votes(names, tasks)
@@ -128,7 +135,8 @@ def evaluate(
                 if folder is not None:
                     folder.write(records)
         pool = f"{trained_from}'s train split" if train_tasks is None else "the training tasks given"
-        comparison = _comparison(runner, {name: found[name] for name in names}, model, seed, source, pool)
+        ordered = {name: found[name] for name in names}
+        comparison = _comparison(runner, ordered, model, seed, source, pool, against)
         if folder is not None:
             comparison = dataclasses.replace(comparison, notes=[*comparison.notes, *sessions_note(folder)])
             folder.finish(comparison.to_dict())
@@ -205,13 +213,18 @@ def _comparison(
     seed: int,
     source: Mapping[str, Any] | None,
     pool: str,
+    against: str,
 ) -> Comparison:
-    base, resamples = found.get("base"), runner.config.resamples
-    rows = [row_of(name, records, base, resamples, derive(seed, "bootstrap", name)) for name, records in found.items()]
+    reference, resamples = found.get(against), runner.config.resamples
+    rows = [
+        row_of(name, records, reference, resamples, derive(seed, "bootstrap", name), against)
+        for name, records in found.items()
+    ]
     given = dict(source or {})
     config = _configuration(runner, list(found), model)
     return Comparison(
         rows=rows,
+        against=against,
         tasks={
             "source": given.get("source", "unnamed"),
             "split": given.get("split"),
@@ -228,7 +241,7 @@ def _comparison(
         version=provenance.versions().get("mass-adapt"),
         commit=provenance.commit(),
         examples=_examples(runner, found),
-        notes=notes_of(runner, found, pool, model),
+        notes=notes_of(runner, found, pool, model, against),
         records=tuple(record for records in found.values() for record in records),
     )
 

@@ -103,6 +103,20 @@ def check_methods(methods: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(methods))
 
 
+def check_against(against: str | None, methods: Sequence[str]) -> str:
+    """Return the method that the others are compared with: base where none is chosen.
+
+    Raises:
+        ConfigError: The chosen one is not among the methods.
+    """
+    if against is not None and against not in methods:
+        raise ConfigError(
+            f"against is {against!r}, which is not compared{nearest(against, methods)}; add it to the methods, or "
+            "choose another"
+        )
+    return against or "base"
+
+
 def in_order(methods: Sequence[str]) -> list[str]:
     """Return the methods in an order in which they can run: base first, then those that others are measured by, then
     those that choose."""

@@ -29,7 +29,7 @@ def sessions_note(folder: ComparisonFolder) -> list[str]:
     return [f"Answered in {len(sessions)} sessions; interrupted after {begun} answers.{at}"]
 
 
-def notes_of(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
+def notes_of(runner: Runner, found: Found, pool: str, model: Mass, against: str) -> list[str]:
     """Return the notes of a comparison."""
     config, notes = runner.config, list[str]()
     for name, contestant in runner.contestants.items():
@@ -51,8 +51,8 @@ def notes_of(runner: Runner, found: Found, pool: str, model: Mass) -> list[str]:
     if any(record.verdict.correct is None for records in found.values() for record in records):
         notes.append("Answers without a verdict are left out of the accuracies, not counted as wrong.")
     notes.append(
-        "Intervals are 95%: Wilson's for accuracies; for differences from base the percentile bootstrap over the same "
-        f"problems, {config.resamples:,} resamples."
+        f"Intervals are 95%: Wilson's for accuracies; for differences from {against} the percentile bootstrap over the "
+        f"same problems, {config.resamples:,} resamples."
     )
     return notes
 

@@ -1,9 +1,10 @@
-"""Compute a row of the table from answers and verdicts: accuracy, the paired difference from base, what changed, cost.
+"""Compute a row of the table from answers and verdicts: accuracy, the paired difference from another row, what changed,
+cost.
 
 Accuracy is correct / judged; an answer without a verdict is counted separately, not as wrong. Intervals are 95%:
 Wilson's for an accuracy (Wilson 1927); the percentile bootstrap over problems (Efron 1979) for the difference from
-base, on the problems for which both have a verdict. For sampled answers, the quantity that is averaged and resampled is
-the mean accuracy over the samples of a problem.
+the reference row (base unless another is chosen), on the problems for which both have a verdict. For sampled answers,
+the quantity that is averaged and resampled is the mean accuracy over the samples of a problem.
 """
 
 from __future__ import annotations
@@ -17,72 +18,8 @@ import numpy as np
 from mass.bootstrap import Interval, mean_interval, wilson
 from mass.evaluation.answers import Attempt, Drawn
 from mass.evaluation.methods import choice_of
+from mass.evaluation.rows import Group, Row, SampledRow
 from mass.types import Adaptation, Task, Verdict
-
-
-@dataclass(frozen=True)
-class Group:
-    """A method's accuracy on the problems of one subject or level."""
-
-    n: int
-    accuracy: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class SampledRow:
-    """A method's sampled answers at one temperature, in addition to the row it belongs to."""
-
-    temperature: float
-    samples: int
-    """N: the number of answers sampled for each problem."""
-    accuracy: float | None
-    """Mean over problems of the share of a problem's judged answers that are correct."""
-    interval: Interval | None
-    difference: float | None
-    """Accuracy minus that of base at the same temperature, on the problems for which both have a verdict."""
-    difference_interval: Interval | None
-    pass_at_n: float | None
-    """Share of the problems for which at least one of the N answers is right."""
-    pass_interval: Interval | None
-    maj_at_n: float | None
-    """Share of the problems for which the most frequent of the N answers is right."""
-    maj_interval: Interval | None
-    tokens_per_answer: float
-    """Tokens per answer, not per N answers; practice included."""
-    seconds_per_answer: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method. Comparisons with base are None in the base row, and in every row when base was not run."""
-
-    method: str
-    label: str
-    """The method's name, for 'maj@n' with the n that was chosen."""
-    n: int
-    """Number of problems."""
-    no_verdict: int
-    """Number of answers without a verdict."""
-    accuracy: float | None
-    """Share of the judged answers that are correct; None when none was judged."""
-    interval: Interval | None
-    difference: float | None
-    difference_interval: Interval | None
-    helped: int | None
-    """Number of problems that are wrong under base and right under the method."""
-    hurt: int | None
-    """Number of problems that are right under base and wrong under the method."""
-    unchanged: int | None
-    tokens_per_answer: float
-    """All generated tokens, practice and votes included."""
-    seconds_per_answer: float
-    fallbacks: int
-    """Number of answers from unadapted weights because the adaptation could not be used."""
-    by_subject: dict[str, Group]
-    by_level: dict[str, Group]
-    sampled: tuple[SampledRow, ...] = ()
-    """One entry per temperature; empty when no answers were sampled, or the method itself chooses among samples."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +122,21 @@ def paired_bootstrap(helped: int, hurt: int, unchanged: int, resamples: int, see
     return float(low), float(high)
 
 
-def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None, resamples: int, seed: int) -> Row:
-    """Return the row of one method, compared with the records of base on the same tasks where there are any."""
-    base_row = method == "base"
+def row_of(
+    method: str,
+    records: Sequence[Record],
+    reference: Sequence[Record] | None,
+    resamples: int,
+    seed: int,
+    against: str = "base",
+) -> Row:
+    """Return the row of one method, compared with the records of the method `against` on the same tasks, which are
+    `reference` where it was run."""
+    itself = method == against
     total = _group(records)
-    change = Change(0.0) if base_row else Change() if base is None else _change(records, base, resamples, seed)
+    change = Change(0.0) if itself else Change()
+    if not itself and reference is not None:
+        change = _change(records, reference, resamples, seed)
     return Row(
         method=method,
         label=label_of(method, records),
@@ -208,20 +155,23 @@ def row_of(method: str, records: Sequence[Record], base: Sequence[Record] | None
         by_subject=_groups(records, lambda task: task.subject or None),
         by_level=dict(sorted(_groups(records, lambda task: task.level).items(), key=lambda item: int(item[0]))),
         sampled=tuple(
-            _sampled_row(records, None if base_row else base, place, resamples, seed)
+            _sampled_row(records, None if itself else reference, place, resamples, seed)
             for place in range(len(records[0].sampled))
         ),
+        is_reference=itself,
     )
 
 
 def _sampled_row(
-    records: Sequence[Record], base: Sequence[Record] | None, place: int, resamples: int, seed: int
+    records: Sequence[Record], reference: Sequence[Record] | None, place: int, resamples: int, seed: int
 ) -> SampledRow:
-    """Return the row for the temperature at index `place`."""
+    """Return the row for the temperature at index `place`. A method that chooses among samples has none of its own to
+    compare with."""
     judged = [record.sampled[place] for record in records]
     shares = [j.share for j in judged]
     known = [share for share in shares if share is not None]
-    before = [record.sampled[place].share for record in base] if base else [None] * len(shares)
+    comparable = reference if reference and reference[0].sampled else None
+    before = [record.sampled[place].share for record in comparable] if comparable else [None] * len(shares)
     changes = [a - b for a, b in zip(shares, before, strict=True) if a is not None and b is not None]
     passes = [any(right is True for right in j.correct) for j in judged if j.share is not None]
     votes = [j.majority for j in judged if j.majority is not None]
@@ -258,7 +208,7 @@ def mean_tokens(records: Sequence[Record]) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """The difference of a method from base, on the problems for which both have a verdict."""
+    """The difference of a method from the reference row, on the problems for which both have a verdict."""
 
     difference: float | None = None
     interval: Interval | None = None
@@ -267,8 +217,8 @@ class Change:
     unchanged: int | None = None
 
 
-def _change(records: Sequence[Record], base: Sequence[Record], resamples: int, seed: int) -> Change:
-    verdicts = [(r.verdict.correct, b.verdict.correct) for r, b in zip(records, base, strict=True)]
+def _change(records: Sequence[Record], reference: Sequence[Record], resamples: int, seed: int) -> Change:
+    verdicts = [(r.verdict.correct, b.verdict.correct) for r, b in zip(records, reference, strict=True)]
     pairs = [(now, before) for now, before in verdicts if now is not None and before is not None]
     helped = sum(now and not before for now, before in pairs)
     hurt = sum(before and not now for now, before in pairs)

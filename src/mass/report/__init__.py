@@ -1,6 +1,6 @@
 """Show a comparison, or a run's metrics, as a terminal table or as one self-contained HTML page.
 
-The comparison is the JSON of `mass eval` as a dict; `mass.report.rows` says which keys are read.
+The comparison is the JSON of `mass eval` as a dict; `mass.evaluation.rows` says which keys are read.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from mass.report.rows import Interval, ReportGroup, ReportRow
+from mass.bootstrap import Interval
+from mass.evaluation.rows import Group, Row, reference_of
 from mass.report.svg import BACKGROUND, MARKERS, MUTED, PANEL, SERIES, drawing
 from mass.report.words import percent
 
@@ -41,7 +42,7 @@ class Look:
     marker: str
 
 
-def comparison_plots(rows: Sequence[ReportRow]) -> list[Plot]:
+def comparison_plots(rows: Sequence[Row]) -> list[Plot]:
     """Return the plots for which the rows have numbers."""
     shown = [row for row in rows if row.accuracy is not None]
     looks = looks_of(shown)
@@ -55,13 +56,13 @@ def comparison_plots(rows: Sequence[ReportRow]) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def looks_of(rows: Sequence[ReportRow]) -> list[Look]:
+def looks_of(rows: Sequence[Row]) -> list[Look]:
     """Choose the looks: base is grey, mass has the first colour, the others take turns; nearly all differ in marker
     as well."""
     looks: list[Look] = []
     turn = 0
     for row in rows:
-        if row.is_base:
+        if row.method == "base":
             index = 0
         elif row.method == "mass":
             index = 1
@@ -73,16 +74,16 @@ def looks_of(rows: Sequence[ReportRow]) -> list[Look]:
     return looks
 
 
-def accuracy_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | None:
+def accuracy_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
     """Plot the accuracy of each method; None without rows."""
     if not rows:
         return None
     title = "Accuracy by method"
     with drawing("accuracy", 0.9 + 0.34 * len(rows), title) as canvas:
         axes = canvas.axes
-        base = next((row for row in rows if row.is_base), None)
-        if base is not None:
-            axes.axvline(_percent(base), color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        reference = reference_of(rows)
+        if reference is not None:
+            axes.axvline(_percent(reference), color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for place, (row, look) in enumerate(zip(rows, looks, strict=True)):
             _point(axes, _percent(row), place, row.interval, look)
             end = 100 * (row.interval[1] if row.interval else row.accuracy or 0.0)
@@ -91,16 +92,18 @@ def accuracy_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | No
         axes.set_xlabel("problems answered correctly, %")
         _share_limits(axes, [bound for row in rows for bound in (row.interval or (row.accuracy or 0.0,) * 2)])
         svg = canvas.svg()
-    dashed = " The dashed line is base." if base is not None else ""
+    dashed = f" The dashed line is {reference.label}." if reference is not None else ""
     return Plot(title, f"Share of {_sizes(rows)} answered correctly, with 95% intervals.{dashed}", svg)
 
 
-def changes_plot(rows: Sequence[ReportRow]) -> Plot | None:
+def changes_plot(rows: Sequence[Row]) -> Plot | None:
     """Plot how many answers each method changed for the better and for the worse; None where nothing was compared."""
     changed = [row for row in rows if row.helped is not None and row.hurt is not None]
     if not changed:
         return None
-    title = "Answers that changed, against base"
+    reference = reference_of(rows)
+    against = "base" if reference is None else reference.label
+    title = f"Answers that changed, against {against}"
     with drawing("changes", 0.9 + 0.34 * len(changed), title) as canvas:
         axes = canvas.axes
         for place, row in enumerate(changed):
@@ -123,23 +126,24 @@ def changes_plot(rows: Sequence[ReportRow]) -> Plot | None:
         svg = canvas.svg()
     return Plot(
         title,
-        f"Of {_sizes(changed)}, answered by base and by each method; the other answers stayed right or stayed wrong.",
+        f"Of {_sizes(changed)}, answered by {against} and by each method; the other answers stayed right or stayed "
+        "wrong.",
         svg,
     )
 
 
-def cost_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | None:
+def cost_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
     """Plot accuracy against tokens per answer; None for fewer than two methods with a cost."""
-    priced = [(row, look) for row, look in zip(rows, looks, strict=True) if row.tokens]
+    priced = [(row, look) for row, look in zip(rows, looks, strict=True) if row.tokens_per_answer]
     if len(priced) < 2:
         return None
     title = "Accuracy against cost"
-    costs = [row.tokens or 0.0 for row, _ in priced]
+    costs = [row.tokens_per_answer or 0.0 for row, _ in priced]
     logarithmic = max(costs) / min(costs) > WIDE_RANGE
     with drawing("cost", 3.1 + 0.2 * math.ceil(len(priced) / 3), title) as canvas:
         axes = canvas.axes
         for row, look in priced:
-            _upright_point(axes, row.tokens or 0.0, row, look, _short(row.label))
+            _upright_point(axes, row.tokens_per_answer or 0.0, row, look, _short(row.label))
         if logarithmic:
             _log_axis(axes, costs)
         else:
@@ -151,7 +155,7 @@ def cost_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | None:
     return Plot(title, f"Each method on {_sizes(rows)}; bars are 95% intervals. Up and to the left is better.", svg)
 
 
-def subject_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | None:
+def subject_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
     """Plot accuracy by subject; None where no row has subjects."""
     names = _ordered(row.by_subject for row in rows)
     if not names:
@@ -177,7 +181,7 @@ def subject_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | Non
     return Plot(title, f"{_sizes(rows).capitalize()} in all; lines are 95% intervals, wide where n is small.", svg)
 
 
-def level_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | None:
+def level_plot(rows: Sequence[Row], looks: Sequence[Look]) -> Plot | None:
     """Plot accuracy by level; None where no row has levels."""
     names = sorted(_ordered(row.by_level for row in rows), key=lambda name: (len(name), name))
     if not names:
@@ -204,7 +208,7 @@ def level_plot(rows: Sequence[ReportRow], looks: Sequence[Look]) -> Plot | None:
 
 
 def _group_points(
-    axes: Axes, places: Sequence[tuple[float, ReportGroup | None]], look: Look, label: str, *, upright: bool
+    axes: Axes, places: Sequence[tuple[float, Group | None]], look: Look, label: str, *, upright: bool
 ) -> None:
     """Draw one method's points and intervals at `places` along the axis of groups."""
     known = [(place, group) for place, group in places if group is not None and group.accuracy is not None]
@@ -224,7 +228,7 @@ def _point(axes: Axes, value: float, place: float, interval: Interval | None, lo
     axes.plot(value, place, marker=look.marker, color=look.colour, markersize=6.5, markeredgecolor=BACKGROUND)
 
 
-def _upright_point(axes: Axes, x: float, row: ReportRow, look: Look, label: str) -> None:
+def _upright_point(axes: Axes, x: float, row: Row, look: Look, label: str) -> None:
     if row.interval is not None:
         axes.plot([x, x], [100 * bound for bound in row.interval], color=look.colour, linewidth=1.5, alpha=0.7)
     axes.plot(
@@ -245,7 +249,7 @@ def _note(axes: Axes, text: str, x: float, y: float, *, right: bool) -> None:
     axes.annotate(text, (x, y), (shift, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5)
 
 
-def _method_axis(axes: Axes, rows: Sequence[ReportRow]) -> None:
+def _method_axis(axes: Axes, rows: Sequence[Row]) -> None:
     """List the methods from top to bottom."""
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
@@ -271,7 +275,7 @@ def _share_limits(axes: Axes, shares: Sequence[float]) -> None:
     axes.set_xlim(low - 0.5, high + 0.12 * (high - low))
 
 
-def _ordered(groups: Iterable[Mapping[str, ReportGroup]]) -> list[str]:
+def _ordered(groups: Iterable[Mapping[str, Group]]) -> list[str]:
     """Return the names in order of first appearance."""
     return list(dict.fromkeys(name for part in groups for name in part))
 
@@ -280,11 +284,11 @@ def _dodge(index: int, count: int) -> float:
     return (index - (count - 1) / 2) * 0.78 / max(count, 1)
 
 
-def _group_sizes(rows: Sequence[ReportRow], name: str, field: str) -> str:
+def _group_sizes(rows: Sequence[Row], name: str, field: str) -> str:
     return _range([getattr(row, field)[name].n for row in rows if name in getattr(row, field)])
 
 
-def _sizes(rows: Sequence[ReportRow]) -> str:
+def _sizes(rows: Sequence[Row]) -> str:
     return f"{_range([row.n for row in rows])} problems"
 
 
@@ -293,7 +297,7 @@ def _range(sizes: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _percent(row: ReportRow) -> float:
+def _percent(row: Row) -> float:
     return 100 * (row.accuracy or 0.0)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mass.errors import RunError
+from mass.evaluation.rows import Row, rows_of
 from mass.report import words
 from mass.report.curves import curves_of, training_plots, training_summary
 from mass.report.figures import comparison_plots
-from mass.report.rows import ReportRow, rows_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,6 +28,7 @@ def html_page(comparison: Mapping[str, Any]) -> str:
         title=f"MASS: {words.task_text(comparison)}, model {comparison.get('model', 'unnamed')}",
         summary=words.summary(comparison, rows),
         rows=[_cells(row) for row in rows],
+        against=words.against(rows),
         sampled=[_sampled(rows, *key) for key in words.temperatures(rows)],
         some_no_verdict=any(row.no_verdict for row in rows),
         plots=comparison_plots(rows),
@@ -45,6 +46,7 @@ def training_page(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any
         title=title,
         summary=training_summary(curves),
         rows=[],
+        against="",
         sampled=[],
         some_no_verdict=False,
         plots=training_plots(curves),
@@ -104,25 +106,25 @@ def _environment() -> Environment:
     return environment
 
 
-def _cells(row: ReportRow) -> dict[str, Any]:
+def _cells(row: Row) -> dict[str, Any]:
     return {
         "label": row.label,
         "n": row.n,
         "accuracy": words.percent(row.accuracy),
         "interval": words.percent_interval(row.interval),
-        "difference": "" if row.is_base else words.points(row.difference),
+        "difference": "" if row.is_reference else words.points(row.difference),
         "difference_interval": words.points_interval(row.difference_interval),
         "standing": {1: "better", -1: "worse"}.get(words.standing(row) or 0, ""),
         "helped": "" if row.helped is None else row.helped,
         "hurt": "" if row.hurt is None else row.hurt,
-        "tokens": words.amount(row.tokens),
-        "seconds": words.amount(row.seconds),
+        "tokens": words.amount(row.tokens_per_answer),
+        "seconds": words.amount(row.seconds_per_answer),
         "fallbacks": row.fallbacks,
         "no_verdict": row.no_verdict,
     }
 
 
-def _sampled(rows: Sequence[ReportRow], temperature: float, samples: int) -> dict[str, Any]:
+def _sampled(rows: Sequence[Row], temperature: float, samples: int) -> dict[str, Any]:
     """Return the table for one temperature."""
     lines = [
         {
@@ -134,8 +136,8 @@ def _sampled(rows: Sequence[ReportRow], temperature: float, samples: int) -> dic
             "standing": {1: "better", -1: "worse"}.get(words.standing(part) or 0, ""),
             "pass_at_n": words.percent(part.pass_at_n),
             "maj_at_n": words.percent(part.maj_at_n),
-            "tokens": words.amount(part.tokens),
-            "seconds": words.amount(part.seconds),
+            "tokens": words.amount(part.tokens_per_answer),
+            "seconds": words.amount(part.seconds_per_answer),
         }
         for row, part in words.at_temperature(rows, temperature)
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mass.evaluation.rows import Row, SampledRow, rows_of
 from mass.report import words
-from mass.report.rows import ReportRow, Sampled, rows_of
 from mass.report.words import amount, percent, percent_interval, points, points_interval, standing, task_text
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def terminal_table(comparison: Mapping[str, Any]) -> Table:
         header_style="bold",
     )
     table.add_column("method", overflow="fold")
-    for name in [*([] if size else ["n"]), "accuracy %", "against base", "+/−", "tokens", "s"]:
+    for name in [*([] if size else ["n"]), "accuracy %", words.against(rows), "+/−", "tokens", "s"]:
         table.add_column(name, justify="right")
     for row in rows:
         cells = [*([] if size else [str(row.n)]), *_cells(row)]
@@ -51,7 +51,7 @@ def sampled_tables(comparison: Mapping[str, Any]) -> list[Table]:
         title = Text(words.sampled_title(temperature, samples))
         table = Table(title=title, box=None, pad_edge=False, header_style="bold")
         table.add_column("method", overflow="fold")
-        for name in ["accuracy %", "against base", f"pass@{samples}", f"maj@{samples}", "tokens", "s"]:
+        for name in ["accuracy %", words.against(rows), f"pass@{samples}", f"maj@{samples}", "tokens", "s"]:
             table.add_column(name, justify="right")
         for row, part in words.at_temperature(rows, temperature):
             cells = (Text(cell) for cell in _sampled_cells(part))
@@ -60,32 +60,32 @@ def sampled_tables(comparison: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def _sampled_cells(part: Sampled) -> list[str]:
+def _sampled_cells(part: SampledRow) -> list[str]:
     change = part.difference
     return [
         f"{percent(part.accuracy)} {percent_interval(part.interval)}",
         "" if change is None else f"{points(change)} {points_interval(part.difference_interval)}",
         percent(part.pass_at_n),
         percent(part.maj_at_n),
-        amount(part.tokens),
-        amount(part.seconds),
+        amount(part.tokens_per_answer),
+        amount(part.seconds_per_answer),
     ]
 
 
-def _cells(row: ReportRow) -> list[str]:
+def _cells(row: Row) -> list[str]:
     return [
         f"{percent(row.accuracy)} {percent_interval(row.interval)}",
-        "" if row.is_base else f"{points(row.difference)} {points_interval(row.difference_interval)}",
+        "" if row.is_reference else f"{points(row.difference)} {points_interval(row.difference_interval)}",
         "" if row.helped is None or row.hurt is None else f"{row.helped}/{row.hurt}",
-        amount(row.tokens),
-        amount(row.seconds),
+        amount(row.tokens_per_answer),
+        amount(row.seconds_per_answer),
     ]
 
 
-def _caption(rows: Sequence[ReportRow]) -> str:
+def _caption(rows: Sequence[Row]) -> str:
     unjudged = [f"{row.label} {row.no_verdict}" for row in rows if row.no_verdict]
     said = [
-        "[]: 95% intervals, those against base paired; green or red where they exclude 0.",
+        f"[]: 95% intervals, those {words.against(rows)} paired; green or red where they exclude 0.",
         "+/−: answers helped and hurt. tokens, s: generated tokens and seconds per answer.",
     ]
     return "\n".join([*said, *([f"No verdict: {', '.join(unjudged)}."] if unjudged else [])])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mass.report.rows import Interval, ReportRow, Sampled
+from mass.bootstrap import Interval
+from mass.evaluation.rows import Row, SampledRow, reference_of
 
 MISSING = "–"
 
@@ -35,7 +36,7 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def standing(row: ReportRow | Sampled) -> int | None:
+def standing(row: Row | SampledRow) -> int | None:
     """Return 1 when the interval of the difference lies above 0, -1 when below, 0 when it contains 0; None without
     an interval."""
     if row.difference_interval is None:
@@ -44,12 +45,18 @@ def standing(row: ReportRow | Sampled) -> int | None:
     return 1 if low > 0 else -1 if high < 0 else 0
 
 
-def temperatures(rows: Sequence[ReportRow]) -> list[tuple[float, int]]:
+def against(rows: Sequence[Row]) -> str:
+    """Name the row that the others are compared with, as in 'against base'."""
+    reference = reference_of(rows)
+    return f"against {'base' if reference is None else reference.label}"
+
+
+def temperatures(rows: Sequence[Row]) -> list[tuple[float, int]]:
     """Return the temperatures at which answers were sampled, each with the number of answers per problem."""
     return list(dict.fromkeys((part.temperature, part.samples) for row in rows for part in row.sampled))
 
 
-def at_temperature(rows: Sequence[ReportRow], temperature: float) -> list[tuple[ReportRow, Sampled]]:
+def at_temperature(rows: Sequence[Row], temperature: float) -> list[tuple[Row, SampledRow]]:
     """Return the methods that have answers at a temperature."""
     return [(row, part) for row in rows for part in row.sampled if part.temperature == temperature]
 
@@ -59,13 +66,13 @@ def sampled_title(temperature: float, samples: int) -> str:
     return f"sampled at temperature {temperature:g}, {samples} answers to each problem"
 
 
-def summary(comparison: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
+def summary(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return a paragraph on a comparison."""
-    base = next((row for row in rows if row.is_base), None)
+    reference = reference_of(rows)
     mass = next((row for row in rows if row.method == "mass"), None)
-    sentences = [_setting(comparison, rows), *_against_base(base, rows)]
-    if mass is not None:
-        sentences += _adapting(mass, base)
+    sentences = [_setting(comparison, rows), *_compared(reference, rows)]
+    if mass is not None and not mass.is_reference:
+        sentences += _adapting(mass, reference)
     sentences += _caveats(rows)
     return " ".join(sentences)
 
@@ -82,7 +89,7 @@ def task_text(comparison: Mapping[str, Any]) -> str:
     return f"{source} ({', '.join(details)})" if details else source
 
 
-def _setting(comparison: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
+def _setting(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
     sizes = sorted({row.n for row in rows})
     count = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else "no"
     methods = "One method" if len(rows) == 1 else f"{len(rows)} methods"
@@ -90,15 +97,16 @@ def _setting(comparison: Mapping[str, Any], rows: Sequence[ReportRow]) -> str:
     return f"{methods} answered {count} problems of {task_text(comparison)} with the model {model}."
 
 
-def _against_base(base: ReportRow | None, rows: Sequence[ReportRow]) -> list[str]:
-    if base is None:
+def _compared(reference: Row | None, rows: Sequence[Row]) -> list[str]:
+    if reference is None:
         return ["There is no base row, so nothing is compared."]
-    interval = f" (95% interval {_span(base.interval, percent)})" if base.interval else ""
-    said = [f"{base.label} answered {percent(base.accuracy)}% of them correctly{interval}."]
+    name = reference.label
+    interval = f" (95% interval {_span(reference.interval, percent)})" if reference.interval else ""
+    said = [f"{name} answered {percent(reference.accuracy)}% of them correctly{interval}."]
     verdicts = (
-        (1, "Better than base, beyond the 95% interval of the paired difference: {}."),
-        (0, "Not distinguishable from base, as that interval covers 0: {}."),
-        (-1, "Worse than base, beyond that interval: {}."),
+        (1, f"Better than {name}, beyond the 95% interval of the paired difference: {{}}."),
+        (0, f"Not distinguishable from {name}, as that interval covers 0: {{}}."),
+        (-1, f"Worse than {name}, beyond that interval: {{}}."),
     )
     for value, sentence in verdicts:
         named = [_gain(row) for row in rows if standing(row) == value]
@@ -107,7 +115,7 @@ def _against_base(base: ReportRow | None, rows: Sequence[ReportRow]) -> list[str
     return said
 
 
-def _gain(row: ReportRow) -> str:
+def _gain(row: Row) -> str:
     return f"{row.label} ({points(row.difference)} points, {_span(row.difference_interval, points)})"
 
 
@@ -115,24 +123,25 @@ def _span(interval: Interval | None, show: Any) -> str:
     return MISSING if interval is None else f"{show(interval[0])} to {show(interval[1])}"
 
 
-def _adapting(mass: ReportRow, base: ReportRow | None) -> list[str]:
+def _adapting(mass: Row, reference: Row | None) -> list[str]:
     said: list[str] = []
-    if mass.helped is not None and mass.hurt is not None:
+    if reference is not None and mass.helped is not None and mass.hurt is not None:
         said.append(
-            f"Against base, {mass.label} turned {_counted(mass.helped, 'wrong answer')} right "
+            f"Against {reference.label}, {mass.label} turned {_counted(mass.helped, 'wrong answer')} right "
             f"and {_counted(mass.hurt, 'right answer')} wrong."
         )
-    if mass.tokens and base is not None and base.tokens:
+    if mass.tokens_per_answer and reference is not None and reference.tokens_per_answer:
+        times = mass.tokens_per_answer / reference.tokens_per_answer
         said.append(
-            f"It generated {amount(mass.tokens)} tokens per answer, {mass.tokens / base.tokens:.1f} times "
-            f"the {amount(base.tokens)} of base."
+            f"It generated {amount(mass.tokens_per_answer)} tokens per answer, {times:.1f} times the "
+            f"{amount(reference.tokens_per_answer)} of {reference.label}."
         )
     if mass.fallbacks:
         said.append(f"It fell back to the unadapted answer on {mass.fallbacks} of {mass.n} problems.")
     return said
 
 
-def _caveats(rows: Sequence[ReportRow]) -> list[str]:
+def _caveats(rows: Sequence[Row]) -> list[str]:
     said: list[str] = []
     unjudged = sum(row.no_verdict for row in rows)
     if unjudged:

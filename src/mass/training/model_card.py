@@ -16,7 +16,7 @@ from mass.adaptation import hub
 from mass.adaptation.checkpoint import Description, describe
 from mass.bootstrap import wilson
 from mass.config import RunConfig, to_dict
-from mass.lm.source import TINY
+from mass.lm.source import DEFAULT_MODEL
 from mass.runs.folder import RunFolder, replace_text
 from mass.tasks import known
 
@@ -85,7 +85,7 @@ def _what(config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
 
 def _use(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> Iterator[str]:
     name, folder, dtype = config["model"]["name"], run.path, checkpoint.dtype or config["model"]["dtype"]
-    model = "" if name == TINY else f" --model {name} --model.dtype {dtype}"
+    model = "" if name == DEFAULT_MODEL else f" --model {name} --model.dtype {dtype}"
     yield "\n## Use\n"
     yield "```"
     yield f'mass solve "Your problem"{model} --checkpoint {folder}'
@@ -95,8 +95,8 @@ def _use(run: RunFolder, config: Mapping[str, Any], checkpoint: Description) -> 
     yield "```\n"
     yield "```python"
     yield "import mass\n"
-    arguments = "" if name == TINY else f"{name!r}, "
-    precision = "" if name == TINY else f", dtype={dtype!r}"
+    arguments = "" if name == DEFAULT_MODEL else f"{name!r}, "
+    precision = "" if name == DEFAULT_MODEL else f", dtype={dtype!r}"
     yield f'model = mass.load({arguments}checkpoint="{folder}"{precision})'
     yield 'print(model.solve("Your problem").text)'
     yield "```\n"

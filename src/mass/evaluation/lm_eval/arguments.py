@@ -23,9 +23,9 @@ class Arguments:
     `--device`."""
 
     pretrained: str = ""
-    """A model as `mass.load` takes it: tiny, smollm2, a folder, a GGUF file, or a hub name."""
+    """A model as `mass.load` takes it: tiny-terms, smollm2, a folder, a GGUF file, or a hub name."""
     checkpoint: str | None = None
-    """A run folder of `mass train`, or untrained; by default the shipped one for tiny, else untrained."""
+    """A run folder of `mass train`, or untrained; by default the shipped one for a shipped model, else untrained."""
     device: str = "auto"
     """auto, cpu, cuda:1, ... (`--device`). cuda:0, the harness's own default, is treated as auto."""
     dtype: str = "auto"

@@ -76,7 +76,7 @@ def load(name: str, layers: int | None, dtype: str, seed: int) -> Base:
         vocabulary=len(kept),
         total_vocabulary=vocabulary,
         parameters=size,
-        memory_gb=8e-9 * size,
+        weights_gb=8e-9 * size,
         dtype=dtype,
     )
     rows = tuple(([places[token] for token in ids], problem) for ids, problem in texts)

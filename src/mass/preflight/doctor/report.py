@@ -46,7 +46,7 @@ class Loaded:
     total_vocabulary: int
     parameters: int
     """Number of parameters that were loaded, after the cut."""
-    memory_gb: float
+    weights_gb: float
     """Size of these in float64, in units of 10^9 bytes."""
     dtype: str
     """The precision asked for."""

@@ -90,14 +90,14 @@ class Rehearsal:
 
 
 def rehearse(
-    config: RunConfig, device: Device | None = None, *, memory_gb: float | None = None, ranks: int = 1
+    config: RunConfig, device: Device | None = None, *, device_gb: float | None = None, ranks: int = 1
 ) -> Rehearsal:
     """Forecast what `mass train` would do with this configuration. Nothing is written, and no weights are made.
 
     Args:
         config: The configuration of the run.
         device: The device it would run on. None: the present one, measured.
-        memory_gb: Memory to assume for the present device, in 10^9 bytes. None: its own.
+        device_gb: Memory to assume for the present device, in 10^9 bytes. None: its own.
         ranks: Number of processes that would share a step.
 
     Raises:
@@ -113,7 +113,7 @@ def rehearse(
     sample = data.sample or [ASSUMED]
     lengths = usual(counter, sample, config), at_most(counter, sample, config)
     passes = PassForecast(lm)
-    device = device or measure(architecture, config.model, config.lora, memory_gb)
+    device = device or measure(architecture, config.model, config.lora, device_gb)
     problems = list(data.problems)
     steps = [StepRows(config, each, ranks, device.kind) for each in lengths]
     memory = None

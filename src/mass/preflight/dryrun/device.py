@@ -47,15 +47,15 @@ class Device:
         return busy + starting if self.kind == "cpu" else max(busy, starting)
 
 
-def told(tflops: float, gbps: float | None, memory_gb: float | None) -> Device:
+def told(tflops: float, gbps: float | None, device_gb: float | None) -> Device:
     """Describe a GPU that is not here, from its rates in 10^12 operations and 10^9 bytes per second and its memory
     in 10^9 bytes."""
     read = tflops * 1e12 * READ_PER_FLOP if gbps is None else gbps * 1e9
-    memory = 80e9 if memory_gb is None else memory_gb * 1e9
+    memory = 80e9 if device_gb is None else device_gb * 1e9
     return Device(f"{tflops:g} TFLOP/s", "cuda", tflops * 1e12, read, ELSEWHERE_LAYER_S, memory, False)
 
 
-def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, memory_gb: float | None) -> Device:
+def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, device_gb: float | None) -> Device:
     """Measure the present device.
 
     It times matrix products as wide as the model's (on a CPU at most 1024) in its precision, a copy, and a small model
@@ -72,7 +72,7 @@ def measure(architecture: Architecture, model: ModelConfig, lora: LoraConfig, me
     product = _fastest(lambda: a @ b, device)
     block = torch.zeros(32 << 20 if device.type == "cpu" else 1 << 30, dtype=torch.uint8, device=device)
     copy = _fastest(block.clone, device)
-    memory = total_bytes(device) if memory_gb is None else memory_gb * 1e9
+    memory = total_bytes(device) if device_gb is None else device_gb * 1e9
     called = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     layer_s = _layer_seconds(architecture, lora, dtype, device)
     return Device(called, device.type, 2 * rows * side * side / product, 2 * len(block) / copy, layer_s, memory, True)
