@@ -86,7 +86,7 @@ class PretrainConfig:
             for subject, share in getattr(self, name).items():
                 if subject not in habits:
                     hint = nearest(subject, habits)
-                    raise ConfigError(f"{name} names {subject!r}, which is no subject of minimath{hint}")
+                    raise ConfigError(f"{name} names {subject!r}, which is not a subject of minimath{hint}")
                 require(0 <= share <= 1, f"{name}.{subject}", share, "a share between 0 and 1")
         for name, share in self.authors.items():
             require(name.isascii() and name.isalpha(), "authors", repr(name), "names of letters alone")

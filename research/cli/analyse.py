@@ -88,7 +88,12 @@ def _parser() -> ArgumentParser:
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
     options.add_task_options(parser, default="minimath-terms", split="validation")
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
-    parser.add_argument("--name", type=str | None, default=None, help="Of what is stored; the checkpoint's method.")
+    parser.add_argument(
+        "--name",
+        type=str | None,
+        default=None,
+        help="Name under which the result is stored; the checkpoint's method by default.",
+    )
     parser.add_argument("--stack", type=int, default=16, help="Problems, or examples alone, adapted side by side.")
     parser.add_argument(
         "--alone", type=bool, default=True, help="Measure what each example does alone, which takes most of the time."

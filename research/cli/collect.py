@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     runs = Path(given.runs)
     if not runs.is_dir():
         raise RunError(
-            f"{given.runs!r} is no folder; expected one of python -m research study, or with runs of mass "
+            f"{given.runs!r} is not a folder; expected one of python -m research study, or with runs of mass "
             "train and eval in it; give one"
         )
     stored = collect(runs, Path(given.into))

@@ -192,7 +192,7 @@ class Asked:
         known = {m.name: m for m in MEASURES}
         if measure not in known or when not in ("before", "after"):
             raise DataError(
-                f"{measure!r}, {when!r} is no measure of practice; expected {', '.join(known)}, before or after"
+                f"{measure!r}, {when!r} is not a measure of practice; expected {', '.join(known)}, before or after"
             )
         found = measured(self.answers.practice(of), when, measure)
         if found is None:
@@ -341,7 +341,7 @@ class Asked:
             "weights": pictures.weights,
         }
         if kind not in practice:
-            raise DataError(f"{kind!r} is no kind of picture; expected {', '.join([*PICTURES])}")
+            raise DataError(f"{kind!r} is not a kind of picture; expected {', '.join([*PICTURES])}")
         return practice[kind](answers, of or "table/mass", **more)
 
 

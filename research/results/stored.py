@@ -137,7 +137,7 @@ def _named(folder: Path, make: Callable[[Mapping[str, Any]], T]) -> dict[str, di
             found.setdefault(data["name"], {})[int(data["seed"])] = make(data)
         except (OSError, ValueError, KeyError, TypeError, DataError) as error:
             raise DataError(
-                f"{path} is no stored result ({error!r}); collect it anew with python -m research collect"
+                f"{path} is not a stored result ({error!r}); collect it anew with python -m research collect"
             ) from error
     return {name: dict(sorted(seeds.items())) for name, seeds in found.items()}
 

@@ -83,11 +83,11 @@ def test_damaged_checkpoints_are_refused(lm: LM, tmp_path: Path) -> None:
     refused(tmp_path, lm, "holds no checkpoint; expected a run folder of `mass train`")
     fresh()
     (folder / "mass.json").write_text("{")
-    refused(folder, lm, "is no checkpoint description")
+    refused(folder, lm, "is not a checkpoint description")
     fresh()
     description = json.loads((folder / "mass.json").read_text())
     (folder / "mass.json").write_text(json.dumps({**description, "unknown": 1}))
-    refused(folder, lm, "is no checkpoint description .*unknown")
+    refused(folder, lm, "is not a checkpoint description .*unknown")
     fresh()
     scorer = folder / "scorer.safetensors"
     scorer.write_bytes(scorer.read_bytes()[:50])
@@ -96,7 +96,7 @@ def test_damaged_checkpoints_are_refused(lm: LM, tmp_path: Path) -> None:
     refused(folder, lm, "cannot be read")
     fresh()
     (folder / "adapter" / "adapter_model.safetensors").unlink()
-    refused(folder, lm, "is no PEFT adapter")
+    refused(folder, lm, "is not a PEFT adapter")
 
 
 def test_a_scorer_file_without_all_rates_is_refused(lm: LM, tmp_path: Path) -> None:

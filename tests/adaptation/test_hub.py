@@ -89,7 +89,7 @@ def test_only_the_card_of_a_run_goes_with_its_checkpoint(
 
 
 def test_a_name_that_is_nowhere_is_a_one_line_error(hub: Hub) -> None:  # noqa: ARG001
-    with pytest.raises(ModelError, match=r"'me/nothing' is no folder here, and the hub gave none \(404"):
+    with pytest.raises(ModelError, match=r"'me/nothing' is not a folder here, and the hub gave none \(404"):
         mass.load("tiny", checkpoint="me/nothing")
 
 

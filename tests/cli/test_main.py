@@ -69,7 +69,7 @@ def test_no_verb_shows_the_help(run: Callable) -> None:
 
 
 def test_unknown_verb_names_the_nearest(fails: Callable) -> None:
-    assert "'slove' is no verb of mass; did you mean 'solve'?" in fails("slove")
+    assert "'slove' is not a verb of mass; did you mean 'solve'?" in fails("slove")
 
 
 def test_debug_shows_the_traceback() -> None:

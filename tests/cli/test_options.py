@@ -70,7 +70,7 @@ def test_the_command_line_comes_on_top_of_the_file(run: Callable, tmp_path: Path
         ("train: {steps: many}", "train.steps is 'many'; expected int"),
         ("train: {steps: 0}", "train.steps is 0; expected at least 1"),
         ("train: {method: maas}", "train.method"),
-        ("train: [", "line 1 is no YAML"),
+        ("train: [", "line 1 is not YAML"),
         ("- a", "holds no keys"),
     ],
 )

@@ -111,7 +111,7 @@ def test_report_is_rebuilt(run: Callable, fails: Callable, tmp_path: Path) -> No
     assert run("report", tmp_path).code == 0
     assert (tmp_path / "report.html").is_file()
     (tmp_path / "metrics.jsonl").write_text('{"step": \n' + json.dumps(METRICS) + "\n")
-    assert "metrics.jsonl, line 1 is no JSON" in fails("report", tmp_path)
+    assert "metrics.jsonl, line 1 is not JSON" in fails("report", tmp_path)
     assert "holds neither comparison.json nor metrics.jsonl" in fails("report", tmp_path / "nothing")
 
 

@@ -203,7 +203,7 @@ def test_a_hub_name_out_of_reach_fails_at_once(fails: Callable, monkeypatch: pyt
 
     monkeypatch.setattr(mass.lm.source, "hub_answers", lambda: False)
     said = fails("solve", "x", "--model", "nobody/nothing-1B")
-    assert "'nobody/nothing-1B' is no folder here, is not in the hub's cache, and the hub cannot be reached" in said
+    assert "'nobody/nothing-1B' is not a folder here, is not in the hub's cache, and the hub cannot be reached" in said
 
 
 def test_an_adapter_of_another_base(fails: Callable, tiny_base: Path, checkpoint: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_bad_task_file(fails: Callable, tmp_path: Path, lines: str, expected: 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--tasks", "none.jsonl"], "none.jsonl is no file"),
+        (["--tasks", "none.jsonl"], "none.jsonl is not a file"),
         (["--tasks", "minmath"], "did you mean 'minimath'?"),
         (["--tasks", "minimath", "--tasks.split", "tset"], "did you mean 'test'?"),
         (["--tasks", "minimath", "--tasks.levels", "[6]"], "level 6 is unknown"),
@@ -271,10 +271,10 @@ def test_used_and_unwritable_folders(fails: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[1]", "holds no adaptation"),
         ('{"text": "a", "answer": null, "adaptation": null}', "is an answer without practice"),
-        ('{"surprise": 1}', "is no record of an adaptation"),
+        ('{"surprise": 1}', "is not a record of an adaptation"),
     ],
 )
 def test_a_bad_record(fails: Callable, tiny_base: Path, tmp_path: Path, text: str, expected: str) -> None:

@@ -279,7 +279,7 @@ def test_adapters_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     def fresh() -> None:
         save_peft(random_adapter(lm), lm.adapters, folder, "base")
 
-    refused("is no PEFT adapter; expected adapter_config.json")
+    refused("is not a PEFT adapter; expected adapter_config.json")
     fresh()
     refused("adapter of another base: layer", make_lm("GPT2").adapters)
     refused("adapter of another base: layer.*16", make_lm(hidden_size=32).adapters)

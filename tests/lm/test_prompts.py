@@ -108,7 +108,7 @@ def test_a_file_changes_what_it_names_and_nothing_else() -> None:
     [
         ("", "has no heading; expected lines like '=== solve'"),
         ("hello", "line 1: text before the first heading"),
-        ("=== slove\n{problem}", "line 1: 'slove' is no part of the prompts; did you mean 'solve'?"),
+        ("=== slove\n{problem}", "line 1: 'slove' is not a part of the prompts; did you mean 'solve'?"),
         ("=== solve maths\n{problem}", "'solve maths' names no kind of problem; expected one of math, code"),
         ("=== solve code math\n{problem}", "names no kind of problem"),
         ("=== solve\n{problem}\n=== solve\n{problem}", "line 3: 'solve' stands there twice"),
@@ -120,7 +120,7 @@ def test_a_file_changes_what_it_names_and_nothing_else() -> None:
         ("=== thinking\nmaybe", "is 'maybe'; expected yes or no"),
         ("=== chat code\nyes", "'chat' holds for all kinds of problems; leave 'code' out"),
         ("=== date\ntoday", "is 'today'; expected a day, as in 2024-07-26"),
-        ('=== system\n"a" and "b"', "is no text in double quotes"),
+        ('=== system\n"a" and "b"', "is not text in double quotes"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(text: str, said: str) -> None:

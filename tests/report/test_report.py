@@ -273,17 +273,9 @@ def test_each_plot_is_valid_xml_and_says_its_numbers() -> None:
 
 
 def test_the_reference_row_is_named_wherever_something_is_compared() -> None:
+    worse = {"is_reference": False, "difference": -0.1, "difference_interval": [-0.15, -0.05], "helped": 3, "hurt": 23}
     data = comparison(
-        row(
-            "base",
-            0.4,
-            -0.1,
-            is_reference=False,
-            helped=3,
-            hurt=23,
-            difference=-0.1,
-            difference_interval=[-0.15, -0.05],
-        ),
+        row("base", 0.4, 0.0) | worse,
         row("mass-unadapted", 0.5, 0.0, is_reference=True),
         row("mass", 0.6, 0.1, is_reference=False, sampled=[sampled(0.6, 0.5, 0.1)]),
     )

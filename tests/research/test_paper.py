@@ -240,8 +240,8 @@ def test_what_is_not_measured_yet_is_said_in_the_text(results: Results) -> None:
         ('{{ accuracy("mass", at="gredy") }}', "table/test has no decoding 'gredy'; did you mean 'greedy'"),
         ('{{ accuracy("mass", subject="Algebr") }}', "no subject 'Algebr'; did you mean 'Algebra'"),
         ('{{ accuracy("mass", colour="red") }}', "unexpected keyword argument 'colour'"),
-        ('{{ picture("pie") }}', "'pie' is no kind of picture"),
-        ('{{ practice("truth") }}', "'truth', 'after' is no measure"),
+        ('{{ picture("pie") }}', "'pie' is not a kind of picture"),
+        ('{{ practice("truth") }}', "'truth', 'after' is not a measure"),
         ("{{ accuracy( }}", "line 1"),
     ],
 )

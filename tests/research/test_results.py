@@ -103,7 +103,7 @@ def test_what_cannot_be_collected_or_read_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as a run"):
         collect(tmp_path / "broken", tmp_path / "s")
     write_json(tmp_path / "s" / "table" / "eval" / "a-0.json", {"name": "a", "seed": 0})
-    with pytest.raises(DataError, match=r"a-0.json is no stored result .* python -m research collect"):
+    with pytest.raises(DataError, match=r"a-0.json is not a stored result .* python -m research collect"):
         read(tmp_path / "s")
 
 

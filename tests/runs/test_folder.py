@@ -118,7 +118,7 @@ def test_metrics_are_json_also_where_a_number_is_not_finite(tmp_path: Path) -> N
     run.log({"step": 1, "loss": float("nan"), "norm": float("inf"), "rate": 0.5})
 
     def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     (line,) = (run.path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=refuse) == {"step": 1, "loss": None, "norm": None, "rate": 0.5}

@@ -296,7 +296,7 @@ def test_a_source_that_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b")
     (tmp_path / "folder.jsonl").mkdir()
     for source, message in [
-        (tmp_path / "none.jsonl", "none.jsonl is no file"),
+        (tmp_path / "none.jsonl", "none.jsonl is not a file"),
         (tmp_path / "folder.jsonl", "is a folder"),
         (tmp_path / "rows.csv", "is no .jsonl or .jsonl.gz or .parquet file"),
         (tmp_path, "is no .jsonl or .jsonl.gz or .parquet file"),

@@ -66,7 +66,7 @@ def test_one_that_is_unknown_or_not_installed_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        pytest.raises(ConfigError, match=r"'tensorbord' is no logger.*tensorboard"),
+        pytest.raises(ConfigError, match=r"'tensorbord' is not a logger.*tensorboard"),
         open_loggers(["tensorbord"], tmp_path, RunConfig()),
     ):
         pass

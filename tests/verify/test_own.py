@@ -66,8 +66,8 @@ def test_what_is_no_verdict(judges: str, name: str, reason: str) -> None:
         ("no_such_module_here:judge", "cannot be imported .*ModuleNotFoundError"),
         ("json:constant", "json has no function 'constant'"),
         ("missing.py:judge", "cannot be imported"),
-        ("command:no-such-program --x", "is no program"),
-        ("command:", "is no program"),
+        ("command:no-such-program --x", "is not a program"),
+        ("command:", "is not a program"),
         ("command:python 'x", "open quote"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_command(program: str, expected: Verdict) -> None:
     ("program", "reason"),
     [
         ("raise SystemExit('out of luck')", "exited with 1 out of luck"),
-        ("print('yes')", "answered 'yes', which is no JSON"),
+        ("print('yes')", "answered 'yes', which is not JSON"),
         ("print('[1]')", "answered [1]; expected true"),
         ("import os; os.kill(os.getpid(), 9)", "exited with -9"),
     ],

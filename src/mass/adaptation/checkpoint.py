@@ -125,7 +125,7 @@ def describe(folder: Path) -> Description:
         return Description(**data)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"{path} is no checkpoint description ({error}); expected a file that `mass train` wrote"
+            f"{path} is not a checkpoint description ({error}); expected a file that `mass train` wrote"
         ) from error
 
 

@@ -51,8 +51,8 @@ def pull(repo_id: str) -> Path:
         return Path(library.snapshot_download(repo_id, allow_patterns=FILES, local_files_only=not hub_answers()))
     except Exception as error:
         raise ModelError(
-            f"checkpoint {repo_id!r} is no folder here, and the hub gave none ({_said(error)}); give a run folder of "
-            "`mass train`, or an 'owner/name' of the hub"
+            f"checkpoint {repo_id!r} is not a folder here, and the hub gave none ({_said(error)}); give a run folder "
+            "of `mass train`, or an 'owner/name' of the hub"
         ) from error
 
 

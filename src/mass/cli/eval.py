@@ -31,7 +31,7 @@ EXAMPLES = (
     "mass eval --tasks mine.jsonl --tasks.fields problem=my_question,answer=my_answer --json",
 )
 HERE = ("config", "print_config", "out", "resume", "json")
-"""Options that say where and how one call writes, which are no part of a comparison's configuration."""
+"""Options that say where and how one call writes, which are not part of a comparison's configuration."""
 
 
 def run(arguments: Sequence[str]) -> int:

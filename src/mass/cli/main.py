@@ -85,7 +85,7 @@ class CommandLine:
         _check_text(arguments)
         verb, rest = arguments[0], arguments[1:]
         if verb not in self.verbs:
-            raise ConfigError(f"{verb!r} is no verb of {self.name}{nearest(verb, self.verbs)}")
+            raise ConfigError(f"{verb!r} is not a verb of {self.name}{nearest(verb, self.verbs)}")
         if verb not in self.light:
             if may_restart and not {"-h", "--help"} & set(rest):
                 allocator.restart_with_kept_memory()
@@ -131,7 +131,6 @@ def _quiet_libraries() -> None:
     if "transformers" in sys.modules:  # already imported, when this is called from Python
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
         logging.set_verbosity_error()
 
 

@@ -33,7 +33,7 @@ TASKS_HELP = (
 )
 MODEL_HELP = "tiny-terms, tiny, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
 LIKE, SAME_LEVEL = 0.55, 0.1
-"""How like a wrong name a known one has to be (between 0 and 1) to be suggested, and what counts for it that it stands
+"""Likeness (between 0 and 1) from which a known name is suggested for a wrong one, and what is added to it for a name
 on the same level."""
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
 
@@ -279,7 +279,7 @@ def _check_keys(path: Path, parser: ArgumentParser) -> None:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{path}{where} is no YAML ({problem}); mend it there") from error
+        raise ConfigError(f"{path}{where} is not YAML ({problem}); correct it there") from error
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path} holds no keys; expected YAML like 'train: {{steps: 100}}'")
     known = _known(parser)

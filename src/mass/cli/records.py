@@ -40,7 +40,7 @@ def read(path: Path) -> Adaptation:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({error}); expected one object of mass solve --json") from error
+        raise DataError(f"{path} is not JSON ({error}); expected one object of mass solve --json") from error
     if isinstance(data, dict) and "adaptation" in data:
         data = cast("dict[str, Any]", data)["adaptation"]
         if data is None:
@@ -54,7 +54,9 @@ def read(path: Path) -> Adaptation:
         lora_of(record)
         return record
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no record of an adaptation ({error}); expected one of mass solve --json") from error
+        raise DataError(
+            f"{path} is not a record of an adaptation ({error}); expected one of mass solve --json"
+        ) from error
 
 
 def write(folder: Path, index: int, problem: str | Task, solution: Solution) -> Path:

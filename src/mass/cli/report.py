@@ -79,14 +79,16 @@ def _row(line: str, folder: Path, number: int, *, last: bool) -> dict[str, Any]:
     except ValueError as error:
         if last:
             return {}
-        raise RunError(f"{folder / METRICS}, line {number} is no JSON ({error}); mend or remove that line") from error
+        raise RunError(
+            f"{folder / METRICS}, line {number} is not JSON ({error}); correct or remove that line"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(_text(path))
     except ValueError as error:
-        raise RunError(f"{path} is no JSON ({error}); expected the file that mass wrote") from error
+        raise RunError(f"{path} is not JSON ({error}); expected the file that mass wrote") from error
 
 
 def _text(path: Path) -> str:

@@ -102,9 +102,14 @@ def _add_dry_run(parser: ArgumentParser) -> None:
         "otherwise measured on this machine.",
     )
     parser.add_argument(
-        "--device_gbps", type=float | None, default=None, help="And 10^9 bytes that it reads a second; 5 to a TFLOP/s."
+        "--device_gbps",
+        type=float | None,
+        default=None,
+        help="With --device_tflops: 10^9 bytes that it reads a second; by default 5 for each TFLOP/s.",
     )
-    parser.add_argument("--device_gb", type=float | None, default=None, help="And its memory in 10^9 bytes.")
+    parser.add_argument(
+        "--device_gb", type=float | None, default=None, help="With --dry_run: memory of the GPU in 10^9 bytes."
+    )
     parser.add_argument("--json", action="store_true", help="With --dry_run: print what is found as one JSON object.")
 
 

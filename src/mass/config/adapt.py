@@ -1,4 +1,4 @@
-"""How a model adapts to a problem and answers it: synthesis, scoring, inner loop, sampling."""
+"""The settings by which a model adapts to a problem and answers it: synthesis, scoring, inner loop, sampling."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class SynthesisConfig:
     examples: int = 6
     """m: practice examples sampled for one problem."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=1.0)
-    """How they are sampled."""
+    """Sampling of the practice examples."""
     writer: Literal["theta", "base"] = "theta"
     """theta: the meta-trained adapter writes the practice. base: the frozen base does (a frozen generator)."""
     allow_copies: bool = False
     """True if an example is used whose problem is the target's own text."""
     attempts: int = 0
-    """So many of the m examples are no practice problems but the model's own attempts at the problem itself, sampled
-    from the solver's prompt. The scorer weighs them with the others; the generator is not trained on them. Another m at
-    test has as large a share of them."""
+    """Number of the m examples that are not practice problems but the model's own attempts at the problem itself,
+    sampled from the solver's prompt. The scorer weighs them with the others; the generator is not trained on them.
+    Another m at test has as large a share of them."""
     max_example_tokens: int = 2048
     """An example (solver prompt and solution) of more tokens is rejected as too long."""
 
@@ -52,11 +52,11 @@ class SynthesisConfig:
 
     @property
     def written(self) -> int:
-        """How many of the m examples are practice problems, which come first."""
+        """Return how many of the m examples are practice problems, which come first."""
         return self.examples - self.attempts
 
     def of_size(self, examples: int) -> SynthesisConfig:
-        """With another m, of which as large a share is attempts."""
+        """Return the same with another m, of which as large a share is attempts."""
         return dataclasses.replace(self, examples=examples, attempts=self.attempts * examples // self.examples)
 
 
@@ -153,4 +153,4 @@ class AdaptConfig(PracticeConfig, FromYaml):
     """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
 
     answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
-    """How the answer is sampled."""
+    """Sampling of the answer."""

@@ -10,6 +10,7 @@ from mass.errors import ConfigError
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise ConfigError unless the condition holds. `expected` completes the sentence 'expected ...'."""
     if not condition:
         raise ConfigError(
             f"{name} is {value!r}; expected {expected}; change it in the --config file or on the command line"
@@ -19,7 +20,7 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 def require_numbers(
     config: Any, prefix: str, names: Sequence[str], *, least: float = -math.inf, above: float | None = None
 ) -> None:
-    """Each a finite number of at least `least`, or more than `above`."""
+    """Require that each is a finite number of at least `least`, or more than `above`."""
     for name in names:
         value = getattr(config, name)
         enough = value >= least if above is None else value > above
@@ -28,13 +29,14 @@ def require_numbers(
 
 
 def require_shares(config: Any, prefix: str, names: Sequence[str]) -> None:
+    """Require that each is a share between 0 and 1."""
     for name in names:
         value = getattr(config, name)
         require(0 <= value <= 1, f"{prefix}{name}", value, "a share between 0 and 1")
 
 
 def require_known(config: Any, prefix: str) -> None:
-    """Each word among those of its type; the command line checks this before, a Python caller's type checker may."""
+    """Require that each word is one that its type allows; the command line checks this too, a Python caller may not."""
     for name, kind in get_type_hints(type(config)).items():
         known, value = get_args(kind), getattr(config, name)
         if get_origin(kind) is Literal and value not in known:

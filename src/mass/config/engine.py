@@ -1,4 +1,4 @@
-"""Where text is sampled: in this process, or by a server that speaks vLLM's HTTP API (docs/engines.md)."""
+"""The place where text is sampled: in this process, or by a server that speaks vLLM's HTTP API (docs/engines.md)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mass.errors import ConfigError
 @dataclass(frozen=True)
 class EngineConfig:
     url: str | None = None
-    """Of a server that speaks vLLM's API, as in http://127.0.0.1:8000: it samples, with adapters loaded at run time;
-    gradients stay here. {rank} in it becomes the number of the process that torchrun started, as in http://gpu:800{rank}.
+    """Address of a server that speaks vLLM's API, as in http://127.0.0.1:8000: it samples, with adapters loaded at run
+    time; gradients stay here. {rank} in it becomes the number of the process that torchrun started, as in http://gpu:800{rank}.
     None: transformers samples, in this process."""
     model: str | None = None
     """The base's name at the server; None: as model.name is called, or the only base it serves."""
@@ -26,7 +26,7 @@ class EngineConfig:
     lora_dir_on_server: str | None = None
     """The same folder as the server sees it; None: under the same path."""
     max_lora_rank: int = 16
-    """What the server was started with, its --max-lora-rank."""
+    """The --max-lora-rank that the server was started with."""
     adapters: int = 8
     """Adapters loaded side by side at most; no more than the server's --max-cpu-loras."""
     requests: int = 64
@@ -42,7 +42,8 @@ class EngineConfig:
     orphan_hours: float = 24.0
     """Adapters that a killed process left behind are removed when they are older; longer than any deadline_s in use."""
     check: bool = True
-    """Whether the server is first compared with the model here: log-probabilities of the base and of a test adapter."""
+    """True if the server is first compared with the model here, by log-probabilities of the base and of a test
+    adapter."""
     agreement: float = 0.25
     """Largest mean difference of these log-probabilities (nats per token) that is taken for rounding."""
 
@@ -65,7 +66,7 @@ class EngineConfig:
 
 
 def _require_url(url: str) -> None:
-    """Raises ConfigError for what is no address, without repeating a password that stands in it."""
+    """Raise ConfigError for a text that is not an address, without repeating a password in it."""
     try:
         parts = urlsplit(url.replace("{rank}", "0"))
         secret, whole = "@" in parts.netloc, parts.scheme in ("http", "https") and bool(parts.hostname)

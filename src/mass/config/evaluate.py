@@ -1,4 +1,4 @@
-"""How methods are compared."""
+"""The settings of a comparison of methods."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mass.config.yaml_file import FromYaml
 
 @dataclass(frozen=True)
 class EvalConfig(FromYaml):
-    """How methods are compared."""
+    """The settings of a comparison of methods."""
 
     answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
-    """How every method samples its answer; it replaces that of a checkpoint."""
+    """Sampling of the answer of every method; it replaces that of a checkpoint."""
     ttt: InnerConfig | None = None
     """Inner loop of the untrained methods, base-ttt and tt-ss; None: as the model's own configuration starts it."""
     sharpness: float = 10.0

@@ -34,8 +34,8 @@ class ModelConfig:
     prompts: str | None = None
     """A file of prompts (`mass prompts` prints one); None: a checkpoint's own, or the package's."""
     thinking: bool | None = None
-    """Whether a model with a thinking switch (Qwen3) thinks aloud before it writes practice and answers; None: as the
-    prompts say, which is no by default: practice is learned as it is answered, without the thinking before it."""
+    """True if a model with a thinking switch (Qwen3) thinks aloud before it writes practice and answers. None: the
+    prompts decide, by default against it: practice is learned as it is answered, without the thinking before it."""
     engine: EngineConfig = EngineConfig()
     """Who samples: this process, or a server."""
 

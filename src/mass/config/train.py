@@ -16,7 +16,7 @@ from mass.config.yaml_file import FromYaml
 @dataclass(frozen=True)
 class OuterConfig:
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=1.0)
-    """How the k solutions are sampled (verifier)."""
+    """Sampling of the k solutions (verifier)."""
     samples: int = 8
     """k (verifier)."""
     micro_batch: int | None = None
@@ -34,21 +34,22 @@ class TasksConfig:
     'math500', 'aime', 'svamp', 'humaneval', 'mbpp', 'mmlu', 'bbh' or any owner/name of the hub (extra data);
     'reasoning_gym:NAME' (extra gym)."""
     split: str = "train"
-    """Of minimath (train, validation or test) or of a data set of the hub; a file is what it is."""
+    """Part of minimath (train, validation or test) or of a data set of the hub; ignored for a file."""
     size: int | None = None
     """Number of tasks; None: all of a file, an endless stream when training on minimath, 1000 when evaluating. Training
-    on a number of them goes through them again and again, each time in a new random order. Of minimath, those of one
-    seed are nested: the first 30 of 100 are the 30."""
+    on a number of them goes through them again and again, each time in a new random order. Sets of minimath with
+    one seed are nested: the first 30 of 100 are the 30."""
     seed: int = 0
-    """Which tasks: of minimath's stream, or of a random subset of a file."""
+    """Seed of minimath's stream, or of the random subset of a file."""
     fields: dict[str, str] = field(default_factory=dict[str, str])
     """Our field -> the file's own name, where they differ: {problem: my_question, answer: my_answer}."""
     verifier: str | None = None
     """Judges all tasks: math, exact, words, choice, code, ... or one of your own, 'module:function' or
     'command:PROGRAM'; None: as the fields suggest."""
     part: tuple[float, float] | None = None
-    """Of a file or data set, the tasks whose share by the hash of their problem lies between two numbers: [0, 0.9] to
-    train on and [0.9, 1] to validate with have none in common. None: all."""
+    """Two numbers between 0 and 1: the tasks of a file or data set are taken for which a number computed from the hash
+    of the problem lies between them. [0, 0.9] to train on and [0.9, 1] to validate with have none in common. None:
+    all."""
     levels: list[int] | None = None
     """Only tasks of these levels: [1, 2, 3, 4] to train on and [5] to be tested on. `part` and `size` choose among
     them. None: all."""
@@ -76,7 +77,7 @@ class TrainConfig:
     tasks_per_step: int = 8
     """Problems per outer step."""
     stack: int = 8
-    """Of these, how many are adapted side by side in one batch. Memory grows with it; the result does not change."""
+    """Number of these that are adapted side by side in one batch. Memory grows with it; the result does not change."""
     solver_lr: float = 1e-3
     """Learning rate of theta."""
     scorer_lr: float = 1e-3
@@ -117,7 +118,7 @@ class TrainConfig:
     checkpoint_every: int = 10
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints are kept, beside the best on validation."""
+    """Number of the latest checkpoints that are kept, beside the best on validation."""
 
     def __post_init__(self) -> None:
         require_known(self, "train.")
@@ -140,35 +141,35 @@ class TrainConfig:
 
     @property
     def adapts(self) -> bool:
-        """Whether the method adapts to each problem, in training and at test."""
+        """True if the method adapts to each problem, in training and at test."""
         return self.method in ("mass", "mass-gold")
 
     @property
     def practises(self) -> bool:
-        """Whether practice is written for the training problems."""
+        """True if practice is written for the training problems."""
         return self.adapts or self.method == "self-sft"
 
     @property
     def learns_gold(self) -> bool:
-        """Whether the outer loss is that of the gold solutions."""
+        """True if the outer loss is that of the gold solutions."""
         return self.method in ("mass-gold", "solver-sft")
 
     @property
     def samples_solutions(self) -> bool:
-        """Whether the outer loss is that of sampled and verified solutions."""
+        """True if the outer loss is that of sampled and verified solutions."""
         return self.method in ("mass", "solver-grpo")
 
 
 @dataclass(frozen=True)
 class AtTestConfig:
-    """What may be otherwise on held-out problems than in training. All else, the checkpoint has learned with."""
+    """The settings that may differ between training and held-out problems. Everything else is as in training."""
 
     examples: int = 6
     """m: practice examples sampled for one problem."""
     steps: int = 1
     """K."""
     answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
-    """How the answer is sampled."""
+    """Sampling of the answer."""
 
     def __post_init__(self) -> None:
         require(self.examples >= 1, "test.examples", self.examples, "at least 1")
@@ -192,7 +193,7 @@ class RunConfig(FromYaml):
 
 
 def at_test(config: RunConfig) -> AdaptConfig:
-    """How held-out problems are adapted to and answered: as in training, but for what `config.test` says."""
+    """Return the settings for held-out problems: those of training, except for what `config.test` says."""
     return AdaptConfig(
         config.adapt.synthesis.of_size(config.test.examples),
         config.adapt.scoring,

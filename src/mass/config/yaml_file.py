@@ -35,5 +35,5 @@ class FromYaml:
             ) from error
         except argparse.ArgumentError as error:
             said = " ".join(str(error).split())
-            raise ConfigError(f"{str(path)!r} is no {cls.__name__}: {said}; mend the file") from error
+            raise ConfigError(f"{str(path)!r} cannot be read as {cls.__name__}: {said}; correct the file") from error
         return cls(**dict(given.items()))

@@ -150,7 +150,7 @@ def _from_folder(
 ) -> Contestant:
     if not folder.is_dir():
         raise ConfigError(
-            f"checkpoint of {name!r} is {str(folder)!r}, which is no folder; give a run folder of `mass train`"
+            f"checkpoint of {name!r} is {str(folder)!r}, which is not a folder; give a run folder of `mass train`"
         )
     description = checkpoint_files.describe(folder)
     if description.lora not in lms:

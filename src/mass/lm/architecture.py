@@ -32,7 +32,7 @@ class Published:
     model_type: str
     """Name of the architecture in `transformers.AutoConfig`."""
     source: str
-    """Where the values were published."""
+    """The place where the values were published."""
     values: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -113,7 +113,7 @@ class Architecture:
     config: Any
     """The configuration object of transformers."""
     source: str
-    """Where the configuration comes from."""
+    """The place that the configuration comes from."""
     tokenizer: Any
     """The model's own tokenizer, or `byte_tokenizer()` where its files are not available."""
     own_tokenizer: bool

@@ -117,7 +117,7 @@ class PromptTokens:
         if not mark:
             raise ModelError(
                 f"the chat template of {self._name!r} leaves out what the assistant says; expected one that renders a "
-                "conversation; mend chat_template in the model's folder, or set 'chat' to no in a prompts file"
+                "conversation; correct chat_template in the model's folder, or set 'chat' to no in a prompts file"
             )
         gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
         # A template that opens a thinking block although it should not: the prompt closes the block at once.
@@ -194,7 +194,7 @@ class PromptTokens:
                 )
         except Exception as error:  # a template is a program of its author's, and may raise anything
             raise ModelError(
-                f"the chat template of {self._name!r} cannot be used ({' '.join(str(error).split())[:160]}); mend "
+                f"the chat template of {self._name!r} cannot be used ({' '.join(str(error).split())[:160]}); correct "
                 "chat_template in the model's folder, or set 'chat' to no in a prompts file"
             ) from error
 

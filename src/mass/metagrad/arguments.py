@@ -73,7 +73,7 @@ def rates_per_step(lr: Rate, params: Params, steps: int, *, stacked: bool) -> Fl
     """
     named = dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(params, lr)
     if unknown := [name for name in named if name not in params]:
-        raise ConfigError(f"a learning rate for {unknown[0]!r}, which is no parameter{nearest(unknown[0], params)}")
+        raise ConfigError(f"a learning rate for {unknown[0]!r}, which is not a parameter{nearest(unknown[0], params)}")
     if missing := [name for name in params if name not in named]:
         raise ConfigError(f"no learning rate for {missing[0]!r}, expected one for each parameter; 0.0 freezes it")
     device = next(iter(params.values())).device
@@ -151,6 +151,6 @@ def _check_stack(params: Params) -> None:
     for name, p in params.items():
         if p.ndim == 0 or not shape or p.shape[0] != shape[0]:
             raise ShapeError(
-                f"parameters {first!r} {list(shape)} and {name!r} {list(p.shape)} are no stack, expected one leading "
-                "axis of the same length, the adapters; give stacked=False for a single adapter"
+                f"parameters {first!r} {list(shape)} and {name!r} {list(p.shape)} are not a stack, expected one "
+                "leading axis of the same length, the adapters; give stacked=False for a single adapter"
             )

@@ -54,7 +54,7 @@ def read_problems(lm: LM, config: RunConfig) -> Problems:
     train, skipped = config.train, dict[str, float]()
 
     def usable(found: list[Task], kind: str, *, practice: bool, worked: bool = False) -> list[Task]:
-        """Those that fit. `worked`: the solution itself is learned, not only an answer compared with."""
+        """Return the tasks that fit. `worked`: the solution itself is learned, not only an answer compared with."""
         fitting = [task for task in found if _fits(lm, task, practice=practice, worked=worked)]
         if not fitting:
             raise DataError(

@@ -95,7 +95,7 @@ def _read(source: str | Path, split: str, fields: Mapping[str, str] | None, veri
     name, path = str(source), Path(source).expanduser()
     if path.exists() or name.endswith(files.SUFFIXES):
         if not name.endswith(files.SUFFIXES):
-            raise DataError(f"{path} is no {' or '.join(files.SUFFIXES)} file; convert it to one JSON object a line")
+            raise DataError(f"{path} is not a {' or '.join(files.SUFFIXES)} file; convert it to one JSON object a line")
         return files.load(path, fields, verifier)
     found = known.find(name)
     if found is None:

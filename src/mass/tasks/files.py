@@ -28,7 +28,7 @@ def load(path: Path, fields: Mapping[str, str] | None = None, verifier: str | No
         DataError: A row is not a task; the message gives the file and the line (for Parquet: the row) number.
     """
     if not path.is_file():
-        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; expected a {_names()} file")
+        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; expected a {_names()} file")
     parquet = path.suffix == ".parquet"
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".parquet")
     found = _parquet_rows(path) if parquet else _json_rows(path)

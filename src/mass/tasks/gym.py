@@ -41,7 +41,7 @@ def load(source: str, size: int | None, seed: int) -> list[Task]:
         made = library.create_dataset(name, seed=seed, size=size or DEFAULT_SIZE, **options)
         entries = [made[i] for i in range(size or DEFAULT_SIZE)]
     except Exception as error:  # of the data set's own: an option that it does not have, or not with this value
-        raise DataError(f"{source} cannot be made ({type(error).__name__}: {error}); mend its options") from error
+        raise DataError(f"{source} cannot be made ({type(error).__name__}: {error}); correct its options") from error
     return [_task(entry, name, options, seed, index) for index, entry in enumerate(entries)]
 
 

@@ -154,7 +154,7 @@ def _right(row: Row, values: Row, options: Options, mapped: bool) -> int | None:
     found = {name: place for name, place in _places(row, values, options, mapped)}
     if len(set(found.values())) > 1:
         said = ", ".join(f"{name!r} {LETTERS[place]}" for name, place in found.items())
-        raise DataError(f"the row names several right options: {said}; expected one; mend the row")
+        raise DataError(f"the row names several right options: {said}; expected one; correct the row")
     return next(iter(found.values()), None)
 
 

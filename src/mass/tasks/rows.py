@@ -49,7 +49,7 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
     """
     for name in mapping:
         if name not in FIELDS:
-            raise DataError(f"fields maps {name!r}, which is no field of a task{nearest(name, FIELDS)}")
+            raise DataError(f"fields maps {name!r}, which is not a field of a task{nearest(name, FIELDS)}")
 
 
 def task(row: Row, mapping: Mapping[str, str], verifier: str | None = None) -> Task:

@@ -37,7 +37,9 @@ def _whole(name: str, value: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"the field {name!r} holds half a surrogate pair, which is no text; mend its escapes") from None
+        raise DataError(
+            f"the field {name!r} holds half a surrogate pair, which is not text; correct its escapes"
+        ) from None
     return value
 
 

@@ -96,10 +96,10 @@ LOGGERS: Mapping[str, Callable[[Path, RunConfig], Logger]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a name that is no logger, or one whose library is not installed."""
+    """Raise ConfigError for a name that is not a logger, or one whose library is not installed."""
     for name in names:
         if name not in LOGGERS:
-            raise ConfigError(f"{name!r} is no logger{nearest(name, LOGGERS)}")
+            raise ConfigError(f"{name!r} is not a logger{nearest(name, LOGGERS)}")
         _library(name)
 
 

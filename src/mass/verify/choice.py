@@ -80,7 +80,7 @@ def check(task: Task, text: str) -> Verdict:
     options = _options(task.problem)
     last = max("J", *options)
     if not ("A" <= gold <= last and len(gold) == 1):
-        return Verdict(None, f"the task's answer {shorten(task.answer)!r} is no letter A to {last}")
+        return Verdict(None, f"the task's answer {shorten(task.answer)!r} is not a letter A to {last}")
     letter, note = _letter(settled(text), options)
     if not "A" <= letter <= last:
         return Verdict(False, f"no letter A to {last} found in the text")

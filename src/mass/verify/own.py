@@ -92,9 +92,9 @@ def _command(line: str) -> Callable[[Task, str], Verdict]:
     try:
         words = shlex.split(line)
     except ValueError as error:
-        raise ConfigError(f"the verifier {COMMAND}{line!r} has an open quote ({error}); mend it") from None
+        raise ConfigError(f"the verifier {COMMAND}{line!r} has an open quote ({error}); correct it") from None
     if not words or shutil.which(words[0]) is None:
-        raise ConfigError(f"the verifier {COMMAND}{line!r} is no program; expected command:PROGRAM ARGUMENTS")
+        raise ConfigError(f"the verifier {COMMAND}{line!r} is not a program; expected command:PROGRAM ARGUMENTS")
     return functools.partial(_run, words)
 
 
@@ -119,4 +119,4 @@ def _run(words: list[str], task: Task, text: str) -> Verdict:
         return verdict(json.loads(out))
     except (ValueError, RecursionError):
         said = " ".join(out.decode("utf-8", "replace")[:80].split())
-        return Verdict(None, f"{words[0]} answered {said!r}, which is no JSON")
+        return Verdict(None, f"{words[0]} answered {said!r}, which is not JSON")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -135,9 +134,8 @@ def test_log_probabilities_that_are_none(remote: Callable[..., LM], server: Stan
 
 def test_a_late_answer_and_one_that_drips(lm: LM, remote: Callable[..., LM], server: StandIn) -> None:
     server.faults[COMPLETE] = [Fault(wait_s=5.0), Fault(drip_s=0.05)]
-    start = time.monotonic()
     assert ask(remote(timeout_s=0.4, retries=2)) == ask(lm)
-    assert 0.8 < time.monotonic() - start < 4.0
+    assert len(server.asked(COMPLETE)) == 3, "two that were too late, and one in time"
     server.faults[COMPLETE] = [Fault(drip_s=0.05)]
     with pytest.raises(EngineError, match=r"no whole answer within 0.3 s \(1 tries\)"):
         ask(remote(timeout_s=0.3, retries=0))
@@ -148,10 +146,9 @@ def test_the_deadline_holds_for_all_that_is_asked_at_once(
 ) -> None:
     monkeypatch.setattr("mass.lm.remote.transport.FIRST_WAIT_S", 0.2)
     server.faults[COMPLETE] = [Fault(status=503, headers={"Retry-After": "60"})] * 50
-    start = time.monotonic()
     with pytest.raises(EngineError, match=r"not all is sampled after 0.5 s; raise model.engine.deadline_s"):
         ask(remote(deadline_s=0.5), 4)
-    assert time.monotonic() - start < 3.0
+    assert len(server.asked(COMPLETE)) < 50, "it did not go on until the failures ended"
 
 
 def test_the_wait_doubles_to_a_limit_and_is_not_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +167,8 @@ def test_no_more_are_asked_for_side_by_side_than_said(remote: Callable[..., LM],
 
 def test_one_failure_stops_the_rest(remote: Callable[..., LM], server: StandIn) -> None:
     server.faults[COMPLETE] = [Fault(status=400)] + [Fault(wait_s=2.0)] * 30
-    start = time.monotonic()
     with pytest.raises(EngineError, match="400"):
         ask(remote(requests=2), 12)
-    assert time.monotonic() - start < 1.5
     assert len(server.asked(COMPLETE)) < 5
 
 

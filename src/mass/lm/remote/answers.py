@@ -135,8 +135,8 @@ def _require_reason(choice: dict[str, Any], tokens: tuple[int, ...], finished: b
         raise Passing(f"the answer broke off: finish_reason is {reason!r}, expected 'stop' or 'length'")
     if not finished:
         raise EngineError(
-            f"the server stopped at {choice.get('stop_reason') or tokens[-1]!r}, which is no end token and no stop of "
-            "the model here; expected its end tokens alone; start the server with --generation-config vllm"
+            f"the server stopped at {choice.get('stop_reason') or tokens[-1]!r}, which is neither an end token nor "
+            "a stop of the model here; expected its end tokens alone; start the server with --generation-config vllm"
         )
 
 

@@ -30,7 +30,8 @@ def read_served(cards: dict[str, Any], local_name: str, config: EngineConfig) ->
     data = cards.get("data")
     if not isinstance(data, list) or not all(isinstance(card, dict) and card.get("id") for card in data):
         raise EngineError(
-            f"{config.root}/v1/models lists no models; expected a server that speaks vLLM's API; mend model.engine.url"
+            f"{config.root}/v1/models lists no models; expected a server that speaks vLLM's API; correct "
+            "model.engine.url"
         )
     bases = {str(card["id"]): card for card in data if not card.get("parent")}
     wanted = config.model or local_name

@@ -136,7 +136,7 @@ def json_of(response: httpx2.Response) -> dict[str, Any]:
     try:
         data: Any = response.json()
     except ValueError as error:
-        raise Passing(f"the answer is no JSON: {message_of(response.text)}") from error
+        raise Passing(f"the answer is not JSON: {message_of(response.text)}") from error
     if not isinstance(data, dict):
         raise Passing(f"the answer is JSON, but no object: {message_of(response.text)}")
     return data

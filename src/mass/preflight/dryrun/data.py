@@ -73,7 +73,7 @@ def examine(config: RunConfig) -> Data:
         if one.checked and len(one.refused) > (1 - ACCEPTED) * one.checked:
             problems.append(
                 f"{one.kind}: {len(one.refused)} of {one.checked} golds are not accepted by their own verifier, as "
-                f"{one.refused[0]}; mend them, or name another with {one.kind}.verifier"
+                f"{one.refused[0]}; correct them, or name another with {one.kind}.verifier"
             )
     shared = _shared(sets) if len(sets) == 2 else 0
     if shared:

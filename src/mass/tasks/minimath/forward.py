@@ -278,7 +278,7 @@ def _quadratic(r: random.Random, level: int) -> Numbers:
 def _roots(b: int, c: int) -> tuple[int, int]:
     root = math.isqrt(b * b - 4 * c)
     if root * root != b * b - 4 * c:
-        raise ValueError("the roots are no whole numbers")
+        raise ValueError("the roots are not whole numbers")
     return (-b - root) // 2, (-b + root) // 2
 
 

@@ -115,7 +115,7 @@ def divide(pad: Scratchpad, a: int, b: int) -> int:
         ValueError: A solution without a slip does not come out even: the problem has no such answer.
     """
     if pad.slip_at is None and (b == 0 or a % b):
-        raise ValueError(f"{a} is no multiple of {b}")
+        raise ValueError(f"{a} is not a multiple of {b}")
     return pad.step(f"{a}/{in_parens(b)}", a // (b or 1))
 
 

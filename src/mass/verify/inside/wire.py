@@ -53,9 +53,9 @@ def receive(fd: int) -> dict[str, Any]:
     try:
         message = json.loads(_exactly(fd, size))
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"a frame that is no JSON: {error}") from None
+        raise Malformed(f"a frame that is not JSON: {error}") from None
     if not isinstance(message, dict):
-        raise Malformed("a frame that is no object")
+        raise Malformed("a frame that is not an object")
     return message
 
 
