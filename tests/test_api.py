@@ -60,6 +60,13 @@ def test_a_file_that_is_none_is_a_one_line_error(tmp_path: Path, text: str) -> N
         mass.EvalConfig.from_yaml(tmp_path / "missing.yaml")
 
 
+def test_a_former_key_is_answered_with_todays(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("outer: {sampling: {max_tokens: 4}}\n")
+    with pytest.raises(ConfigError, match=r"'outer.sampling.max_tokens' is now called 'outer.sampling.max_new_tokens'"):
+        mass.RunConfig.from_yaml(path)
+
+
 def test_loading_shows_no_bars_and_leaves_the_users_setting(capfd: pytest.CaptureFixture[str], tiny_base: Path) -> None:
     from transformers.utils import logging
 

@@ -28,6 +28,7 @@ from mass.config import (
     SynthesisConfig,
 )
 from mass.config import to_dict as config_to_dict
+from mass.config.names import NEW_NAMES
 from mass.errors import ModelError
 from mass.lm import LM
 from mass.lm.lora import adapter_hash, load_peft, save_peft
@@ -129,17 +130,9 @@ def describe(folder: Path) -> Description:
         ) from error
 
 
-_NEW_NAMES = {
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "targets": "target_modules",
-    "max_tokens": "max_new_tokens",
-}
-"""Names that files of the first checkpoints have, and those of today, which are PEFT's and transformers'."""
-
-
 def _with_new_names(data: dict[str, Any]) -> dict[str, Any]:
-    return {_NEW_NAMES.get(name, name): value for name, value in data.items()}
+    """Rename what files of the first checkpoints call otherwise than today."""
+    return {NEW_NAMES.get(name, name): value for name, value in data.items()}
 
 
 def lora_config(data: dict[str, Any]) -> LoraConfig:

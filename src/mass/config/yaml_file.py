@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mass import encoding
+from mass.config.names import new_name
 from mass.errors import ConfigError
 
 C = TypeVar("C", bound="FromYaml")
@@ -35,5 +37,10 @@ class FromYaml:
             ) from error
         except argparse.ArgumentError as error:
             said = " ".join(str(error).split())
+            unknown = re.search(r"Group '([^']+)' does not accept option '([^']+)'", said)
+            known = {action.dest for action in parser._actions}  # pyright: ignore[reportPrivateUsage]
+            if unknown and (new := new_name(".".join(unknown.groups()), known)):
+                old = ".".join(unknown.groups())
+                raise ConfigError(f"{str(path)!r}: {old!r} is now called {new!r}; change the name there") from error
             raise ConfigError(f"{str(path)!r} cannot be read as {cls.__name__}: {said}; correct the file") from error
         return cls(**dict(given.items()))
