@@ -224,7 +224,7 @@ def test_eval_json(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
               "--answer.max_new_tokens=4", "--resamples=50", "--json")  # fmt: skip
     comparison = json.loads(ran.out)
     assert [row["method"] for row in comparison["rows"]] == ["base"]
-    assert comparison["tasks"]["source"] == "minimath"
+    assert comparison["tasks"]["source"] == "minimath-terms"
 
 
 def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_eval_records_which_levels_were_chosen(run: Callable, tiny_base: Path, t
         (["--tasks.size", "many"], "size is 'many'; expected int or null"),
         (["--tasks.size", "0"], "size is 0; expected at least 1"),
         (["--checkpoints", "mass"], "--checkpoints has 'mass'; expected name=value"),
-        (["--tasks.fields", "a=b"], "minimath is built in; leave fields out"),
+        (["--tasks.fields", "a=b"], "minimath-terms is built in; leave fields out"),
         (["--tasks.levels", "[6]"], "level 6 is unknown; levels are 1 to 5"),
         (["--tasks.subjects", "[Algbra]"], "subject 'Algbra' is unknown; did you mean 'Algebra'?"),
         (["--tasks.levels", "5"], "levels is '5'; expected list[int] or null"),

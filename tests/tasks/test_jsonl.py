@@ -298,8 +298,8 @@ def test_a_source_that_is_no_file(tmp_path: Path) -> None:
     for source, message in [
         (tmp_path / "none.jsonl", "none.jsonl is not a file"),
         (tmp_path / "folder.jsonl", "is a folder"),
-        (tmp_path / "rows.csv", "is no .jsonl or .jsonl.gz or .parquet file"),
-        (tmp_path, "is no .jsonl or .jsonl.gz or .parquet file"),
+        (tmp_path / "rows.csv", "is not a .jsonl or .jsonl.gz or .parquet file"),
+        (tmp_path, "is not a .jsonl or .jsonl.gz or .parquet file"),
         ("minimth", "did you mean 'minimath'"),
     ]:
         with pytest.raises(DataError, match=message):

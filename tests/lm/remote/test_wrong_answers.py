@@ -194,7 +194,7 @@ def test_the_base_goes_by_its_name_there(lm: LM, remote: Callable[..., LM], serv
     assert server.asked(COMPLETE)[-1]["model"] == "second"
     with pytest.raises(EngineError, match=r"does not serve 'secnd'; did you mean 'second'"):
         remote(model="secnd")
-    with pytest.raises(EngineError, match=r"set engine\.model"):
+    with pytest.raises(EngineError, match=r"set model\.engine\.model"):
         remote()
     server.names = ["only"]
     assert ask(remote()) == ask(lm)
