@@ -87,7 +87,7 @@ def share(lm: LM, decoder: ContinuousDecoder) -> LM:
             "decoder for this model"
         )
     if lm.engine is not None and not isinstance(lm.engine, LocalEngine):
-        raise ConfigError(f"{lm.name!r} is sampled by a server; expected this process; leave out engine.url")
+        raise ConfigError(f"{lm.name!r} is sampled by a server; expected this process; leave out model.engine.url")
     return lm.sampled_by_engine(
         lambda view: LocalEngine(view, decoder) if view.adapters is decoder.lm.adapters else None
     )
