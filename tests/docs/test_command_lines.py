@@ -16,6 +16,8 @@ from research.__main__ import RESEARCH
 
 from mass.cli import options
 from mass.cli.main import MASS, CommandLine
+from mass.cli.spelling import SHORT
+from mass.config.names import new_name
 from mass.errors import MassError
 from mass.evaluation.lm_eval.arguments import arguments_of
 
@@ -31,6 +33,9 @@ OF_OTHERS = {
     *("--device", "--dtype", "--gpu-memory-utilization", "--tensor-parallel-size", "--data-parallel-size"),
 }
 """Options of pip and of the judge that a page makes up; of lm_eval and vLLM."""
+
+OF_FORMER_TIMES = ("CHANGELOG.md", "0022-one-name-for-one-thing.md")
+"""Pages that tell how options were called before."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +88,11 @@ def test_the_readme_names_every_verb() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=reading.name_of)
 def test_an_option_that_a_page_names_is_one(page: Path) -> None:
-    known = known_options() | {"--debug", "--version"} | OF_OTHERS
+    known = known_options() | {"--debug", "--version"} | OF_OTHERS | {f"--{name}" for name in SHORT}
     prose = reading.FENCE.sub("", page.read_text(encoding="utf-8"))
+    if page.name in OF_FORMER_TIMES:
+        plain = {name.lstrip("-") for name in known}
+        known |= {name for name in INLINE.findall(prose) if new_name(name.lstrip("-"), plain)}
     assert [name for name in INLINE.findall(prose) if name not in known] == []
 
 

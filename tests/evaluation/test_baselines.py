@@ -77,7 +77,7 @@ def test_a_missing_checkpoint_says_which_and_how_to_give_it(model: Mass, method:
 def test_a_checkpoint_for_no_method_or_of_no_folder_is_refused(model: Mass, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'mass-golf'; did you mean 'mass-gold'"):
         contestant(model, "base", {"mass-golf": tmp_path})
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match="not a folder"):
         contestant(model, "mass", {"mass": tmp_path / "nowhere"})
     with pytest.raises(ModelError, match="no checkpoint"):
         contestant(model, "mass", {"mass": tmp_path})

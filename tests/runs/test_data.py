@@ -29,15 +29,15 @@ def test_a_file_is_read_in_a_new_order_each_epoch(sums: Path) -> None:
 
 
 def test_minimath_is_endless() -> None:
-    stream = task_stream(TasksConfig(), 0)
+    stream = task_stream(TasksConfig("minimath"), 0)
     assert stream(10**9).id == "minimath-train-0-1000000000"
-    few = task_stream(TasksConfig(size=5), 0)
+    few = task_stream(TasksConfig("minimath", size=5), 0)
     assert len({few(i).problem for i in range(50)}) == 5
 
 
 # ------------------------------------------------------------------------------- levels and subjects
 
-EASY = TasksConfig(levels=[1, 2], subjects=["Algebra", "Geometry"])
+EASY = TasksConfig("minimath", levels=[1, 2], subjects=["Algebra", "Geometry"])
 CELLS = {(subject, level) for subject in ("Algebra", "Geometry") for level in (1, 2)}
 
 
@@ -45,7 +45,7 @@ def test_an_endless_stream_keeps_to_its_levels_and_subjects() -> None:
     stream = task_stream(EASY, 0)
     assert {(task.subject, task.level) for task in map(stream, range(60))} == CELLS
     assert stream(7) == minimath.task_at("train", 0, 7, EASY.subjects, EASY.levels)
-    whole = task_stream(TasksConfig(), 0)
+    whole = task_stream(TasksConfig("minimath"), 0)
     assert [whole(n) for n in range(20)] == [minimath.task_at("train", 0, n) for n in range(20)]
 
 
@@ -61,7 +61,9 @@ def test_canaries_keep_to_the_levels_and_subjects_of_the_tasks() -> None:
 
 
 def test_training_and_validation_take_levels_of_their_own(plain: LM) -> None:
-    config = RunConfig(tasks=dataclasses.replace(EASY, size=40), validation=TasksConfig(split="test", levels=[5]))
+    config = RunConfig(
+        tasks=dataclasses.replace(EASY, size=40), validation=TasksConfig("minimath", split="test", levels=[5])
+    )
     problems = read_problems(plain, config)
     assert {(task.subject, task.level) for task in problems.training or ()} == CELLS
     assert {(task.subject, task.level) for task in map(problems.task_at, range(40))} == CELLS
@@ -72,9 +74,9 @@ def test_training_and_validation_take_levels_of_their_own(plain: LM) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (TasksConfig(levels=[6]), "level 6 is unknown; levels are 1 to 5"),
-        (TasksConfig(subjects=["Algbra"]), "subject 'Algbra' is unknown; did you mean 'Algebra'"),
-        (TasksConfig(split="tset"), "split 'tset' is unknown"),
+        (TasksConfig("minimath", levels=[6]), "level 6 is unknown; levels are 1 to 5"),
+        (TasksConfig("minimath", subjects=["Algbra"]), "subject 'Algbra' is unknown; did you mean 'Algebra'"),
+        (TasksConfig("minimath", split="tset"), "split 'tset' is unknown"),
     ],
 )
 def test_an_endless_stream_of_what_there_is_not_is_refused_before_the_run(config: TasksConfig, said: str) -> None:
@@ -106,7 +108,7 @@ def config_of(base: Path, method: str, size: int) -> RunConfig:
     config = config_for(base, Path("unused"), method, eval_every=0, tasks_per_step=3)
     short = SamplingConfig(max_new_tokens=6)
     return dataclasses.replace(
-        config, tasks=TasksConfig(size=size), outer=dataclasses.replace(config.outer, sampling=short),
+        config, tasks=TasksConfig("minimath", size=size), outer=dataclasses.replace(config.outer, sampling=short),
         test=AtTestConfig(3, 2, short),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 from mass.adaptation.batch import practice_of, valid_mask
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.adaptation.synthesis import synthesise
-from mass.config import InnerConfig, RunConfig, SamplingConfig
+from mass.config import InnerConfig, RunConfig, SamplingConfig, TasksConfig
 from mass.errors import ConfigError, DataError
 from mass.lm import LM
 from mass.lm.lora import pick
@@ -226,7 +226,7 @@ def test_canaries_are_of_other_subjects(lm: LM, taught_base: Path, sums: Path) -
 
 
 def test_an_endless_stream_has_canaries_that_are_not_trained_on(lm: LM) -> None:
-    config = RunConfig()
+    config = RunConfig(tasks=TasksConfig("minimath"))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, canary_kl=0.1, eval_every=0))
     problems = read_problems(lm, config)
     target, canaries = problems.task_at(7), problems.canaries(7)
