@@ -22,7 +22,7 @@ class ExamplesConfig(FromYaml):
     one conversation, in another order in each epoch, and each output is learned after those before it."""
     learning_rates: tuple[float, ...] = (5e-4,)
     """Rates of AdamW that are tried; the first one is used where nothing is tried."""
-    epochs: tuple[int, ...] = (8,)
+    epochs: tuple[int, ...] = (3, 8)
     """Numbers of passes over the examples that are tried; the last one is used where nothing is tried."""
     batch: int = 4
     """Examples in a step of the inner loop."""
