@@ -14,10 +14,13 @@ from mass import verify
 from mass.adaptation import checkpoint as checkpoints
 from mass.adaptation import hub
 from mass.adaptation.adapt import answer_all, practise
+from mass.adaptation.adapted import AdaptedModel, restored
 from mass.adaptation.checkpoint import MetaState, init_state
+from mass.adaptation.examples.use import use
 from mass.config import (
     AdaptConfig,
     EngineConfig,
+    ExamplesConfig,
     LoraConfig,
     ModelConfig,
     SamplingConfig,
@@ -28,11 +31,12 @@ from mass.config import (
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
-from mass.lm.lora import pick, save_peft
+from mass.lm.lora import pick
 from mass.lm.prompts import KINDS, Prompts, PromptSet, kind_of
 from mass.lm.source import DEFAULT_MODEL, SHIPPED_MODELS, shipped_folder
 from mass.seeds import derive
-from mass.types import Adaptation, Example, Params, Solution, Task, shortened
+from mass.tasks import few_shot
+from mass.types import Adaptation, Example, Solution, Task
 
 UNTRAINED = "untrained"
 SHIPPED = "mass"
@@ -79,28 +83,54 @@ class Mass:
 
     @overload
     def solve(
-        self, problem: str | Task, adapt: bool = True, seed: int = 0, *, return_adapted: Literal[False] = False
+        self,
+        problem: str | Task,
+        adapt: bool = True,
+        seed: int = 0,
+        *,
+        return_adapted: Literal[False] = False,
+        examples: Sequence[Any] | None = None,
     ) -> Solution: ...
 
     @overload
     def solve(
-        self, problem: str | Task, adapt: bool = True, seed: int = 0, *, return_adapted: Literal[True]
+        self,
+        problem: str | Task,
+        adapt: bool = True,
+        seed: int = 0,
+        *,
+        return_adapted: Literal[True],
+        examples: Sequence[Any] | None = None,
     ) -> tuple[Solution, AdaptedModel]: ...
 
     def solve(
-        self, problem: str | Task, adapt: bool = True, seed: int = 0, *, return_adapted: bool = False
+        self,
+        problem: str | Task,
+        adapt: bool = True,
+        seed: int = 0,
+        *,
+        return_adapted: bool = False,
+        examples: Sequence[Any] | None = None,
     ) -> Solution | tuple[Solution, AdaptedModel]:
         """Practise on the problem and answer it; `adapt=False` answers with the checkpoint as it is.
 
         Only the `.problem` of a `Task` reaches the adaptation, and its verifier says which kind of problem is asked;
-        its gold is used afterwards, for the verdict in the record.
+        its gold is used afterwards, for the verdict in the record. With examples, (input, output), or a task that has
+        some, the practice is those instead of written; see `adapt`, which is paid once for many questions.
 
         `return_adapted=True` also returns the adapted model, which answers further problems and can be saved. Raises
         ConfigError where it is asked for with `adapt=False`.
         """
         if not adapt:
             require(not return_adapted, "return_adapted", True, "False with adapt=False, which adapts nothing")
+            require(not examples, "adapt", False, "True with examples, which are what is learned")
             return self._solve_plain(problem, seed)
+        given = examples or (problem.examples if isinstance(problem, Task) else ())
+        if given:
+            verifier = problem.verifier if isinstance(problem, Task) else None
+            learned = self.adapt(given, verifier=verifier, seed=seed)
+            (solution,) = learned.solve_all([problem], seed)
+            return (solution, learned) if return_adapted else solution
         lm = self._lm_for(problem)
         (record,), adapted = answer_all(lm, self.state, [_text(problem)], self.config, [seed])
         record = replace(record, **self.origin)
@@ -108,6 +138,44 @@ class Mass:
         if not return_adapted:
             return solution
         return solution, AdaptedModel(lm, pick(adapted.stack, 0), record, self.config.answer)
+
+    def adapt(
+        self,
+        examples: Sequence[Any],
+        *,
+        instruction: str = "",
+        verifier: str | None = None,
+        config: ExamplesConfig | None = None,
+        budget_s: float | None = None,
+        seed: int = 0,
+    ) -> AdaptedModel:
+        """Learn examples of a task, and return a model that answers many questions like them.
+
+        How the examples are used (in the prompt, in the weights, both, or not at all) is chosen by answers to examples
+        that are held out, unless `config.method` says it. This model is not changed.
+
+        Args:
+            examples: Pairs (input, output), `Task`s with a solution, or rows as a file has them (`input` and `output`,
+                `messages`, ...).
+            instruction: What every question is preceded by; a chat model's system message.
+            verifier: Judges the held-out answers, a key of `mass.verify.VERIFIERS` or one of your own. None: that of
+                the tasks given, else the whole text has to be equal.
+            config: What is tried, or how the examples are used. None: the defaults.
+            budget_s: Seconds for choosing and learning together; overrides the configuration's.
+
+        Raises DataError for examples that cannot be used.
+        """
+        config = config or ExamplesConfig()
+        config = config if budget_s is None else replace(config, budget_s=budget_s)
+        given = few_shot.of(examples, verifier)
+        given = replace(given, instruction=instruction.strip() or given.instruction)
+        used = use(self.lm, self.state, given, config, self.config.scoring, seed)
+        record = replace(used.record, **self.origin)
+        return AdaptedModel(used.lm, used.adapter, record, used.answer, used.shots, used.choice)
+
+    def restore(self, folder: str | Path) -> AdaptedModel:
+        """Return the model that `AdaptedModel.save` wrote after learning examples. Raises ModelError."""
+        return restored(self.lm, self.state.theta, Path(folder))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, message: str = "Upload a checkpoint of MASS") -> str:
         """Upload the checkpoint, with its model card, to a repository of the Hugging Face hub; return its address.
@@ -183,30 +251,6 @@ class Mass:
         prompt = lm.solve_prompt(_text(problem))
         (sample,) = lm.sample([prompt], self.config.answer, [derive(seed, "answer")], self.state.theta)
         return Solution(sample.text.strip(), verify.final_answer(sample.text))
-
-
-@dataclass(frozen=True, repr=False)
-class AdaptedModel:
-    """A language model with the weights that came out of practice on one problem."""
-
-    lm: LM
-    adapter: Params
-    adaptation: Adaptation
-    answer: SamplingConfig
-
-    def sample(self, problems: Sequence[str], *, temperature: float | None = None, seed: int = 0) -> list[str]:
-        """Return one answer to each problem; greedy unless the configuration or `temperature` says otherwise."""
-        config = self.answer if temperature is None else replace(self.answer, temperature=temperature)
-        prompts = [self.lm.solve_prompt(problem) for problem in problems]
-        seeds = [derive(seed, "sample", i) for i in range(len(prompts))]
-        return [s.text.strip() for s in self.lm.sample(prompts, config, seeds, self.adapter)]
-
-    def __repr__(self) -> str:
-        return f"AdaptedModel({self.lm.name!r}, adapted to {shortened(self.adaptation.problem)!r})"
-
-    def save(self, folder: str | Path) -> None:
-        """Write the adapter as a PEFT folder."""
-        save_peft(self.adapter, self.lm.adapters, Path(folder), self.lm.name)
 
 
 def load(

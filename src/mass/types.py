@@ -17,9 +17,13 @@ Params = dict[str, Tensor]
 leading axis of length B."""
 
 
+Pair = tuple[str, str]
+"""An example: an input and the output that answers it."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """One problem `T`. Only `problem` may reach synthesis and adaptation; the rest is gold."""
+    """One problem `T`. Only `problem` and `examples` may reach synthesis and adaptation; the rest is gold."""
 
     problem: str
     solution: str = ""
@@ -33,6 +37,8 @@ class Task:
     verifier: str = "math"
     """The verifier that judges an answer: a key of `mass.verify.VERIFIERS`, or one of a user's own
     (`mass.verify.own`)."""
+    examples: tuple[Pair, ...] = ()
+    """Solved examples of the same task, (input, output), that are given with the problem and may be learned from."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,65 @@ class Solution:
         if self.adaptation is not None:
             lines.append(f" adaptation={self.adaptation!r}")
         return ",\n".join(lines) + ")"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to use given examples, judged by answers to examples that were held out."""
+
+    method: str
+    """zero-shot, in-context, adapted or adapted-in-context; see `mass.config.ExamplesConfig.method`."""
+    learning_rate: float | None = None
+    """Rate of the inner loop; None where nothing is learned."""
+    epochs: int | None = None
+    """Passes over the examples; None where nothing is learned."""
+    right: tuple[bool | None, ...] = ()
+    """For each example, whether it was answered rightly when it was held out; None: no verdict."""
+    loss: float | None = None
+    """Mean over the examples of the negative log-likelihood of the held-out output, in nats per token."""
+    seconds: float = 0.0
+    """Seconds that trying it took."""
+
+    @property
+    def adapts(self) -> bool:
+        """True if the examples go into the weights."""
+        return self.method.startswith("adapted")
+
+    @property
+    def shows(self) -> bool:
+        """True if the examples stand before each question."""
+        return self.method.endswith("in-context")
+
+    @property
+    def correct(self) -> int:
+        """Number of held-out examples that were answered rightly."""
+        return sum(one is True for one in self.right)
+
+    @property
+    def judged(self) -> int:
+        """Number of held-out examples with a verdict."""
+        return sum(one is not None for one in self.right)
+
+    @property
+    def name(self) -> str:
+        """The method with its settings, such as `adapted, rate 0.0005, 8 epochs`."""
+        settings = f", rate {self.learning_rate:g}, {self.epochs} epochs" if self.learning_rate is not None else ""
+        return self.method.replace("-in-context", " and in context").replace("in-context", "in context") + settings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How given examples are used, and what was tried before that was chosen."""
+
+    chosen: Candidate
+    tried: tuple[Candidate, ...] = ()
+    """All that was tried, in this order; empty where the method was given or nothing could be held out."""
+    reason: str = ""
+    """One sentence on why it was chosen, with the uncertainty of so few examples."""
+    folds: int = 0
+    """Parts into which the examples were divided, each held out once."""
+    notes: tuple[str, ...] = ()
+    """Remarks on the examples: repeated, contradictory or too long ones, weights of labels."""
 
 
 Groups = list[tuple[Example, ...]]

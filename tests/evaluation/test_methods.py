@@ -8,6 +8,7 @@ from mass.errors import ConfigError
 from mass.evaluation.methods import (
     METHODS,
     UNTRAINED_METHODS,
+    WAY_OF,
     Choice,
     check_methods,
     checkpoint_of,
@@ -43,7 +44,7 @@ def test_what_chooses_says_how_and_among_whose_answers(method: str, choice: Choi
 
 def test_each_method_names_the_checkpoint_it_needs() -> None:
     needs = {method: checkpoint_of(method) for method in METHODS}
-    assert {m for m, name in needs.items() if name is None} == {"base", *UNTRAINED_METHODS, "maj@n"}
+    assert {m for m, name in needs.items() if name is None} == {"base", *UNTRAINED_METHODS, *WAY_OF, "maj@n"}
     assert {m for m, name in needs.items() if name == "mass"} == {
         "mass", "mass-unadapted", "mass-maj@n", "best-of-n", "base-best-of-n", "in-context",
     }  # fmt: skip

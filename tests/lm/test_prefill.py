@@ -108,3 +108,27 @@ def test_segments_cover_all_places_once(tokens: int, monkeypatch: pytest.MonkeyP
     padding = sum(2 * max(0, min(end, begin) - first) for first, end, begun in found for begin in begins[:begun])
     assert padding < 4 * module.WASTE
     assert list(_segments(begins, 800, 2, False)) == [(0, 800, 6)]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPT2", "Mistral", "Gemma3"])
+def test_what_all_prompts_begin_with_is_read_once(kind: str, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings of other lengths for each adapter. With a sliding window, which padding would fill, none is shared."""
+    lm = float64_throughout(make_lm(kind))
+    adapter = random_adapter(lm, count=blocks, scale=0.1) if blocks > 1 else None
+    short = prompt_ids(lm)
+    heads = [short[4] + short[5], short[5] + short[4] + short[2]][:blocks]
+    prompts = [head + tail for head in heads for tail in (short[1], short[2], short[3])]
+    expected = alone(lm, prompts, adapter, blocks)
+    monkeypatch.setattr(module, "WASTE", 8)
+    read: list[int] = []
+    handle = lm.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()),  # noqa: ARG005
+        with_kwargs=True,
+    )
+    found = filled(lm, prompts, adapter, blocks)
+    handle.remove()
+    for one, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, true, rtol=BOUND, atol=BOUND)
+    shares = kind in ("Llama", "Qwen3", "GPT2")
+    assert (sum(read[:-1]) < sum(map(len, prompts))) == shares

@@ -28,6 +28,7 @@ EXAMPLES = (
     "mass eval --methods base,mass,mass-unadapted --against mass-unadapted --tasks.size 200",
     "mass eval --methods base,mass,mass-unadapted --samples 8 --temperatures [0.6,1.0] --tasks.size 200",
     "mass eval --methods base,mass,maj@n --checkpoint runs/first --tasks problems.jsonl --out runs/mine --resume",
+    "mass eval --tasks bbh/ --tasks.shots 10 --tasks.size 50 --methods examples-in-context,examples",
     "mass eval --tasks mine.jsonl --tasks.fields problem=my_question,answer=my_answer --json",
 )
 HERE = ("config", "print_config", "out", "resume", "json")
@@ -139,7 +140,9 @@ def _parser() -> ArgumentParser:
         "Compare methods on a task set. Methods: base, base-ttt, tt-ss, tt-ss-likelihood, solver-grpo, solver-sft, "
         "self-sft, mass-gold, mass, mass-gold-unadapted, mass-unadapted; for the tokens of mass: maj@n, mass-maj@n "
         "(majority vote of the base, of the unadapted checkpoint), base-best-of-n, best-of-n (the scorer's choice), "
-        "maj@8 and the like; in-context (the practice of mass before the problem instead of in the weights).",
+        "maj@8 and the like; in-context (the practice of mass before the problem instead of in the weights). "
+        "With --tasks.shots: examples, examples-zero-shot, examples-in-context, examples-adapted, "
+        "examples-adapted-in-context.",
         EXAMPLES,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train.")
@@ -150,7 +153,7 @@ def _parser() -> ArgumentParser:
         default=None,
         help="The method that the others are compared with, problem by problem; base by default.",
     )
-    options.add_task_options(parser, default="minimath-terms")
+    options.add_task_options(parser, default="minimath-terms", shots=True)
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
     parser.add_argument(
         "--checkpoints",

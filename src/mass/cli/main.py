@@ -16,6 +16,7 @@ from mass.errors import ConfigError, nearest
 
 VERBS = {
     "solve": "practise on a problem, then answer it",
+    "adapt": "learn a file of examples, and save the adapter",
     "train": "meta-train a checkpoint: how to practise, how to weight practice",
     "eval": "compare methods on a task set",
     "lm-eval": "run lm-evaluation-harness with mass among its models",
@@ -39,6 +40,7 @@ options:
 examples:
   mass demo
   mass solve "Find the malk of the vector (9, 7)."
+  mass adapt --examples mine.jsonl --out adapter
   mass train --config recipes/minimath-terms/mass.yaml --out runs/first
   mass eval --methods base,tt-ss,mass --tasks minimath-terms --tasks.size 200
 """

@@ -177,10 +177,19 @@ def add_task_options(
     split: str = "test",
     seed: int | None = None,
     about: str = TASKS_HELP,
+    shots: bool = False,
 ) -> None:
     """Add the options `--tasks.*` (or `--NAME.*`) that choose tasks. Their names are those of
-    `mass.config.TasksConfig`."""
+    `mass.config.TasksConfig`. With `shots` also `--tasks.shots`, for few-shot tasks."""
     group = parser.add_argument_group(name)
+    if shots:
+        group.add_argument(
+            f"--{name}.shots",
+            type=int | None,
+            default=None,
+            help="So many rows of a file are given as examples with its others, which are asked; of each file of a "
+            "folder, a task each. For the methods examples, examples-in-context, ...",
+        )
     group.add_argument(f"--{name}.source", type=str | None, default=default, help=f"{about} --{name} SOURCE for short.")
     group.add_argument(
         f"--{name}.split", type=str, default=split, help="Part of a built-in set or of a data set of the hub."
@@ -253,11 +262,26 @@ def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
     from mass import tasks
 
     group: Namespace = given.tasks
+    if group.shots is not None:
+        return _few_shot(group, given.seed)
     found = load_task_set(group, given.seed)
     split = group.split if tasks.has_splits(group.source) else None
     seed = given.seed if group.seed is None else group.seed
     chosen = {name: value for name in ("part", "levels", "subjects") if (value := getattr(group, name)) is not None}
     return found, {"source": group.source, "split": split, "seed": seed, **chosen}
+
+
+def _few_shot(group: Namespace, seed: int) -> tuple[list[Task], dict[str, Any]]:
+    """Load few-shot tasks, and say where they come from. Raises ConfigError and DataError."""
+    from mass.tasks import few_shot
+
+    for name in ("part", "levels", "subjects"):
+        if getattr(group, name) is not None:
+            raise ConfigError(f"--tasks.{name} is not for few-shot tasks (--tasks.shots); leave one of the two out")
+    seed = seed if group.seed is None else group.seed
+    chosen: dict[str, Any] = {name: getattr(group, name) for name in ("fields", "verifier", "size")}
+    found = few_shot.load_sets(Path(group.source).expanduser(), group.shots, seed, **chosen)
+    return found, {"source": group.source, "split": None, "seed": seed, "shots": group.shots}
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

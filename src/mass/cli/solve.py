@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mass import encoding
-from mass.cli import console, options
+from mass.cli import console, given_examples, options
 from mass.cli.folders import new_folder
 from mass.config import AdaptConfig, to_dict
 from mass.errors import ConfigError, DataError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from mass.model import Mass
+    from mass.tasks.few_shot import Examples
     from mass.types import Adaptation, Solution, Task
 
 EXAMPLES = (
@@ -26,6 +27,8 @@ EXAMPLES = (
     "mass solve --tasks problems.jsonl --json > answers.jsonl",
     'mass solve "..." --model ./my-model --checkpoint runs/first --adapt.inner.steps 2',
     'mass solve "..." --model Qwen/Qwen3-8B --model.dtype bfloat16 --model.prompts mine.txt',
+    'mass solve "..." --examples mine.jsonl        # learn examples of yours, then answer',
+    "mass solve --adapted adapter --tasks questions.jsonl",
     'mass solve "..." --json > record.json; mass solve --json --replay record.json',
 )
 FIXED_BY_CHECKPOINT = (
@@ -42,14 +45,16 @@ def run(arguments: Sequence[str]) -> int:
     """Run `mass solve` and return its exit code."""
     parser = _parser()
     given = options.parse(parser, arguments)
+    _check_given(given)
     problems = _problems(given)
     _check_folders(given, problems)
     record = _record(given)
+    examples = given_examples.read(given) if given.examples.source and not given.print_config else None
     with console.working("loading the model"):
         model = _model(parser, given, arguments, record)
     if given.print_config:
         shown = options.plain(given)
-        shown = {name: shown[name] for name in ("model", "checkpoint", "kind", "seed")}
+        shown = {name: shown[name] for name in ("model", "checkpoint", "kind", "seed", "examples", "learn")}
         shown["model"]["name"] = model.lm.name
         options.print_yaml({**shown, "adapt": to_dict(model.config)})
         return 0
@@ -58,6 +63,8 @@ def run(arguments: Sequence[str]) -> int:
             solution = model.replay(record)
         _print(given, record.problem, solution)
         return 0
+    if examples is not None or given.adapted is not None:
+        return _answer_like(given, model, examples, problems)
     from mass.cli import records
 
     verdicts: list[Any] = []
@@ -71,6 +78,37 @@ def run(arguments: Sequence[str]) -> int:
         verdicts.append((found.unadapted_verdict, found.verdict) if found else (None, None))
     _summarise(given, verdicts)
     return 0
+
+
+def _answer_like(given: Namespace, model: Mass, examples: Examples | None, problems: Sequence[str | Task]) -> int:
+    """Answer like the examples of --examples, or like those that --adapted has learned."""
+    if examples is None:
+        adapted = model.restore(given.adapted)
+    else:
+        adapted = given_examples.learn(given, model, examples)
+        if not given.json:
+            console.stderr().print(given_examples.shown(adapted))
+        if given.save_adapter is not None:
+            adapted.save(given.save_adapter)
+            console.note(f"written to {given.save_adapter}")
+    solutions = given_examples.answer(given, adapted, problems)
+    verdicts = [solution.adaptation.verdict for solution in solutions if solution.adaptation is not None]
+    judged = [one.correct for one in verdicts if one is not None and one.correct is not None]
+    if len(judged) > 1 and not given.json:
+        console.say(f"{len(judged)} questions: {sum(judged)} right")
+    if given.out is not None:
+        console.note(f"{len(solutions)} records in {given.out}")
+    return 0
+
+
+def _check_given(given: Namespace) -> None:
+    """Refuse options that contradict --examples or --adapted, with a ConfigError."""
+    if given.examples.source is not None and given.adapted is not None:
+        raise ConfigError("--examples and --adapted are both given; expected one: what is to be learned, or what was")
+    name = "--examples" if given.examples.source is not None else "--adapted" if given.adapted is not None else ""
+    for option, value in (("--replay", given.replay), ("--no_adapt", given.no_adapt or None)):
+        if name and value is not None:
+            raise ConfigError(f"{option} and {name} are both given; expected one of them; leave one out")
 
 
 def _parser() -> ArgumentParser:
@@ -98,6 +136,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--save_adapter", type=str | None, default=None, help="Write the adapted LoRA (a PEFT folder).")
     parser.add_argument("--out", type=str | None, default=None, help="A new folder for one record per answer.")
     options.add_task_options(parser, default=None)
+    given_examples.add_options(parser)
+    parser.add_argument(
+        "--adapted", type=str | None, default=None, help="A folder of mass adapt: answer with what was learned there."
+    )
     parser.add_argument("--adapt", type=AdaptConfig, default=AdaptConfig())
     return parser
 
@@ -116,6 +158,8 @@ def _problems(given: Namespace) -> list[str | Task]:
     if given.tasks.source is not None:
         if given.problem is not None:
             raise ConfigError("a problem and --tasks are both given; expected one of them")
+        if given.examples.source is not None or given.adapted is not None:
+            return list(given_examples.questions(given))
         return list(options.load_task_set(given.tasks, given.seed))
     if given.print_config and given.problem is None:
         return []
@@ -145,7 +189,7 @@ def _all_of(stdin: TextIO | None) -> str:
 
 def _check_folders(given: Namespace, problems: Sequence[Any]) -> None:
     if given.save_adapter is not None:
-        if len(problems) != 1 or given.no_adapt:
+        if given.examples.source is None and (len(problems) != 1 or given.no_adapt):
             raise ConfigError("--save_adapter writes the adapter of one adapted answer; give one problem, and no other")
         new_folder("--save_adapter", Path(given.save_adapter))
     if given.out is not None:
@@ -163,7 +207,12 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
 
     if record is not None:
         return load_for(record, model=given.model.name, checkpoint=given.checkpoint, **options.loading(given))
-    model = load(given.model.name or DEFAULT_MODEL, given.checkpoint, kind=given.kind, **options.loading(given))
+    name = given.model.name
+    if name is None and given.adapted is not None:
+        from mass.adaptation.adapted import base_of
+
+        name = base_of(Path(given.adapted))
+    model = load(name or DEFAULT_MODEL, given.checkpoint, kind=given.kind, **options.loading(given))
     console.notes(model.notes)
     # Parsed a second time, now with the checkpoint's values as the defaults: only then can a file or an option change
     # single values of it.

@@ -7,9 +7,13 @@ from collections.abc import Iterable
 
 from mass.errors import ConfigError
 
-SHORT = {name: f"{name}.source" for name in ("tasks", "validation", "train_tasks")} | {"model": "model.name"}
+SHORT = {name: f"{name}.source" for name in ("tasks", "validation", "train_tasks")} | {
+    "model": "model.name",
+    "examples": "examples.source",
+    "budget_s": "learn.budget_s",
+}
 """Short forms on the command line: `--model X` is `--model.name X`."""
-MAPPINGS = ("tasks.fields", "validation.fields", "train_tasks.fields", "checkpoints")
+MAPPINGS = ("examples.fields", "tasks.fields", "validation.fields", "train_tasks.fields", "checkpoints")
 """Options that take a mapping, which the command line may write as `a=b,c=d`."""
 
 

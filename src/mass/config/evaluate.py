@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mass.config.adapt import InnerConfig, SamplingConfig, SynthesisConfig
 from mass.config.checks import require, require_numbers
+from mass.config.examples import ExamplesConfig
 from mass.config.yaml_file import FromYaml
 
 
@@ -35,6 +36,8 @@ class EvalConfig(FromYaml):
     tokens of mass."""
     vote_temperature: float = 1.0
     """Temperature of the samples that maj@n, best-of-n and the like choose among."""
+    learn: ExamplesConfig = ExamplesConfig()
+    """How the examples methods learn; their way of using the examples is the method's own."""
     stack: int = 32
     """Problems answered side by side. Memory grows with it; the result does not change but for rounding."""
     resamples: int = 10_000

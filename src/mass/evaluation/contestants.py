@@ -20,7 +20,7 @@ from mass.config import (
     ScoringConfig,
 )
 from mass.errors import ConfigError, nearest
-from mass.evaluation.methods import TRAINED, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, checkpoint_of, choice_of
+from mass.evaluation.methods import TRAINED, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, WAY_OF, checkpoint_of, choice_of
 from mass.lm import LM
 from mass.lm.prompts import with_thinking
 from mass.lm.source import shipped_folder
@@ -80,6 +80,9 @@ def contestants(
             if name not in trained:
                 trained[name] = _at_test(_trained(model, name, checkpoints, lms, config, seed), config)
             found[method] = _of_base(trained[name]) if _samples_base(method) else trained[name]
+        elif method in WAY_OF:
+            adapt = dataclasses.replace(model.config, answer=config.answer)
+            found[method] = Contestant(model.lm, model.state, adapt, recorded=model.origin)
         elif method in UNTRAINED_METHODS:
             adapt = _untrained_config(model, method, config)
             state, recorded = init_state(model.lm, adapt, seed), origin_of(model.lm, None, seed)

@@ -121,6 +121,7 @@ def evaluate(
         seeds=[derive(seed, "eval", index) for index in range(len(tasks))],
         pool=training_pool(train_tasks, seed, [t.problem for t in tasks], trained_from) if "base-ttt" in names else [],
         progress=on_progress,
+        learning_seed=derive(seed, "examples"),
     )
     # Before the folder is touched: a wrong input must not leave a folder that has to be deleted.
     runner.check_lengths()
@@ -192,7 +193,7 @@ def _asked(runner: Runner, names: Sequence[str], model: Mass, seed: int) -> dict
 
 
 def _gold_hash(tasks: Sequence[Task]) -> str:
-    return config_hash({"gold": [[task.answer, task.solution, task.verifier] for task in tasks]})
+    return config_hash({"gold": [[task.answer, task.solution, task.verifier, *task.examples] for task in tasks]})
 
 
 def _check_votes(names: Sequence[str], tasks: Sequence[Task]) -> None:

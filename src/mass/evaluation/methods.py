@@ -13,6 +13,9 @@
 | base-best-of-n, best-of-n | none; that of mass | none: of n sampled answers, the one that mass's scorer rates highest
 |
 | in-context | that of mass | the practice that mass writes, put before the problem instead of into the weights |
+| examples | the state's start | solved examples that come with the problem, used as held-out ones say is best |
+| examples-zero-shot, examples-in-context, examples-adapted, examples-adapted-in-context | the same | the same, unused,
+in the prompt, in the weights, or both |
 
 n is chosen to generate as many tokens as mass; a number may stand in its place: maj@8, best-of-8.
 """
@@ -26,6 +29,8 @@ from typing import Literal
 
 from mass.errors import ConfigError, nearest
 
+Way = Literal["auto", "zero-shot", "in-context", "adapted", "adapted-in-context"]
+
 TT_SS_LIKELIHOOD = "tt-ss-likelihood"
 TT_SS = ("tt-ss", TT_SS_LIKELIHOOD)
 """Untrained methods with practice of their own, which differ in its weights alone."""
@@ -36,6 +41,14 @@ PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
 TRAINED = (*PLAIN_TRAINED, "mass-gold", "mass")
 """Methods that use a checkpoint."""
 IN_CONTEXT = "in-context"
+WAY_OF: dict[str, Way] = {
+    "examples": "auto",
+    "examples-zero-shot": "zero-shot",
+    "examples-in-context": "in-context",
+    "examples-adapted": "adapted",
+    "examples-adapted-in-context": "adapted-in-context",
+}
+"""Methods for problems that bring solved examples -> `ExamplesConfig.method`."""
 METHODS = (
     "base",
     *UNTRAINED_METHODS,
@@ -47,6 +60,7 @@ METHODS = (
     "base-best-of-n",
     "best-of-n",
     IN_CONTEXT,
+    *WAY_OF,
 )
 _UNADAPTED = "-unadapted"
 _CHOICE = re.compile(r"(?:(mass-)?maj@|(base-)?best-of-)(n|[1-9][0-9]{0,4})")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mass.config import EvalConfig
 from mass.evaluation.answers import Attempt, Drawn, answer_adapted, answer_plain, training_examples
 from mass.evaluation.contestants import Contestant
+from mass.evaluation.given import Learners, sharing_of
 from mass.evaluation.in_context import answer_in_context
-from mass.evaluation.methods import ADAPTING, IN_CONTEXT, TT_SS, Choice, choice_of
+from mass.evaluation.methods import ADAPTING, IN_CONTEXT, TT_SS, WAY_OF, Choice, choice_of
 from mass.evaluation.table import Judged, Record, mean_tokens
 from mass.evaluation.votes import Ballots, best_of, majority, vote
 from mass.lm import room
@@ -36,8 +38,15 @@ class Runner:
     pool: list[Task]
     """The tasks that base-ttt draws from."""
     progress: Progress | None
+    learning_seed: int = 0
+    """Seed of choosing among, and learning, the examples that tasks bring."""
     ballots: dict[tuple[str, int], Ballots] = field(default_factory=dict[tuple[str, int], Ballots])
     """Answers that several methods choose among, by sampler and model (a checkpoint may have its own prompts)."""
+
+    @cached_property
+    def learners(self) -> Learners:
+        """What learns the examples that the tasks bring."""
+        return Learners(self.config.learn, self.learning_seed, sharing_of(self.tasks))
 
     def check_lengths(self) -> None:
         """Check all problems before the first answer, not at the hundredth.
@@ -84,6 +93,8 @@ class Runner:
 
     def _attempts(self, method: str, problems: Sequence[str], part: slice, found: Found) -> list[Attempt]:
         contestant, seeds = self.contestants[method], self.seeds[part]
+        if method in WAY_OF:
+            return self.learners.answer(method, contestant, self.tasks[part])
         if method == IN_CONTEXT:
             written = [record.attempt for record in found["mass"][part]] if "mass" in found else None
             return answer_in_context(contestant, problems, seeds, self.config, written)

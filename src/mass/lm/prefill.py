@@ -1,7 +1,8 @@
 """Fill a cache with prompts, and compute the logits after each; every distinct prompt of an adapter is read once.
 
 Rows that share a prompt (the m copies of a synthesis prompt, the votes of one problem) share its pass, and get rows of
-their own in the cache afterwards. Prompts are padded on the left to the longest. Where their lengths are very
+their own in the cache afterwards. The beginning that all prompts of an adapter have in common (the examples before many
+questions) is read once too. The rest of the prompts is padded on the left to the longest. Where lengths are very
 different, the longer ones are read alone up to the position at which the shorter begin, and a pass never holds more
 than `TOKENS` positions. This changes the results by rounding only.
 
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from mass.types import Params
 
@@ -41,10 +42,13 @@ def prefill(
         blocks: number of equal consecutive blocks of prompts: the adapters of a stack, or 1.
     """
     distinct, source = _distinct(prompts, blocks)
+    width = len(distinct) // blocks
+    heads = _common(distinct, blocks) if _can_be_divided(cache) else []
+    rests = [prompt[len(heads[i // width]) :] for i, prompt in enumerate(distinct)] if heads else distinct
     logits = torch.empty(0)
-    for logits, _ in passes(lm, distinct, cache, lambda _: lm.adapters.use(adapter), blocks):  # noqa: B007
+    for logits, _ in passes(lm, rests, cache, lambda _: lm.adapters.use(adapter), blocks, heads=heads):  # noqa: B007
         pass
-    mask = left_pad(distinct, lm.pad_id, lm.device)[1]
+    mask = _laid_out(lm, rests, heads)[1]
     if len(distinct) < len(prompts) or source != list(range(len(source))):
         where = torch.tensor(source)
         select_rows(cache, where)
@@ -60,6 +64,7 @@ def passes(
     use: Callable[[Tensor], AbstractContextManager[None]],
     blocks: int = 1,
     most: int | None = None,
+    heads: Sequence[Sequence[int]] = (),
 ) -> Iterator[tuple[Tensor, int]]:
     """Fill the empty cache with prompts, one pass at a time.
 
@@ -69,12 +74,16 @@ def passes(
         prompts: those of each block from the longest to the shortest.
         use: puts the adapters of the given rows (indices of prompts) in use.
         most: positions of one pass at most, `TOKENS` by default; more where the cache must be filled in one pass.
+        heads: what stands before all prompts of each block, read once; the prompts are then without it.
     """
-    width = len(prompts) // blocks
-    ids, mask = left_pad(prompts, lm.pad_id, lm.device)
+    width, shared = len(prompts) // blocks, max(map(len, heads), default=0)
+    ids, mask = _laid_out(lm, prompts, heads)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    present = 0
-    for first, end, begun in _segments(_begins(prompts, blocks), ids.shape[1], blocks, _can_be_cut(cache), most):
+    present, rest = 0, ids.shape[1] - shared
+    segments = list(_short_enough(0, shared, 1, blocks, most))
+    for first, end, begun in _segments(_begins(prompts, blocks), rest, blocks, _can_be_cut(cache), most):
+        segments.append((first + shared, end + shared, begun))
+    for first, end, begun in segments:
         # Prompts that begin here get copies of an earlier row's cache: all its positions are padding for them, and
         # masked.
         if 0 < present < begun:
@@ -91,6 +100,19 @@ def passes(
                 **({"logits_to_keep": 1} if lm.keeps_logits else {}),
             )
         yield out.logits[:, -1].to(lm.device), ids.shape[1] - end
+
+
+def _laid_out(lm: Any, prompts: Sequence[Sequence[int]], heads: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return the tokens [w G, L] and their mask: the heads of the blocks, padded on the left, and then the prompts,
+    padded so too."""
+    ids, mask = left_pad(prompts, lm.pad_id, lm.device)
+    if not heads:
+        return ids, mask
+    head_ids, head_mask = left_pad(heads, lm.pad_id, lm.device)
+    width = len(prompts) // len(heads)
+    both = [(head_ids, ids), (head_mask, mask)]
+    ids, mask = (torch.cat([head.repeat_interleave(width, 0), rest], 1) for head, rest in both)
+    return ids, mask
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -120,6 +142,23 @@ def _distinct(prompts: Sequence[Sequence[int]], blocks: int) -> tuple[list[tuple
     places = [{prompt: number * width + i for i, prompt in enumerate(own)} for number, own in enumerate(found)]
     source = [place[prompt] for place, group in zip(places, groups, strict=True) for prompt in group]
     return [prompt for own in found for prompt in own + own[-1:] * (width - len(own))], source
+
+
+def _common(distinct: Sequence[tuple[int, ...]], blocks: int) -> list[tuple[int, ...]]:
+    """Return what all prompts of a block begin with, for each block; nothing where it would save too little.
+
+    At least one token of each prompt is left to the rest.
+    """
+    width = len(distinct) // blocks
+    heads: list[tuple[int, ...]] = []
+    for start in range(0, len(distinct), width):
+        own = distinct[start : start + width]
+        shortest = min(map(len, own)) - 1
+        least, greatest = min(own), max(own)  # what these two share, all between them share
+        length = next((i for i in range(shortest) if least[i] != greatest[i]), shortest)
+        heads.append(own[0][:length])
+    saved = min(map(len, heads)) * (width - 1) * blocks
+    return heads if saved >= WASTE else []
 
 
 def _begins(distinct: Sequence[Sequence[int]], blocks: int) -> list[int]:
@@ -160,6 +199,11 @@ def _can_be_cut(cache: DynamicCache) -> bool:
         isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
         for layer in cache.layers
     )
+
+
+def _can_be_divided(cache: DynamicCache) -> bool:
+    """Return True where padding may stand within a row: a sliding window would count it among the tokens it sees."""
+    return _can_be_cut(cache) and not any(isinstance(layer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def _of_blocks(blocks: int, height: int, places: Tensor) -> Tensor:

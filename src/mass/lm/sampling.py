@@ -194,7 +194,7 @@ def sample_rows(
     height = max(1, len(prompts) // max(1, blocks))
     samples: list[Sample | None] = [None] * len(prompts)
     pace = _Pace(len(prompts))
-    for rows, own in _side_by_side(lm, prompts, config, adapter, height):
+    for rows, own in side_by_side(lm, prompts, config, adapter, height):
         pace.begin(len(rows))
         asked = _Asked(
             [prompts[i] for i in rows], config, [seeds[i] for i in rows], own, count_adapters(own), stop, with_logprobs
@@ -227,7 +227,7 @@ def check_lengths(lm: Decodes, prompts: Sequence[Sequence[int]]) -> None:
         )
 
 
-def _side_by_side(
+def side_by_side(
     lm: Decodes, prompts: Sequence[Sequence[int]], config: SamplingConfig, adapter: Params | None, height: int
 ) -> list[tuple[list[int], Params | None]]:
     """Return the rows of each part, and its adapter or stack. A block of a stack stays whole where it fits."""

@@ -20,7 +20,7 @@ from mass.metagrad.layerwise import refuse_derivative
 from mass.metagrad.objective import Losses, Objective, autocast_state
 from mass.metagrad.optimizers import Optimizer
 from mass.metagrad.passes import Passes
-from mass.metagrad.recursion import Plan, Tape, pull_back, run
+from mass.metagrad.recursion import Plan, Tape, Watch, pull_back, run
 from mass.metagrad.update import Step, Update
 from mass.types import Params
 
@@ -47,12 +47,14 @@ def adapt(
     memory_gb: float | None = None,
     checkpoint: bool | None = None,
     spare_gb: float | None = None,
+    watch: Watch | None = None,
 ) -> Params:
     """Return the parameters after `steps` steps of `optimizer` on Σ_i w_i ℓ_i, as one autograd node.
 
     Gradients flow to `weights`, to `params` and to rate tensors; NOT to other tensors that `losses` captures. Where
-    none of the three requires grad, the call costs K plain gradient passes and keeps nothing. With 0 steps it is the
-    identity.
+    none of the three requires grad, the call costs K plain gradient passes and keeps nothing; a micro-batch whose
+    weights are all 0 in a step is not computed then, so that weights [K, m] may give each step examples of its own.
+    With 0 steps it is the identity.
 
     The forward keeps K copies of (θ, g, state) and no graph, unless `memory_gb` leaves space for graphs. The backward
     calls `losses` again, so it must be the same function then: no dropout, and captured tensors unchanged. The
@@ -84,6 +86,7 @@ def adapt(
         spare_gb: memory that the device can spare (`mass.lm.free_memory`), used without `memory_gb`. Nothing changes
             where it is enough for the passes as they are; otherwise smaller micro-batches and layer checkpointing are
             chosen.
+        watch: called after each step of the forward with the number of steps done and the parameters, detached.
 
     Raises ConfigError or ShapeError for arguments that cannot be used; SecondDerivativeError (from the second backward)
     when the meta-gradient itself is differentiated.
@@ -103,7 +106,7 @@ def adapt(
         update = Update(optimizer, stacked)
         schedule = memory.choose(objective, params, weights_Km.detach(), update, how, request)
         passes = TracedPasses(objective, losses) if isinstance(losses, TracedLosses) else Passes(objective)
-        plan = Plan(passes, update, tuple(params), how, schedule)
+        plan = Plan(passes, update, tuple(params), how, schedule, watch)
         if graph:
             return dict(zip(params, _apply(_Adaptation, plan, *tensors), strict=True))
         with torch.no_grad():

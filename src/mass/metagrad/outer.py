@@ -18,6 +18,7 @@ from mass.config import InnerConfig
 from mass.metagrad.inner_loop import adapt
 from mass.metagrad.objective import Losses
 from mass.metagrad.optimizers import SGD, AdamW, Optimizer, beside
+from mass.metagrad.recursion import Watch
 from mass.types import Params
 
 
@@ -41,12 +42,17 @@ InnerLoop = Callable[[Params, Tensor, Params], Params]
 
 
 def inner_loop(
-    losses: Losses, config: InnerConfig, micro_batch: int | None, spare_gb: float | None = None
+    losses: Losses,
+    config: InnerConfig,
+    micro_batch: int | None,
+    spare_gb: float | None = None,
+    watch: Watch | None = None,
 ) -> InnerLoop:
     """Return the configured inner loop on the practice losses of a stack.
 
     `micro_batch` (examples in a pass) applies only where the configuration sets no memory limit, and so does `spare_gb`
-    (gigabytes that the device can spare).
+    (gigabytes that the device can spare). `watch` is called after each step with the number of steps done and the
+    parameters.
     """
 
     def run(stack: Params, weights: Tensor, rates: Params) -> Params:
@@ -62,6 +68,7 @@ def inner_loop(
             memory_gb=config.memory_gb,
             checkpoint=config.checkpoint,
             spare_gb=spare_gb,
+            watch=watch,
         )
 
     return run

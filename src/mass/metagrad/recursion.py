@@ -11,7 +11,7 @@ Pearlmutter 1994 (Hessian-vector products); Shaban et al. 2019, arXiv 1810.10667
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +20,15 @@ from torch import Tensor
 from mass.errors import ConfigError
 from mass.metagrad.arguments import Mode
 from mass.metagrad.differences import central_differences, owners
-from mass.metagrad.memory import Schedule
+from mass.metagrad.memory import Chunks, Schedule
 from mass.metagrad.objective import Sum, leaves
 from mass.metagrad.optimizers import State, adapter_norms, wide
 from mass.metagrad.passes import Begun, Passes, Wanted
 from mass.metagrad.update import Step, Update, pull, pull_through_update
 from mass.types import Params
+
+Watch = Callable[[int, Params], None]
+"""Called after each step of the forward with the number of steps done and the parameters."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Plan:
     names: tuple[str, ...]
     mode: Mode
     schedule: Schedule
+    watch: Watch | None = None
 
     def differentiated(self, steps: int) -> range:
         """Return the steps that the backward goes through."""
@@ -61,11 +65,14 @@ def run(plan: Plan, weights_Km: Tensor, rates_KP: Tensor, params: Params, tape: 
     params = {name: p.detach() for name, p in params.items()}
     state = plan.update.optimizer.init(params)
     for j, weights_m in enumerate(weights_Km.detach()):
-        grads, graphs = _gradient(plan, params, weights_m, _kept(plan, j, len(weights_Km), tape))
+        chunks = plan.schedule.gradient_chunks if tape is not None else _weighted(plan.schedule, weights_m)
+        grads, graphs = _gradient(plan, params, weights_m, chunks, _kept(plan, j, len(weights_Km), tape))
         if tape is not None and j in differentiated:
             tape.steps.append(Step(params, grads, state))
             tape.graphs |= {(j, c): graph for c, graph in graphs.items()}
         params, state = plan.update(params, grads, state, rates_KP[j].detach(), j)
+        if plan.watch is not None:
+            plan.watch(j + 1, params)
         del grads, graphs  # so that only the tape keeps them alive during the next step
     return params
 
@@ -82,11 +89,24 @@ def _kept(plan: Plan, j: int, steps: int, tape: Tape | None) -> frozenset[int]:
     return frozenset(range(max(0, chunks - kept), chunks)) if j in plan.differentiated(steps) else frozenset()
 
 
-def _gradient(plan: Plan, params: Params, weights_m: Tensor, keep: frozenset[int]) -> tuple[Params, dict[int, Begun]]:
+def _weighted(schedule: Schedule, weights_m: Tensor) -> Chunks:
+    """Return the micro-batches with a weight other than 0: the others add nothing to a gradient that has no graph.
+
+    At least one is returned, so that there is a gradient, of zeros, where all weights are 0.
+    """
+    used = (weights_m != 0).cpu()
+    chunks = schedule.gradient_chunks
+    found = tuple(index for index in chunks if index is None or bool(used[index.cpu()].any()))
+    return found or chunks[:1]
+
+
+def _gradient(
+    plan: Plan, params: Params, weights_m: Tensor, chunks: Chunks, keep: frozenset[int]
+) -> tuple[Params, dict[int, Begun]]:
     """Return g = ∇_θ Σ_i w_i ℓ_i(θ), one micro-batch at a time, and the graphs of the micro-batches `keep`."""
     schedule, total, graphs = plan.schedule, Sum(), dict[int, Begun]()
     # A kept graph belongs to a micro-batch of second-order passes, so then the step is cut as those are.
-    for c, index in enumerate(schedule.chunks if keep else schedule.gradient_chunks):
+    for c, index in enumerate(schedule.chunks if keep else chunks):
         if c in keep:
             graphs[c] = plan.passes.begin(params, weights_m, index, checkpoint=schedule.checkpoint)
             part = graphs[c].grads

@@ -27,15 +27,21 @@ def load(path: Path, fields: Mapping[str, str] | None = None, verifier: str | No
     Raises:
         DataError: A row is not a task; the message gives the file and the line (for Parquet: the row) number.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; expected a {_names()} file")
+    found = numbered_rows(path)
     parquet = path.suffix == ".parquet"
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".parquet")
-    found = _parquet_rows(path) if parquet else _json_rows(path)
     tasks = tasks_of(found, f"{path}, {'row' if parquet else 'line'}", stem, fields, verifier)
     if not tasks:
         raise DataError(f"{path} has no rows; expected {'rows' if parquet else 'one JSON object a line'}")
     return tasks
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Return the rows of a file with their line (for Parquet: row) numbers from 1. Raises DataError, also while they
+    are read."""
+    if not path.is_file():
+        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; expected a {_names()} file")
+    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
 
 
 def tasks_of(

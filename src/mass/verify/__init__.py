@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mass.errors import DataError, MassError, nearest
 from mass.types import Task, Verdict
-from mass.verify import choice, code, exact, gym, harness, math, own, words
+from mass.verify import choice, code, exact, gym, harness, math, own, verbatim, words
 from mass.verify.extract import final_answer
 
 __all__ = ["VERIFIERS", "check", "check_all", "final_answer", "has_gold"]
@@ -20,6 +20,7 @@ VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
     "math": math.check,
     "exact": exact.check,
     "words": words.check,
+    "text": verbatim.check,
     "choice": choice.check,
     "code": code.check,
     "gsm8k-strict": harness.gsm8k_strict,
@@ -30,7 +31,7 @@ VERIFIERS: dict[str, Callable[[Task, str], Verdict]] = {
 """The built-in verifiers by name. To use your own, add it here under a new name, or let the task name it as
 "module:function" or "command:PROGRAM" (`mass.verify.own`). An exception that it raises becomes "no verdict"."""
 
-_IN_PROCESS = ("exact", "words", "choice", "gsm8k-strict", "gsm8k-flexible")
+_IN_PROCESS = ("exact", "words", "text", "choice", "gsm8k-strict", "gsm8k-flexible")
 
 
 def check(task: Task, text: str) -> Verdict:

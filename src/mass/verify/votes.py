@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mass.types import Task
-from mass.verify import choice, harness, math, words
+from mass.verify import choice, harness, math, verbatim, words
 from mass.verify.exact import number
 from mass.verify.extract import final_answer, find
 from mass.verify.notation import plain
@@ -135,6 +135,7 @@ _READINGS: dict[str, tuple[Callable[[str], str | None], Callable[[str], str], Eq
     "gsm8k-flexible": (lambda text: harness.gsm8k_flexible(_ANY, text).extracted, harness.comparable, _differ),
     "minerva": (harness.minerva_answer, _math_key, _math_equal),
     "words": (words.ballot, str, _differ),
+    "text": (lambda text: verbatim.plain(text) or None, str, _differ),
 }
 """For each verifier: how it reads an answer, a key that equal answers mostly share, and how it compares the others."""
 _ANY = Task("", answer="0")
