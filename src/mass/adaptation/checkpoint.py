@@ -20,6 +20,7 @@ from torch import Tensor
 from mass.adaptation.scoring import init_scorer
 from mass.config import (
     AdaptConfig,
+    GateConfig,
     InnerConfig,
     LoraConfig,
     PracticeConfig,
@@ -153,6 +154,7 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
         ScoringConfig(**scoring),
         InnerConfig(**inner),
         SamplingConfig(**_with_new_names(data["answer"])),
+        GateConfig(**data.get("gate", {})),
     )
 
 

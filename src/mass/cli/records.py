@@ -71,4 +71,3 @@ def write(folder: Path, index: int, problem: str | Task, solution: Solution) -> 
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); name another folder with --out") from error
     return path
-

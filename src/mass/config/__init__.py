@@ -21,6 +21,7 @@ from mass.config.adapt import (
 )
 from mass.config.engine import EngineConfig
 from mass.config.evaluate import EvalConfig
+from mass.config.gate import GateConfig
 from mass.config.model import LoraConfig, ModelConfig
 from mass.config.train import AtTestConfig, OuterConfig, RunConfig, TasksConfig, TrainConfig, at_test
 
@@ -30,6 +31,7 @@ __all__ = [
     "AtTestConfig",
     "EngineConfig",
     "EvalConfig",
+    "GateConfig",
     "InnerConfig",
     "LoraConfig",
     "ModelConfig",

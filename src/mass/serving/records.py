@@ -214,7 +214,9 @@ class Records:
                     f"INSERT INTO adaptations ({_SELECTED}, record, extra) VALUES ({places})", [*values, record, extra]
                 )
             except sqlite3.IntegrityError as error:
-                raise RunError(f"a record with id {entry.summary.id!r} exists; give each adaptation a new id") from error
+                raise RunError(
+                    f"a record with id {entry.summary.id!r} exists; give each adaptation a new id"
+                ) from error
 
     def get(self, id: str, *, owner: str | None) -> Entry | None:
         """Return an entry; None where the owner has none of this id."""
@@ -363,9 +365,10 @@ def _whose(conditions: Sequence[tuple[str, Any]], owner: str | None) -> tuple[st
 
 
 def _summary(columns: Sequence[Any]) -> Summary:
-    values = dict(zip(_COLUMNS, columns, strict=True))
-    right = values["right"]
-    return Summary(**{**values, "adapted": bool(values["adapted"]), "right": None if right is None else bool(right)})
+    values = dict[str, Any](zip(_COLUMNS, columns, strict=True))
+    values["adapted"] = bool(values["adapted"])
+    values["right"] = None if values["right"] is None else bool(values["right"])
+    return Summary(**values)
 
 
 def _position(cursor: str) -> list[Any]:
