@@ -84,15 +84,15 @@ def adapt_stack(
         before, after = practice.measured(start, size), practice.measured(stack, size)
     groups = _annotate(groups, practice, held, practice.pick(scores), practice.pick(weights), before, after)
     adapted = Adapted(stack, groups, tuple(fallbacks), tuple(norms), ())
-    measures = measures_of(valid, held, practice, before, after) if config.gate.on else {}
-    with clock.stage("canaries") if config.gate.on else nullcontext():
+    measures = measures_of(valid, held, practice, before, after) if config.gate.enabled else {}
+    with clock.stage("canaries") if config.gate.enabled else nullcontext():
         return judged(adapted, measures, start, judge)
 
 
 def _weights(scores: Tensor, valid: Tensor, held: Tensor, config: AdaptConfig) -> Tensor:
     """Return the weights [B, m] of the examples that are learned, which weigh together what all would."""
     weights = scoring.normalise(scores, valid & ~held, config.scoring.normalise)
-    if config.scoring.normalise != "sigmoid" or not config.gate.on:
+    if config.scoring.normalise != "sigmoid" or not config.gate.enabled:
         return weights
     return weights * (valid.sum(1, keepdim=True) / (valid & ~held).sum(1, keepdim=True).clamp_min(1))
 
@@ -216,7 +216,9 @@ def answer_all(
     clock = Clock()
     own = None if decided else _own_answers(lm, state, problems, config, seeds, clock)
     before = decided or (own.decisions if own else None)
-    skipped = {b for b, d in enumerate(before or ()) if not d.adapt and not (replay and replay[b])}
+    # A record of practice that the gate discarded is repeated too, and its update discarded again.
+    again = [bool(decided and replay and replay[b]) for b in range(len(problems))]
+    skipped = {b for b, d in enumerate(before or ()) if not d.adapt and not again[b]}
     if before is not None and skipped:
         asked = [b for b in range(len(problems)) if b not in skipped]
         records, adapted = _practise_some(
@@ -276,7 +278,7 @@ def _own_answers(
     lm: LM, state: MetaState, problems: Sequence[str], config: AdaptConfig, seeds: Sequence[int], clock: Clock
 ) -> _Own | None:
     """Ask the gate if to practise on each problem; None where it practises on all."""
-    if not config.gate.on or config.gate.certainty is None:
+    if not config.gate.enabled or config.gate.certainty is None:
         return None
     with clock.stage("certainty"):
         prompts = [lm.solve_prompt(problem) for problem in problems]

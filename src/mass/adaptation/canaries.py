@@ -108,7 +108,7 @@ class Canaries:
 
 def needs_canaries(config: GateConfig) -> bool:
     """Return True where the gate is on and judges by canaries."""
-    return config.on and (config.max_drift is not None or config.canaries is not None)
+    return config.enabled and (config.max_drift is not None or config.canaries is not None)
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ Legend: B problems, m examples of each.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -79,32 +78,31 @@ def before(certainty: float, config: GateConfig) -> GateDecision:
 
 def held_out(valid: Bool[Tensor, "B m"], config: GateConfig) -> Bool[Tensor, "B m"]:
     """Return the examples to hold out: every n-th valid one of each problem, so none of a problem with fewer."""
-    if not config.on or not config.hold_out:
+    if not config.enabled or not config.hold_out:
         return torch.zeros_like(valid)
     return valid & (valid.cumsum(1) % config.hold_out == 0)
 
 
-def mean_over(values: Float[Tensor, "B m"], chosen: Bool[Tensor, "B m"]) -> list[float]:
-    """Return each problem's mean of the chosen values; NaN where none is chosen."""
-    total = torch.where(chosen, values, 0.0).sum(1)
-    return (total / chosen.sum(1)).tolist()
+def mean_over(values: Float[Tensor, "B m"], chosen: Bool[Tensor, "B m"]) -> list[float | None]:
+    """Return each problem's mean of the chosen values; None where none is chosen."""
+    total, count = torch.where(chosen, values, 0.0).sum(1).tolist(), chosen.sum(1).tolist()
+    return [one / number if number else None for one, number in zip(total, count, strict=True)]
 
 
 def after(measures: Mapping[str, float], config: GateConfig, *, unrefused: bool = False) -> GateDecision:
     """Decide whether the weights of a finite and bounded update may answer.
 
-    A measure that is missing or NaN was not to be had, as of held-out examples where there were too few, and is no
-    reason against the update.
+    A measure that was not to be had, as of held-out examples where there were too few, is no reason against the update.
+    One that is not a number is.
     """
-    kept = {name: value for name, value in measures.items() if not math.isnan(value)}
     bounds = (
         ("surprise", config.max_surprise, SURPRISING),
         ("held_out_rise", config.max_rise, LESS_LIKELY),
         ("drift", config.max_drift, DRIFTED),
     )
-    failed = [why for name, bound, why in bounds if bound is not None and kept.get(name, -math.inf) > bound]
+    failed = [why for name, bound, why in bounds if bound is not None and not measures.get(name, bound) <= bound]
     failed += [UNREFUSED] if unrefused else []
-    return GateDecision(not failed, failed[0] if failed else PASSED, kept)
+    return GateDecision(not failed, failed[0] if failed else PASSED, dict(measures))
 
 
 def with_measures(decision: GateDecision, earlier: Mapping[str, float]) -> GateDecision:
@@ -113,7 +111,16 @@ def with_measures(decision: GateDecision, earlier: Mapping[str, float]) -> GateD
 
 
 __all__ = [
+    "CERTAIN",
+    "DRIFTED",
+    "EXPLODING",
+    "LESS_LIKELY",
+    "NOT_FINITE",
+    "NO_EXAMPLE",
+    "PASSED",
     "REASONS",
+    "SURPRISING",
+    "UNREFUSED",
     "Canaries",
     "GateDecision",
     "after",
@@ -122,4 +129,5 @@ __all__ = [
     "held_out",
     "mean_over",
     "prepare_canaries",
+    "with_measures",
 ]

@@ -60,17 +60,17 @@ class Judge:
 
 def measures_of(
     valid: Tensor, held: Tensor, practice: Practice, before: Tensor, after: Tensor
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """Return what the gate measures on the practice of each problem."""
     loss, rise = (practice.spread(values, *valid.shape) for values in (before, after - before))
     surprise = loss.masked_fill(~valid, float("inf")).min(1).values
-    return {"surprise": surprise.tolist(), "held_out_rise": gate.mean_over(rise, held)}
+    return {"surprise": [*surprise.tolist()], "held_out_rise": gate.mean_over(rise, held)}
 
 
-def judged(adapted: Adapted, measures: Mapping[str, list[float]], start: Params, judge: Judge) -> Adapted:
+def judged(adapted: Adapted, measures: Mapping[str, Sequence[float | None]], start: Params, judge: Judge) -> Adapted:
     """Return the adapted stack with the gate's decisions, and the start in place of updates that it discards."""
     count = len(adapted.fallbacks)
-    if not judge.config.on:
+    if not judge.config.enabled:
         return dataclasses.replace(adapted, gates=(None,) * count)
     decisions = judge.decided or _decisions(adapted, measures, judge)
     return dataclasses.replace(
@@ -81,14 +81,14 @@ def judged(adapted: Adapted, measures: Mapping[str, list[float]], start: Params,
     )
 
 
-def _decisions(adapted: Adapted, measures: Mapping[str, list[float]], judge: Judge) -> list[GateDecision]:
+def _decisions(adapted: Adapted, measures: Mapping[str, Sequence[float | None]], judge: Judge) -> list[GateDecision]:
     lost = [False] * len(adapted.fallbacks)
     if judge.canaries is not None and not all(adapted.fallbacks):
         drift, some_lost = judge.canaries.measure(adapted.stack)
         measures, lost = {**measures, "drift": drift.tolist()}, some_lost.tolist()
     found: list[GateDecision] = []
     for b, (reason, norm) in enumerate(zip(adapted.fallbacks, adapted.update_norms, strict=True)):
-        own = {"update_norm": norm, **{name: values[b] for name, values in measures.items()}}
+        own = {"update_norm": norm, **{name: v for name, values in measures.items() if (v := values[b]) is not None}}
         # What an update that is not finite does to practice and canaries was measured on the start in its place.
         failed = GateDecision(False, reason, {"update_norm": norm})
         found.append(failed if reason else gate.after(own, judge.config, unrefused=lost[b]))

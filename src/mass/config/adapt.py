@@ -154,10 +154,6 @@ class AdaptConfig(PracticeConfig, FromYaml):
     """Everything that decides an adapted answer, besides the model, the checkpoint and the seed."""
 
     answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
-<<<<<<< HEAD
     """Sampling of the answer."""
-=======
-    """How the answer is sampled."""
     gate: GateConfig = GateConfig()
     """When it practises at all, and when the adapted weights may answer."""
->>>>>>> 9cc2b20 (The gate: certainty before practice; surprise, held-out examples and canaries after it; its decision in the record)

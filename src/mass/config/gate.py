@@ -11,7 +11,7 @@ from mass.config.checks import require, require_numbers
 class GateConfig:
     """When a model practises at all, and when what it learned may answer. `mass gate` measures the bounds."""
 
-    on: bool = False
+    enabled: bool = False
     """True to decide for each problem; false to adapt to every problem."""
     certainty: float | None = None
     """A problem is answered without practice if the mean log-probability (nats) of the tokens of the model's own greedy
