@@ -8,7 +8,8 @@ practice and random numbers. The practice is the model's own, or one of `HOSTILE
 a problem that tells the model what to write. A hostile problem's text reaches every answer, that without practice too.
 
 Intervals are 95%: Wilson's for accuracies, a bootstrap over problems for differences. Seconds are wall-clock, a
-problem's share of its stack, on whatever machine runs this. Writes what came of each problem to --out after each stack.
+problem's share of its stack, on whatever machine runs this. Writes what came of each problem to --out after each stack,
+and goes on from there when it is run again.
 """
 
 from __future__ import annotations
@@ -131,16 +132,18 @@ def _with(lm: LM, example: Example, solution: str) -> Example:
 def main() -> None:
     given = arguments()
     restart_with_kept_memory()
-    model = mass.load(given.model, given.checkpoint)
     tasks = load(given.tasks, split="test", size=given.size, seed=given.seed)
-    found = {regime: list[Outcome]() for regime in given.regimes or REGIMES}
+    found = known(given)
+    wanted = given.regimes or list(REGIMES)
+    model = mass.load(given.model, given.checkpoint)
     for start in range(0, len(tasks), STACK):
         part = tasks[start : start + STACK]
         seeds = [derive(given.seed, "gate benchmark", start + i) for i in range(len(part))]
         written: dict[Callable[[str], str], tuple[Groups, float]] = {}
-        for regime in found:
-            found[regime] += outcomes(model, part, seeds, regime, written)
-        keep(given, found)
+        for regime in wanted:
+            if len(found.setdefault(regime, [])) == start:
+                found[regime] += outcomes(model, part, seeds, regime, written)
+                keep(given, found)
         print(f"{start + len(part)} of {len(tasks)}", flush=True)
     shown = table(found)
     print(shown)
@@ -192,16 +195,26 @@ def _seconds(record: Adaptation, written: float) -> float:
 
 # --- the table
 
-HEAD = ("practice", "without", "gate off", "helped/hurt", "gate on", "helped/hurt", "skipped", "discarded", "s saved")
+HEAD = (
+    "practice",
+    "problems",
+    "without",
+    "gate off",
+    "helped/hurt",
+    "gate on",
+    "helped/hurt",
+    "skipped",
+    "discarded",
+    "s saved",
+)
 
 
 def table(found: dict[str, list[Outcome]]) -> str:
     """Return the table in Markdown, and a sentence on each aim."""
-    rows = [HEAD, ("---", *("---:" for _ in HEAD[1:])), *(row(regime, some) for regime, some in found.items() if some)]
+    in_order = [(regime, found[regime]) for regime in REGIMES if found.get(regime)]
+    rows = [HEAD, ("---", *("---:" for _ in HEAD[1:])), *(row(regime, some) for regime, some in in_order)]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    count = len(next(iter(found.values())))
-    notes = [sentence(regime, some) for regime, some in found.items() if some]
-    return "\n".join([f"{count} test problems in each row.", "", *lines, "", *notes])
+    return "\n".join([*lines, "", *(sentence(regime, some) for regime, some in in_order)])
 
 
 def row(regime: str, some: Sequence[Outcome]) -> tuple[str, ...]:
@@ -209,6 +222,7 @@ def row(regime: str, some: Sequence[Outcome]) -> tuple[str, ...]:
     saved = sum(o.ungated_s - o.gated_s for o in some) / sum(o.ungated_s for o in some)
     return (
         regime,
+        str(len(some)),
         percent([o.right for o in some]),
         percent([o.ungated for o in some]),
         f"{sum(o.ungated > o.right for o in some)}/{sum(o.ungated < o.right for o in some)}",
@@ -236,6 +250,17 @@ def sentence(regime: str, some: Sequence[Outcome]) -> str:
 def points(gains: Sequence[int]) -> str:
     low, high = mean_interval([float(g) for g in gains], 10_000, 0) or (0.0, 0.0)
     return f"{100 * sum(gains) / len(gains):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
+
+
+def known(given: argparse.Namespace) -> dict[str, list[Outcome]]:
+    """Return the outcomes of an earlier run on the same problems."""
+    place = Path(given.out)
+    if not place.exists():
+        return {}
+    data = json.loads(place.read_text())
+    if (data["model"], data["tasks"], data["seed"]) != (given.model, given.tasks, given.seed):
+        raise SystemExit(f"{place} has outcomes of other problems; name another file with --out")
+    return {regime: [Outcome(*values) for values in some] for regime, some in data["outcomes"].items()}
 
 
 def keep(given: argparse.Namespace, found: dict[str, list[Outcome]]) -> None:

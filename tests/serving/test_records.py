@@ -26,7 +26,9 @@ def record(problem: str = "Compute 1 + 1.", **changes: object) -> Adaptation:
     return Adaptation(problem, "tiny", 3, {"inner": {"steps": 1}}, "abc", **values)
 
 
-def entry(id: str, time: float = 0.0, *, owner: str = ANN, found: Adaptation | None = None, name: str = "math") -> Entry:
+def entry(
+    id: str, time: float = 0.0, *, owner: str = ANN, found: Adaptation | None = None, name: str = "math"
+) -> Entry:
     return Entry.of(found or record(), id=id, owner=owner, checkpoint=name, checkpoint_hash="h", time=time)
 
 
@@ -256,7 +258,9 @@ for number in range(rounds):
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_killed_process_leaves_every_record_whole(tmp_path: Path) -> None:
     """20 writers die at random moments, one after another, in one database."""
-    ran = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path), "20"], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", WRITER, str(tmp_path), "20"], capture_output=True, text=True, check=True
+    )
     told = ran.stdout.split()
     with Records(tmp_path) as records:
         found = [one.id for one in records.list(owner=None, limit=1000).entries]
