@@ -133,17 +133,17 @@ def main() -> None:
     given = arguments()
     restart_with_kept_memory()
     tasks = load(given.tasks, split="test", size=given.size, seed=given.seed)
-    found = known(given)
-    wanted = given.regimes or list(REGIMES)
+    wanted = REGIMES if given.regimes is None else given.regimes
+    found = {regime: known(given, regime) for regime in REGIMES}
     model = mass.load(given.model, given.checkpoint)
     for start in range(0, len(tasks), STACK):
         part = tasks[start : start + STACK]
         seeds = [derive(given.seed, "gate benchmark", start + i) for i in range(len(part))]
         written: dict[Callable[[str], str], tuple[Groups, float]] = {}
         for regime in wanted:
-            if len(found.setdefault(regime, [])) == start:
+            if len(found[regime]) == start:
                 found[regime] += outcomes(model, part, seeds, regime, written)
-                keep(given, found)
+                keep(given, regime, found[regime])
         print(f"{start + len(part)} of {len(tasks)}", flush=True)
     shown = table(found)
     print(shown)
@@ -252,23 +252,27 @@ def points(gains: Sequence[int]) -> str:
     return f"{100 * sum(gains) / len(gains):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "−")
 
 
-def known(given: argparse.Namespace) -> dict[str, list[Outcome]]:
+def place_of(given: argparse.Namespace, regime: str) -> Path:
+    return Path(given.out) / f"{regime.replace(': ', '-').replace(' ', '-')}.json"
+
+
+def known(given: argparse.Namespace, regime: str) -> list[Outcome]:
     """Return the outcomes of an earlier run on the same problems."""
-    place = Path(given.out)
+    place = place_of(given, regime)
     if not place.exists():
-        return {}
+        return []
     data = json.loads(place.read_text())
     if (data["model"], data["tasks"], data["seed"]) != (given.model, given.tasks, given.seed):
-        raise SystemExit(f"{place} has outcomes of other problems; name another file with --out")
-    return {regime: [Outcome(*values) for values in some] for regime, some in data["outcomes"].items()}
+        raise SystemExit(f"{place} has outcomes of other problems; name another folder with --out")
+    return [Outcome(*values) for values in data["outcomes"]]
 
 
-def keep(given: argparse.Namespace, found: dict[str, list[Outcome]]) -> None:
+def keep(given: argparse.Namespace, regime: str, some: Sequence[Outcome]) -> None:
     """Write what is known so far, whole or not at all."""
-    place = Path(given.out)
+    place = place_of(given, regime)
     place.parent.mkdir(parents=True, exist_ok=True)
-    data = {regime: [list(asdict(o).values()) for o in some] for regime, some in found.items()}
-    replace_text(place, json.dumps({"model": given.model, "tasks": given.tasks, "seed": given.seed, "outcomes": data}))
+    origin = {"model": given.model, "tasks": given.tasks, "seed": given.seed}
+    replace_text(place, json.dumps({**origin, "outcomes": [list(asdict(o).values()) for o in some]}))
 
 
 def write(document: Path, shown: str) -> None:
@@ -284,8 +288,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", default="minimath-terms")
     parser.add_argument("--size", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--regimes", nargs="*", choices=list(REGIMES), help="All of them by default.")
-    parser.add_argument("--out", default="benchmarks/results/gate/tiny-terms.json")
+    parser.add_argument(
+        "--regimes", nargs="*", choices=list(REGIMES), help="All of them by default; none to write the table only."
+    )
+    parser.add_argument("--out", default="benchmarks/results/gate", help="A folder, with a file for each regime.")
     parser.add_argument("--document", default=None, help="A Markdown file with the two marks, for the table.")
     return parser.parse_args()
 
