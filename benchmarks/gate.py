@@ -1,6 +1,6 @@
 """A model's gate, on and off, under honest and hostile practice -> who was helped, hurt and skipped, and the seconds.
 
-    mass gate --model tiny-terms --tasks minimath-terms --size 400        # the bounds, from validation problems
+    mass gate --model tiny-terms --tasks minimath-terms --tasks.size 400        # the bounds, from validation problems
     python benchmarks/gate.py --size 500 --document docs/gate.md          # the table, from test problems
 
 Each problem is answered without practice, with practice and no gate, and with practice and the gate, from the same

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from mass.evaluation.gating import Bounds
 
 EXAMPLES = (
-    "mass gate --model tiny-terms --tasks minimath-terms",
+    "mass gate",
     "mass gate --model Qwen/Qwen2.5-7B-Instruct --checkpoint runs/first --tasks validation.jsonl",
-    "mass gate --checkpoint runs/first --tasks gsm8k --split train --size 300 --no-write",
+    "mass gate --checkpoint runs/first --tasks gsm8k --tasks.split train --tasks.size 300 --no_write",
 )
 
 
@@ -36,11 +36,11 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--stack is {given.stack}; expected at least 1")
     tasks, _ = options.load_tasks(given)
     with console.working("loading the model"):
-        model = load(given.model, given.checkpoint, **options.loading(given))
+        model = load(given.model.name, given.checkpoint, **options.loading(given))
     console.notes(model.notes)
-    if model.checkpoint is None and given.write:
+    if model.checkpoint is None and not given.no_write:
         raise ConfigError(
-            "an untrained model has no checkpoint to keep the bounds in; give --no-write, and put what is printed "
+            "an untrained model has no checkpoint to keep the bounds in; give --no_write, and put what is printed "
             "under adapt: in a --config file"
         )
     with console.working(f"practising on {len(tasks)} problems"):
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     found = gating.bounds(measured, model.config.gate)
     console.note(_summary(found))
     options.print_yaml({"gate": to_dict(found.gate)})
-    if given.write and model.checkpoint is not None:
+    if model.checkpoint is not None and not given.no_write:
         console.note(f"kept in {set_gate(Path(model.checkpoint), found.gate)}")
     return 0
 
@@ -71,12 +71,12 @@ def _parser() -> ArgumentParser:
         EXAMPLES,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train; a shipped model's own by default.")
-    options.add_task_options(parser, default="minimath")
-    parser.set_defaults({"split": "validation", "size": 500})
+    options.add_task_options(parser, default="minimath-terms", split="validation")
+    parser.set_defaults({"tasks.size": 400})
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
     parser.add_argument(
         "--tasks-seed", type=int | None, default=None, help="Seed of built-in tasks; --seed by default."
     )
     parser.add_argument("--stack", type=int, default=32, help="Problems practised on side by side.")
-    parser.add_argument("--no-write", dest="write", action="store_false", help="Print the bounds, and keep nothing.")
+    parser.add_argument("--no_write", action="store_true", help="Print the bounds, and keep nothing.")
     return parser
