@@ -19,6 +19,7 @@ VERBS = {
     "adapt": "learn a file of examples, and save the adapter",
     "train": "meta-train a checkpoint: how to practise, how to weight practice",
     "eval": "compare methods on a task set",
+    "gate": "measure when a checkpoint should practise, and keep that in it",
     "lm-eval": "run lm-evaluation-harness with mass among its models",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
     "report": "write the page of a run or comparison",

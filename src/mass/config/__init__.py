@@ -22,6 +22,7 @@ from mass.config.adapt import (
 from mass.config.engine import EngineConfig
 from mass.config.evaluate import EvalConfig
 from mass.config.examples import ExamplesConfig
+from mass.config.gate import GateConfig
 from mass.config.model import LoraConfig, ModelConfig
 from mass.config.train import AtTestConfig, OuterConfig, RunConfig, TasksConfig, TrainConfig, at_test
 
@@ -32,6 +33,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExamplesConfig",
+    "GateConfig",
     "InnerConfig",
     "LoraConfig",
     "ModelConfig",
