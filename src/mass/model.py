@@ -187,7 +187,7 @@ class Mass:
         """
         if self.checkpoint is None:
             raise ModelError("the state is untrained, so there is no checkpoint to upload; load one that was trained")
-        return hub.push(checkpoints.locate(_folder_of(self.checkpoint)), repo_id, private=private, message=message)
+        return hub.push(checkpoints.locate(folder_of(self.checkpoint)), repo_id, private=private, message=message)
 
     def replay(self, record: Adaptation) -> Solution:
         """Answer again from a record: from its practice examples, seed, configuration, prompts and starting point.
@@ -342,7 +342,7 @@ def load(
         config = config or untrained_config(lm)
         lm = lm.asking(kind or lm.kind)
         return Mass(lm, init_state(lm, config, seed), config, state_seed=seed, prompts_given=prompts is not None)
-    return _with_checkpoint(model, _folder_of(checkpoint), config, given, kind)
+    return _with_checkpoint(model, folder_of(checkpoint), config, given, kind)
 
 
 def untrained_config(lm: LM) -> AdaptConfig:
@@ -423,7 +423,7 @@ def lora_of(record: Adaptation) -> LoraConfig:
     return checkpoints.lora_config(record.lora) if record.lora else LoraConfig()
 
 
-def _folder_of(checkpoint: str | Path) -> Path:
+def folder_of(checkpoint: str | Path) -> Path:
     """The folder of a checkpoint: one that is here, one that ships with the package, or one of the hub, downloaded."""
     folder, (first, *rest) = Path(checkpoint), Path(checkpoint).parts or ("",)
     if folder.is_dir():

@@ -22,6 +22,7 @@ VERBS = {
     "gate": "measure when a checkpoint should practise, and keep that in it",
     "lm-eval": "run lm-evaluation-harness with mass among its models",
     "doctor": "measure whether meta-gradients are exact on a model of yours",
+    "serve": "answer requests in OpenAI's form over HTTP, each after practice",
     "report": "write the page of a run or comparison",
     "prompts": "print the prompts, to change them and give them back with --model.prompts",
     "demo": "watch the shipped model practise, then compare it with its baselines",

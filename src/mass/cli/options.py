@@ -96,8 +96,10 @@ def plain(value: Any) -> Any:
     return to_dict(value) if is_dataclass(value) else value
 
 
-def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny-terms") -> None:
-    """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given.
+def add_model_options(
+    parser: ArgumentParser, *, checkpoint: str | None, default: str | None = "tiny-terms"
+) -> None:
+    """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given; None for none.
 
     Their names are those of `mass.config.ModelConfig`. None stands for a value that is not given: a checkpoint, a
     record or `mass.load` decides then.
@@ -109,7 +111,8 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
         default=default,
         help=f"{MODEL_HELP}{f'; {default} by default' if default else ''}. --model NAME for short.",
     )
-    parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
+    if checkpoint is not None:
+        parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
     group.add_argument("--model.device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument(
         "--model.dtype",

@@ -24,6 +24,7 @@ from mass.config.evaluate import EvalConfig
 from mass.config.examples import ExamplesConfig
 from mass.config.gate import GateConfig
 from mass.config.model import LoraConfig, ModelConfig
+from mass.config.serve import ServeConfig
 from mass.config.train import AtTestConfig, OuterConfig, RunConfig, TasksConfig, TrainConfig, at_test
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "ScoringConfig",
+    "ServeConfig",
     "SynthesisConfig",
     "TasksConfig",
     "TrainConfig",

@@ -1,0 +1,159 @@
+"""Listen, load the model meanwhile, serve until told to stop, and finish what is in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mass.config import ServeConfig
+from mass.errors import ConfigError
+from mass.serving.app import Serving, create_app
+from mass.serving.errors import RequestError
+from mass.serving.keys import Keys
+from mass.serving.loading import Parts, require_unchanged
+from mass.serving.records_kept import keeper
+from mass.serving.service import Service
+from mass.serving.streams import Json
+
+LAST_SENDING_S = 5
+"""Seconds for the last replies to be sent, once they are there."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1, with an error of OpenAI's form for what is no HTTP."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, and close the connection."""
+        content = Json(RequestError(f"the request is no HTTP ({msg})").body()).body
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(content)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that answers what it has begun before it stops."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[Callable[[], bool]], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new requests, finish the others, and then close."""
+        await self._drain(lambda: self.force_exit)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (as signals call it)
+        """Stop; at the second signal at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle signals in the block, without raising them again afterwards: the end of the run is still to come."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """Return a socket that is bound to the address. Raises ConfigError, as where the port is in use."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = socket.socket(family)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((config.host, config.port))
+    except OSError as error:
+        found.close()
+        raise ConfigError(
+            f"port {config.port} of host {config.host!r} cannot be listened at ({error.strerror or error}); expected a "
+            "free one; choose another --port"
+        ) from error
+    return found
+
+
+def serve(
+    config: ServeConfig,
+    keys: Keys,
+    bound: socket.socket,
+    load: Callable[[], Parts],
+    ready: Callable[[Parts], None] = lambda _: None,
+    server_made: Callable[[Server], None] = lambda _: None,
+) -> None:
+    """Serve on a bound socket until a signal, with the model that `load` returns; it is loaded in a thread meanwhile.
+
+    `ready` is called once requests are answered. Raises what `load` raises, and ModelError where the base's weights are
+    not what they were.
+    """
+    asyncio.run(_serve(config, keys, bound, load, ready, server_made))
+
+
+async def _serve(
+    config: ServeConfig,
+    keys: Keys,
+    bound: socket.socket,
+    load: Callable[[], Parts],
+    ready: Callable[[Parts], None],
+    server_made: Callable[[Server], None],
+) -> None:
+    serving = Serving()
+
+    async def drain(hurried: Callable[[], bool]) -> None:
+        if serving.service is not None:
+            await serving.service.drain(config.drain_s, hurried)
+
+    server = Server(_uvicorn(create_app(serving, config, keys)), drain)
+    server_made(server)
+    running = asyncio.create_task(server.serve(sockets=[bound]))
+    loading = asyncio.create_task(asyncio.to_thread(load))
+    try:
+        await asyncio.wait({running, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done() and not loading.done():
+            return  # told to stop before the model was there
+        parts = await loading
+        with keeper(config) as keep:
+            serving.service = Service(config, parts.models, parts.decoders, parts.canaries, keep)
+            ready(parts)
+            await running
+            serving.service.close()
+        await asyncio.to_thread(require_unchanged, parts)
+    finally:
+        server.should_exit = True
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def _uvicorn(app: object) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,  # its lines have the query of a request, which may be a text of it
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_SENDING_S,
+    )

@@ -1,0 +1,185 @@
+"""Requests -> jobs -> outcomes: what is admitted, what waits, which two requests are one, and how a server stops."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mass.adaptation.gate import Canaries
+from mass.config import ServeConfig
+from mass.lm.continuous import ContinuousDecoder, Load
+from mass.serving.answering import Answering, Workshop
+from mass.serving.errors import RequestError, internal, too_busy, unavailable
+from mass.serving.failures import described
+from mass.serving.inner_loops import InnerLoops
+from mass.serving.job import Job, Outcome
+from mass.serving.metrics import Metrics
+from mass.serving.models import Models
+from mass.serving.protocol import AnswerRequest
+
+log = logging.getLogger(__name__)
+
+TOKENISING_THREADS = 2
+DRAIN_LOOK_S = 0.1
+"""Seconds between two looks at whether to stop at once."""
+SMOOTHING = 0.1
+"""Weight of the newest request in the running mean of seconds."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a client calls a request, so that the same one is not answered twice at once."""
+
+    owner: str
+    name: str
+    """The value of the header."""
+    strict: bool
+    """True for an idempotency key, which must not be used for another request while the first is answered."""
+
+
+class Service:
+    """Answers requests. It belongs to one event loop; the work is done in threads."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: Models,
+        decoders: Mapping[str, ContinuousDecoder],
+        canaries: Mapping[str, Canaries],
+        keep: Callable[[Answering, Outcome], None] | None = None,
+    ) -> None:
+        """`keep` writes the record of an adaptation, in a thread; None for a server that keeps no records."""
+        self.config, self.models, self._keep = config, models, keep
+        self._decoders = dict(decoders)
+        self._practising = ThreadPoolExecutor(config.max_adapting, thread_name_prefix="practice")
+        self._tokenising = ThreadPoolExecutor(TOKENISING_THREADS, thread_name_prefix="tokens")
+        self._shop = Workshop(
+            config,
+            self._decoders,
+            dict(canaries),
+            self._practising,
+            self._tokenising,
+            InnerLoops(config.max_stack),
+            lambda: self.stopping,
+        )
+        self.stopping = False
+        self._jobs: set[Job] = set()
+        self._by_identity: dict[Identity, tuple[str, Job]] = {}
+        self._mean_s = 1.0
+        self.metrics = Metrics(self.load, lambda: 0, lambda: len(self._jobs))
+
+    def start(self, request: AnswerRequest, owner: str, identity: Identity | None = None) -> Job:
+        """Begin to answer a request, or return the job of the same request that is being answered.
+
+        Raises a `RequestError` where the model is unknown, the queue is full, or the server is stopping.
+        """
+        served = self.models.find(request.model)
+        if request.mass.adapt == "always" and not served.adapts:
+            raise RequestError(
+                f"mass.adapt is 'always', and {served.name!r} answers plainly; expected {served.base + '+mass'!r} or "
+                "another model that GET /v1/models lists with a parent",
+                param="mass.adapt",
+            )
+        if request.mass.examples:
+            raise RequestError("mass.examples is not available in this version; leave it out", param="mass.examples")
+        same = None if identity is None else self._same(identity, request)
+        if same is not None:
+            return same
+        if self.stopping:
+            raise unavailable("the server is stopping; try again", "stopping")
+        if len(self._jobs) >= self.config.max_queue:
+            raise too_busy(max(1, math.ceil(self._mean_s)))
+        job = Job(request, served, owner)
+        self._jobs.add(job)
+        if identity is not None:
+            self._by_identity[identity] = (_digest(request), job)
+        job.task = asyncio.create_task(self._run(job, identity))
+        return job
+
+    def _same(self, identity: Identity, request: AnswerRequest) -> Job | None:
+        """Return the job in flight of the same request. Raises a `RequestError` for a key that is used twice."""
+        digest, job = self._by_identity.get(identity, ("", None))
+        if job is None or job.done or job.cancelled:
+            return None
+        if digest == _digest(request):
+            return job
+        if identity.strict:
+            raise RequestError(
+                "the Idempotency-Key is in use for another request; expected a key of its own for each request",
+                param="Idempotency-Key",
+                code="idempotency_key_reused",
+            )
+        return None
+
+    async def _run(self, job: Job, identity: Identity | None) -> None:
+        """Answer one job; whatever happens, it ends."""
+        try:
+            answering = Answering(job, self._shop)
+            outcome = await answering.outcome()
+            await self._keep_record(answering, outcome)
+            self.metrics.answered(job, outcome)
+            self._mean_s += SMOOTHING * (time.perf_counter() - job.started - self._mean_s)
+            job.publish(outcome)
+        except RequestError as error:
+            job.fail(error)
+        except asyncio.CancelledError:
+            job.cancelled = True
+            job.fail(unavailable("the request was given up", "cancelled"))
+        except Exception as error:
+            log.error("a request failed: %s", described(error))
+            job.fail(internal())
+        finally:
+            self._jobs.discard(job)
+            if identity is not None and self._by_identity.get(identity, (None, None))[1] is job:
+                del self._by_identity[identity]
+
+    async def _keep_record(self, answering: Answering, outcome: Outcome) -> None:
+        """Write the record before the answer ends, so that the identity in the reply can be looked up at once."""
+        if self._keep is None or not (outcome.adapted or outcome.fallback):
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._tokenising, self._keep, answering, outcome)
+        except Exception as error:  # a full disk must not cost anybody an answer
+            self.metrics.records_failed.inc()
+            log.error("a record could not be written: %s", described(error))
+
+    def load(self) -> Load:
+        """Return the load of all decoders together."""
+        loads = [decoder.load() for decoder in set(self._decoders.values())]
+        return Load(**{name: sum(getattr(load, name) for load in loads) for name in Load.__dataclass_fields__})
+
+    async def drain(self, seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Take no more requests; wait so long for those that are being answered, and give the others up.
+
+        `hurried` becomes true where there is no time for that.
+        """
+        self.stopping = True
+        end = time.monotonic() + seconds
+        while self._jobs and time.monotonic() < end and not hurried():
+            tasks = {job.task for job in self._jobs if job.task is not None}
+            await asyncio.wait(tasks, timeout=DRAIN_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        for job in list(self._jobs):
+            job.fail(unavailable("the server stopped before the answer was ready; try again", "stopping"))
+            job.cancel()
+
+    def close(self) -> None:
+        """Stop all threads. Jobs in flight fail."""
+        self.stopping = True
+        for decoder in set(self._decoders.values()):
+            decoder.close()
+        for pool in (self._practising, self._tokenising):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _digest(request: AnswerRequest) -> str:
+    """Return a hash of all that a request says."""
+    values: dict[str, Any] = asdict(request)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
