@@ -71,7 +71,7 @@ def asks(
     """Return one ask for each of the request's n answers; the first has the seed that `Mass.solve` would use."""
     request, lm = job.request, job.served.mass.lm
     own = () if is_raw(job) else lm.prompts.stop
-    stop = (*own, *request.stop) if request.stop or is_raw(job) else lm.stop_strings
+    stop = (*own, *request.stop) if request.stop or is_raw(job) else lm.stops
 
     def ask(index: int) -> Ask:
         def tell(piece: Piece) -> None:

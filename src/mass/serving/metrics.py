@@ -51,7 +51,7 @@ class Metrics:
         self._gauge("mass_rows_running", "Sequences that are being sampled.", lambda: loads().running)
         self._gauge("mass_rows_waiting", "Sequences that wait to be sampled.", lambda: loads().waiting)
         self._gauge("mass_adapters", "Adapters in use.", lambda: loads().adapters)
-        self._gauge("mass_decoder_bytes", "Memory of running sequences and their adapters.", lambda: loads().bytes)
+        self._gauge("mass_decoder_bytes", "Bytes of keys and values of running sequences.", lambda: loads().held)
 
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         Gauge(name, text, registry=self.registry).set_function(value)

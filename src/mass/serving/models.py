@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mass.adaptation import checkpoint as checkpoint_files
+from mass.config import LoraConfig
 from mass.errors import ConfigError, nearest
+from mass.lm import LM
 from mass.lm.prompts import with_thinking
 from mass.model import UNTRAINED, Mass, folder_of
 from mass.serving.errors import RequestError, not_found
@@ -94,20 +96,22 @@ def offered(own: Mass, folders: Mapping[str, str]) -> Models:
     """
     base = base_name(own.lm.name)
     found = {base: Served(base, base, "", "", own)}
-    for name, one in {OWN: own, **{name: with_checkpoint(own, folder) for name, folder in folders.items()}}.items():
+    views = {own.lm.adapters.config: own.lm}
+    for name, one in {OWN: own, **{name: _from(own, folder, views) for name, folder in folders.items()}}.items():
         full = f"{base}+{name}"
         found[full] = Served(full, base, name, checkpoint_files.state_hash(one.state), one)
     return Models(found, f"{base}+{next(iter(folders), OWN)}")
 
 
-def with_checkpoint(own: Mass, folder: str) -> Mass:
+def _from(own: Mass, folder: str, views: dict[LoraConfig, LM]) -> Mass:
     """Return the same base with a checkpoint from a folder, asked with the prompts that it was trained with.
 
-    The weights of the base are shared. Raises ModelError where the folder holds no checkpoint of this base.
+    The weights of the base are shared; `views` has a view of it for each shape of adapters. Raises ModelError where the
+    folder holds no checkpoint of this base.
     """
     place = folder_of(folder)
     description = checkpoint_files.describe(place)
-    lm = own.lm.with_lora(description.lora)
+    lm = views.setdefault(description.lora, own.lm.with_lora(description.lora))
     if description.prompts is not None and not own.prompts_given:
         lm = lm.with_prompts(with_thinking(description.prompts, lm.thinking))
     state, description = checkpoint_files.load(place, lm)
