@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from mass.serving.loading import Parts
+    from mass.serving.service import Service
 
 EXAMPLES = (
     "mass serve",
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     console.note(f"loading {given.model}; {address}/health says when it is ready")
 
-    def ready(parts: Parts) -> None:
+    def ready(parts: Parts, _: Service) -> None:
         console.note(f"serving {', '.join(one.name for one in parts.models)} at {address}/v1; the page: {address}/")
 
     server.serve(config, keys, bound, lambda: _load(given, config), ready)

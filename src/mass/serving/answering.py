@@ -54,7 +54,7 @@ class Workshop:
 
 
 @dataclass
-class _Work:
+class Work:
     """The request as sampling sees it (`mass.lm.continuous.Request`)."""
 
     job: Job
@@ -86,9 +86,10 @@ class Answering:
         given = next((s for s in (options.seed, job.request.seed) if s is not None), None)
         self.seed = secrets.randbits(31) if given is None else given
         self.answer_seed = self.seed if job.request.seed is None else job.request.seed
-        self.work = _Work(job, job.id)
+        self.work = Work(job, job.id)
         self.record: Adaptation | None = None
-        self.decision: GateDecision | None = None
+        self.config = self._config(job.served.mass.config.answer)
+        """What the request practises by, and how it is answered."""
         self._started = asyncio.Event()
 
     async def outcome(self) -> Outcome:
@@ -97,6 +98,7 @@ class Answering:
             prompt = await self._in(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
         self.job.admit()
         config = decoding.sampling_of(self.job, len(prompt))
+        self.config = self._config(config)
         if not self._adapts():
             return self._plain_outcome(prompt, await self._answers(prompt, config, self._start(), streams=True))
         return await self._adapted(prompt, config)
@@ -194,7 +196,7 @@ class Answering:
                 await self._require_doubt(prompt, config, plain)
             if self.shop.stopping():
                 raise Unfit(STOPPING)
-            adapter = await self._learn(config, plain)
+            adapter = await self._learn(plain)
             return await self._adapted_answers(prompt, config, adapter)
         except (Unfit, asyncio.CancelledError):
             raise
@@ -214,16 +216,19 @@ class Answering:
         self, prompt: list[int], config: SamplingConfig, plain: asyncio.Future[tuple[Sample, ...]]
     ) -> None:
         """Raise Unfit where the unadapted model is so certain of its answer that practice can only harm."""
-        adapt = self._config(config)
-        if adapt.gate.certainty is None:
+        if self._threshold() is None:
             return
         asked, sample = await self._greedy(prompt, config, plain)
         with self.timeline.span("certainty"):
             theta = self.job.served.mass.state.theta
             (value,) = await self._in(self.shop.tokenising, lambda: gate.certainties(self.lm, [asked], [sample], theta))
-        decision = gate.before(value, adapt.gate)
+        decision = gate.before(value, self.config.gate)
         if not decision.adapt:
             raise Unfit(decision.reason, decision=decision)
+
+    def _threshold(self) -> float | None:
+        """Return the certainty from which practice can only harm; None where the checkpoint knows none."""
+        return self.config.gate.certainty
 
     async def _greedy(
         self, prompt: list[int], config: SamplingConfig, plain: asyncio.Future[tuple[Sample, ...]]
@@ -247,7 +252,7 @@ class Answering:
             (sample,) = await decoding.sampled(self.shop.decoders[self.job.served.name], rows)
         return asked, sample
 
-    async def _learn(self, config: SamplingConfig, plain: asyncio.Future[tuple[Sample, ...]]) -> Params:
+    async def _learn(self, plain: asyncio.Future[tuple[Sample, ...]]) -> Params:
         """Practise in a thread, once one is free. Raises Unfit where the weights must not answer."""
         plain.add_done_callback(self._tell_unadapted)
         course = Course(
@@ -255,7 +260,7 @@ class Answering:
             self.shop.canaries.get(self.job.served.name),
             self.job.request.problem,
             self.seed,
-            self._config(config),
+            self.config,
             lambda: self.work.cancelled,
             self._wrote,
         )

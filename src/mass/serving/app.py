@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from mass.config import ServeConfig
-from mass.serving import body, fields, protocol, replies
-from mass.serving.errors import INVALID, RequestError, not_found, too_large, unavailable
-from mass.serving.guards import CALLER, Guards
+from mass.serving import fields, protocol, replies
+from mass.serving.errors import INVALID, RequestError, not_found, unavailable
+from mass.serving.guards import Guards
 from mass.serving.history import add_history
 from mass.serving.job import Job
-from mass.serving.keys import Caller, Keys, require_admin
+from mass.serving.keys import Keys, require_admin
 from mass.serving.protocol import DEFAULT_MODEL, AnswerRequest
-from mass.serving.service import Identity, Service
+from mass.serving.reading import CLIENT_GONE, caller_of, read_body
+from mass.serving.service import Identity, Service, Serving
 from mass.serving.streams import EventStream, Gone, Json, until_gone
 
-BODY_S = 60.0
-"""Seconds until the body of a request must be here."""
 PAGE = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }
 """The files of the page, by path."""
-CLIENT_GONE = 499
-
-
-@dataclass
-class Serving:
-    """A server's state from its start to its end: the service is there once the model is loaded."""
-
-    service: Service | None = None
-
-    def ready(self) -> Service:
-        """Return the service. Raises a `RequestError` of status 503 while it is loading."""
-        if self.service is None:
-            raise unavailable("the model is being loaded; try again in a moment", "loading")
-        return self.service
 
 
 def create_app(serving: Serving, config: ServeConfig, keys: Keys) -> FastAPI:
@@ -163,36 +147,6 @@ def _add_page(app: FastAPI) -> None:
 
     for path in PAGE:
         app.add_api_route(path, file, methods=["GET"])
-
-
-def caller_of(request: Request) -> Caller:
-    """Return who made the request; the guards have found out."""
-    return request.scope[CALLER]
-
-
-async def read_body(request: Request, config: ServeConfig) -> dict[str, Any]:
-    """Return the JSON object in the request's body, which is read only up to the limit. Raises a `RequestError`."""
-    most = config.max_body_kb * 1024
-    too_long = too_large(f"the body is longer than {most} bytes; expected at most that; send less")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and len(length) < 20 and int(length) > most:
-        raise too_long
-
-    async def read() -> bytes:
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > most:
-                raise too_long
-        return bytes(data)
-
-    try:
-        data = await asyncio.wait_for(read(), BODY_S)
-    except ClientDisconnect:
-        raise RequestError("the client left before its request was here", status=CLIENT_GONE) from None
-    except (TimeoutError, asyncio.TimeoutError):
-        raise RequestError("the body did not arrive in time; send it at once", status=408, code="timeout") from None
-    return body.read_object(data, request.headers.get("content-type"))
 
 
 def _identity(request: Request, owner: str) -> Identity | None:

@@ -77,7 +77,7 @@ class Job:
     def __init__(self, request: AnswerRequest, served: Served, owner: str) -> None:
         self.id = f"mass-{uuid.uuid4().hex}"
         self.request, self.served, self.owner = request, served, owner
-        self.created = int(time.time())
+        self.time = time.time()
         self.started = time.perf_counter()
         self.cancelled = False
         """True once nobody waits for the answer; threads look at it between two steps."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from mass.config import ServeConfig
 from mass.errors import ConfigError
 from mass.serving.errors import forbidden, unauthorised
+from mass.serving.records import owner_of
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ class Keys:
 
         All keys are compared, each in constant time, so that the time tells nothing about any of them.
         """
-        given = _digest(_credential(authorization))
+        key = _credential(authorization)
+        given = _digest(key)
         client = [hmac.compare_digest(given, one) for one in self.clients]
         admin = self.admin is not None and hmac.compare_digest(given, self.admin)
         if self.required and not (any(client) or admin):
             raise unauthorised()
         known = any(client) or admin
         # Without any key there is only this machine, whose user is the operator.
-        return Caller(given.hex()[:32] if known else "", admin or (self.admin is None and not self.required))
+        return Caller(owner_of(key) if known else "", admin or (self.admin is None and not self.required))
 
 
 def require_admin(caller: Caller) -> None:

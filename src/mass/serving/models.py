@@ -76,6 +76,10 @@ class Models:
             )
         return served
 
+    def of(self, checkpoint_hash: str) -> Served | None:
+        """Return a model with the checkpoint of this hash."""
+        return next((one for one in self if one.adapts and one.checkpoint_hash == checkpoint_hash), None)
+
     def switch(self, name: str | None) -> tuple[str, str]:
         """Point `default` at another model, or with None back at the one before; return both names."""
         with self._lock:

@@ -123,7 +123,7 @@ def usage(outcome: Outcome) -> dict[str, int]:
 
 
 def _head(job: Job, kind: str) -> dict[str, Any]:
-    return {"id": job.id, "object": kind, "created": job.created, "model": job.served.name}
+    return {"id": job.id, "object": kind, "created": int(job.time), "model": job.served.name}
 
 
 def _reason(sample: Sample) -> str:

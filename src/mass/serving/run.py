@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 
 import h11
@@ -16,15 +16,18 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mass.config import ServeConfig
-from mass.errors import ConfigError
-from mass.serving.app import Serving, create_app
+from mass.errors import ConfigError, RunError
+from mass.serving.app import create_app
 from mass.serving.errors import RequestError
 from mass.serving.keys import Keys
 from mass.serving.loading import Parts, require_unchanged
-from mass.serving.records_kept import keeper
-from mass.serving.service import Service
+from mass.serving.records import Records
+from mass.serving.service import Service, Serving
 from mass.serving.streams import Json
 
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY_S = 3600.0
 LAST_SENDING_S = 5
 """Seconds for the last replies to be sent, once they are there."""
 
@@ -97,15 +100,16 @@ def serve(
     keys: Keys,
     bound: socket.socket,
     load: Callable[[], Parts],
-    ready: Callable[[Parts], None] = lambda _: None,
+    ready: Callable[[Parts, Service], None],
     server_made: Callable[[Server], None] = lambda _: None,
 ) -> None:
     """Serve on a bound socket until a signal, with the model that `load` returns; it is loaded in a thread meanwhile.
 
-    `ready` is called once requests are answered. Raises what `load` raises, and ModelError where the base's weights are
-    not what they were.
+    `ready` is called in the event loop once requests are answered. Raises what `load` raises, ModelError where the
+    base's weights are not what they were, and RunError where the folder of records cannot be used.
     """
-    asyncio.run(_serve(config, keys, bound, load, ready, server_made))
+    with bound, nullcontext() if config.records is None else Records(config.records) as records:
+        asyncio.run(_serve(config, keys, bound, load, records, ready, server_made))
 
 
 async def _serve(
@@ -113,7 +117,8 @@ async def _serve(
     keys: Keys,
     bound: socket.socket,
     load: Callable[[], Parts],
-    ready: Callable[[Parts], None],
+    records: Records | None,
+    ready: Callable[[Parts, Service], None],
     server_made: Callable[[Server], None],
 ) -> None:
     serving = Serving()
@@ -131,16 +136,28 @@ async def _serve(
         if running.done() and not loading.done():
             return  # told to stop before the model was there
         parts = await loading
-        with keeper(config) as keep:
-            serving.service = Service(config, parts.models, parts.decoders, parts.canaries, keep)
-            ready(parts)
-            await running
-            serving.service.close()
+        service = Service(config, parts.models, parts.decoders, parts.canaries, records)
+        serving.service = service
+        pruning = asyncio.create_task(_prune(records, config.keep_days))
+        ready(parts, service)
+        await running
+        pruning.cancel()
+        await asyncio.to_thread(service.close)
         await asyncio.to_thread(require_unchanged, parts)
     finally:
         server.should_exit = True
         with suppress(asyncio.CancelledError):
             await running
+
+
+async def _prune(records: Records | None, keep_days: float | None) -> None:
+    """Remove old records, now and then once an hour."""
+    while records is not None and keep_days is not None:
+        try:
+            await asyncio.to_thread(records.prune, keep_days)
+        except RunError as error:
+            log.error("old records could not be removed: %s", error)
+        await asyncio.sleep(PRUNE_EVERY_S)
 
 
 def _uvicorn(app: object) -> uvicorn.Config:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mass.adaptation.gate import Canaries
 from mass.config import ServeConfig
 from mass.lm.continuous import ContinuousDecoder, Load
+from mass.serving import kept
 from mass.serving.answering import Answering, Workshop
 from mass.serving.errors import RequestError, internal, too_busy, unavailable
 from mass.serving.failures import described
@@ -24,8 +25,11 @@ from mass.serving.job import Job, Outcome
 from mass.serving.metrics import Metrics
 from mass.serving.models import Models
 from mass.serving.protocol import AnswerRequest
+from mass.serving.records import Entry, Records
+from mass.serving.replaying import Replaying
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TOKENISING_THREADS = 2
 DRAIN_LOOK_S = 0.1
@@ -45,6 +49,19 @@ class Identity:
     """True for an idempotency key, which must not be used for another request while the first is answered."""
 
 
+@dataclass
+class Serving:
+    """A server's state from its start to its end: the service is there once the model is loaded."""
+
+    service: Service | None = None
+
+    def ready(self) -> Service:
+        """Return the service. Raises a `RequestError` of status 503 while it is loading."""
+        if self.service is None:
+            raise unavailable("the model is being loaded; try again in a moment", "loading")
+        return self.service
+
+
 class Service:
     """Answers requests. It belongs to one event loop; the work is done in threads."""
 
@@ -54,10 +71,10 @@ class Service:
         models: Models,
         decoders: Mapping[str, ContinuousDecoder],
         canaries: Mapping[str, Canaries],
-        keep: Callable[[Answering, Outcome], None] | None = None,
+        records: Records | None = None,
     ) -> None:
-        """`keep` writes the record of an adaptation, in a thread; None for a server that keeps no records."""
-        self.config, self.models, self._keep = config, models, keep
+        """`records` gets a record of each adaptation; None for a server that keeps none."""
+        self.config, self.models, self.records = config, models, records
         self._decoders = dict(decoders)
         self._practising = ThreadPoolExecutor(config.max_adapting, thread_name_prefix="practice")
         self._tokenising = ThreadPoolExecutor(TOKENISING_THREADS, thread_name_prefix="tokens")
@@ -143,13 +160,55 @@ class Service:
 
     async def _keep_record(self, answering: Answering, outcome: Outcome) -> None:
         """Write the record before the answer ends, so that the identity in the reply can be looked up at once."""
-        if self._keep is None or not (outcome.adapted or outcome.fallback):
+        records = self.records
+        if records is None or not (outcome.adapted or outcome.fallback):
             return
         try:
-            await asyncio.get_running_loop().run_in_executor(self._tokenising, self._keep, answering, outcome)
+            await self._in_thread(lambda: records.add(kept.entry_of(answering, outcome)))
         except Exception as error:  # a full disk must not cost anybody an answer
             self.metrics.records_failed.inc()
             log.error("a record could not be written: %s", described(error))
+
+    async def replay(self, entry: Entry) -> dict[str, Any]:
+        """Answer again from a record, and compare. Raises a `RequestError` where its checkpoint is not served."""
+        served = self.models.of(entry.summary.checkpoint_hash)
+        if served is None:
+            raise RequestError(
+                f"the record was made with checkpoint {entry.summary.checkpoint!r} "
+                f"({entry.summary.checkpoint_hash[:12]}), which is not served now; serve it, and replay then",
+                code="checkpoint_not_served",
+            )
+        if self.stopping or len(self._jobs) >= self.config.max_queue:
+            raise too_busy(max(1, math.ceil(self._mean_s)))
+        job = Job(kept.request_of(entry), served, entry.summary.owner)
+        job.task = asyncio.create_task(self._run_replay(job, entry))
+        self._jobs.add(job)
+        try:
+            samples = (await job.outcome()).samples
+        finally:
+            self._jobs.discard(job)
+        texts, recorded = [sample.text for sample in samples], entry.extra["texts"]
+        return {
+            "id": entry.summary.id,
+            "same": texts == recorded,
+            "text": texts[0].strip(),
+            "recorded": entry.record.text,
+        }
+
+    async def _run_replay(self, job: Job, entry: Entry) -> None:
+        try:
+            job.publish(await Replaying(job, self._shop, entry).outcome())
+        except RequestError as error:
+            job.fail(error)
+        except asyncio.CancelledError:
+            job.cancelled = True
+            job.fail(unavailable("the request was given up", "cancelled"))
+        except Exception as error:
+            log.error("a replay failed: %s", described(error))
+            job.fail(internal())
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
 
     def load(self) -> Load:
         """Return the load of all decoders together."""
