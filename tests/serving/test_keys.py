@@ -30,7 +30,9 @@ ROUTES = sorted(
 def test_the_routes_are_those_that_the_documentation_lists() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     table = page[page.index("## Routes") : page.index("## Models")]
-    named = {path.replace("NAME", BASE).replace("ID", "x") for path in re.findall(r"(?:GET|POST|DELETE) (/\S*?)`", table)}
+    named = {
+        path.replace("NAME", BASE).replace("ID", "x") for path in re.findall(r"(?:GET|POST|DELETE) (/\S*?)`", table)
+    }
     assert named | {"/app.js", "/style.css"} == {path for _, path in ROUTES}
 
 

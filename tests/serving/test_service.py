@@ -230,7 +230,11 @@ def test_the_server_answers_while_the_model_loads(server: Running) -> None:
 
 def test_what_is_no_http_gets_an_error_of_the_same_form(server: Running) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    for sent in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n", b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n"):
+    for sent in (
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
+    ):
         with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
             client.sendall(sent)
             reply = b"".join(iter(lambda: client.recv(4096), b""))

@@ -51,6 +51,8 @@ class ServeConfig:
     """Most inner steps that a request may ask for."""
     max_deadline_s: float = 3600.0
     """Longest deadline that a request may ask for."""
+    learned_budget_s: float | None = 60.0
+    """Seconds for choosing how to use a request's examples and learning them; null: as many as it takes."""
     learned_sets: int = 64
     """Adapters learned from examples that are kept at most."""
     learned_mb: float = 256.0
@@ -73,6 +75,6 @@ class ServeConfig:
         require_numbers(self, "", ("max_deadline_s", "learned_minutes", "comment_s"), above=0)
         require_numbers(self, "", ("learned_mb", "drain_s"), least=0)
         require(0 < self.max_practice_share <= 1, "max_practice_share", self.max_practice_share, "a share above 0")
-        for name in ("deadline_s", "keep_days"):
+        for name in ("deadline_s", "keep_days", "learned_budget_s"):
             value: float | None = getattr(self, name)
             require(value is None or 0 < value < float("inf"), name, value, "a number above 0, or null")

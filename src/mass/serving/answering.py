@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from mass.adaptation import gate
 from mass.adaptation.gate import Canaries
 from mass.config import AdaptConfig, SamplingConfig, ServeConfig
+from mass.lm import LM
 from mass.lm.continuous import Cancelled, ContinuousDecoder, current_request
 from mass.serving import decoding
 from mass.serving.failures import described
@@ -88,30 +89,46 @@ class Answering:
         self.answer_seed = self.seed if job.request.seed is None else job.request.seed
         self.work = Work(job, job.id)
         self.record: Adaptation | None = None
+        self.measures: dict[str, float] = {}
+        """What the gate has measured before the practice."""
         self.config = self._config(job.served.mass.config.answer)
         """What the request practises by, and how it is answered."""
-        self._started = asyncio.Event()
+        self.started = asyncio.Event()
 
     async def outcome(self) -> Outcome:
         """Return the outcome. Raises a `RequestError` only for what no answer can be given to."""
         with self.timeline.span("tokenising"):
-            prompt = await self._in(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
+            prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
         self.job.admit()
         config = decoding.sampling_of(self.job, len(prompt))
         self.config = self._config(config)
         if not self._adapts():
-            return self._plain_outcome(prompt, await self._answers(prompt, config, self._start(), streams=True))
+            return self.plain_outcome(prompt, await self.answers(prompt, config, self.start(), streams=True))
         return await self._adapted(prompt, config)
 
     # --- plain
 
-    def _start(self) -> Params | None:
+    def start(self) -> Params | None:
         """Return the weights of the unadapted answer: the checkpoint's, or the base's own."""
         return self.job.served.mass.state.theta if self.job.served.adapts else None
 
-    async def _answers(
-        self, prompt: list[int], config: SamplingConfig, adapter: Params | None, *, streams: bool, stage: str = "answer"
+    async def answers(
+        self,
+        prompt: list[int],
+        config: SamplingConfig,
+        adapter: Params | None,
+        *,
+        streams: bool,
+        stage: str = "answer",
+        lm: LM | None = None,
     ) -> tuple[Sample, ...]:
+        """Sample the request's answers.
+
+        Args:
+            streams: True to tell their parts as they come, where the request is streamed.
+            stage: the stage whose time this is.
+            lm: the view of the model that is asked; by default that of the request's model.
+        """
         rows = decoding.asks(
             self.job,
             prompt,
@@ -121,11 +138,12 @@ class Answering:
             streams=streams and self.job.request.stream,
             with_logprobs=self.job.request.logprobs or not streams,
             cancelled=lambda: self.job.cancelled,
+            lm=lm,
         )
         with self.timeline.span(stage):
             return await decoding.sampled(self.shop.decoders[self.job.served.name], rows)
 
-    def _plain_outcome(self, prompt: list[int], samples: tuple[Sample, ...], **values: Any) -> Outcome:
+    def plain_outcome(self, prompt: list[int], samples: tuple[Sample, ...], **values: Any) -> Outcome:
         outcome = Outcome(
             samples, len(prompt), seed=self.seed, seconds=self.timeline.seconds(), tokens={"answer": _count(samples)}
         )
@@ -142,12 +160,12 @@ class Answering:
     async def _adapted(self, prompt: list[int], config: SamplingConfig) -> Outcome:
         """Answer after practice, and with the unadapted answer where that fails or takes too long."""
         plain = asyncio.ensure_future(
-            self._answers(prompt, config, self._start(), streams=False, stage="unadapted answer")
+            self.answers(prompt, config, self.start(), streams=False, stage="unadapted answer")
         )
         practice = asyncio.ensure_future(self._practice(prompt, config, plain))
         try:
-            await asyncio.wait({practice}, timeout=self._seconds_left())
-            if not practice.done() and not self._started.is_set():
+            await asyncio.wait({practice}, timeout=self.seconds_left())
+            if not practice.done() and not self.started.is_set():
                 raise Unfit(DEADLINE)
             samples = await practice
             unadapted = await plain
@@ -160,7 +178,7 @@ class Answering:
                 task.cancel()
         assert self.record is not None
         tokens = {**self.record.tokens, "answer": _count(samples), "unadapted answer": _count(unadapted)}
-        return self._plain_outcome(
+        return self.plain_outcome(
             prompt,
             samples,
             adapted=True,
@@ -178,7 +196,7 @@ class Answering:
             for index, sample in enumerate(samples):
                 self.job.publish(Text(index, sample.text, sample.tokens, sample.logprobs))
         record = self.record
-        return self._plain_outcome(
+        return self.plain_outcome(
             prompt,
             samples,
             fallback=why.reason,
@@ -203,14 +221,18 @@ class Answering:
         except Cancelled:
             raise Unfit(DEADLINE) from None
         except Exception as error:  # whatever went wrong, there is an unadapted answer
-            log.error("an adaptation failed: %s", described(error))
+            self.log_failure(error)
             raise Unfit(FAILED) from error
+
+    def log_failure(self, error: Exception) -> None:
+        """Log what failed, without any text of the request."""
+        log.error("an adaptation failed: %s", described(error))
 
     async def _adapted_answers(self, prompt: list[int], config: SamplingConfig, adapter: Params) -> tuple[Sample, ...]:
         # What streams has begun to answer by then, and goes on after the deadline: half an answer helps nobody.
         if self.job.request.stream:
-            self._started.set()
-        return await self._answers(prompt, config, adapter, streams=True)
+            self.started.set()
+        return await self.answers(prompt, config, adapter, streams=True)
 
     async def _require_doubt(
         self, prompt: list[int], config: SamplingConfig, plain: asyncio.Future[tuple[Sample, ...]]
@@ -221,7 +243,10 @@ class Answering:
         asked, sample = await self._greedy(prompt, config, plain)
         with self.timeline.span("certainty"):
             theta = self.job.served.mass.state.theta
-            (value,) = await self._in(self.shop.tokenising, lambda: gate.certainties(self.lm, [asked], [sample], theta))
+            (value,) = await self.in_thread(
+                self.shop.tokenising, lambda: gate.certainties(self.lm, [asked], [sample], theta)
+            )
+        self.measures = {"certainty": value}
         decision = gate.before(value, self.config.gate)
         if not decision.adapt:
             raise Unfit(decision.reason, decision=decision)
@@ -234,7 +259,7 @@ class Answering:
         self, prompt: list[int], config: SamplingConfig, plain: asyncio.Future[tuple[Sample, ...]]
     ) -> tuple[list[int], Sample]:
         """Return a greedy answer to the problem alone, with its prompt, as the gate's threshold was measured."""
-        asked = await self._in(self.shop.tokenising, lambda: self.lm.solve_prompt(self.job.request.problem))
+        asked = await self.in_thread(self.shop.tokenising, lambda: self.lm.solve_prompt(self.job.request.problem))
         if asked == prompt and config.temperature == 0 and not self.job.request.stop:
             return prompt, (await asyncio.shield(plain))[0]
         greedy = dataclasses.replace(self.job.served.mass.config.answer, temperature=0.0)
@@ -243,7 +268,7 @@ class Answering:
             asked,
             greedy,
             self.answer_seed,
-            self._start(),
+            self.start(),
             streams=False,
             with_logprobs=True,
             cancelled=lambda: self.work.cancelled,
@@ -271,8 +296,10 @@ class Answering:
             current_request.set(self.work)
             return began, practised(course, self.shop.loops)
 
-        began, (record, adapter) = await self._in(self.shop.threads, learn)
+        began, (record, adapter) = await self.in_thread(self.shop.threads, learn)
         self.timeline.divided(submitted, {"queue": began - submitted, **record.seconds})
+        if record.gate is not None:
+            record = dataclasses.replace(record, gate=gate.with_measures(record.gate, self.measures))
         self.record = record
         self.job.publish(Practice("learned", record.examples))
         if record.fallback:
@@ -293,11 +320,11 @@ class Answering:
         if not plain.cancelled() and plain.exception() is None:
             self.job.publish(Unadapted(tuple(sample.text.strip() for sample in plain.result())))
 
-    def _seconds_left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         deadline_s = self.job.request.mass.deadline_s or self.shop.config.deadline_s
         return None if deadline_s is None else max(0.0, deadline_s - (time.perf_counter() - self.job.started))
 
-    async def _in(self, executor: Executor, work: Callable[[], T]) -> T:
+    async def in_thread(self, executor: Executor, work: Callable[[], T]) -> T:
         """Run blocking work in a thread, in a context of its own."""
         return await asyncio.get_running_loop().run_in_executor(executor, contextvars.copy_context().run, work)
 

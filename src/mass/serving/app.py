@@ -39,6 +39,7 @@ def create_app(serving: Serving, config: ServeConfig, keys: Keys) -> FastAPI:
     app.add_exception_handler(RequestError, _request_error)
     _add_answers(app, serving, config)
     _add_models(app, serving)
+    _add_examples(app, serving)
     _add_operation(app, serving)
     add_history(app, serving, config)
     _add_page(app)
@@ -114,6 +115,27 @@ def _add_models(app: FastAPI, serving: Serving) -> None:
             raise RequestError("expected either 'model', a name, or 'back': true", param="model")
         serving.ready().models.switch(None if back else fields.text(data["model"], "model"))
         return Json(_default(serving.ready()))
+
+
+def _add_examples(app: FastAPI, serving: Serving) -> None:
+    def owner(request: Request) -> str | None:
+        caller = caller_of(request)
+        return None if caller.admin else caller.owner
+
+    @app.get("/v1/mass/examples")
+    async def examples(request: Request) -> Response:
+        found = serving.ready().learned.of_owner(owner(request))
+        data = [
+            {"id": one.id, "model": one.name, "bytes": one.size, "created": int(one.made), "use": one.choice}
+            for one in found
+        ]
+        return Json({"object": "list", "data": data})
+
+    @app.delete("/v1/mass/examples/{id}")
+    async def forget(request: Request, id: str) -> Response:
+        if not serving.ready().learned.delete(id, owner(request)):
+            raise not_found(f"examples {id[:60]!r} do not exist, or belong to another key")
+        return Json({"id": id, "object": "examples", "deleted": True})
 
 
 def _default(service: Service) -> dict[str, str]:

@@ -28,7 +28,8 @@ def prompt_of(job: Job) -> list[int]:
         if is_raw(job):
             prompt = lm.text_prompt(request.messages[-1].text)
         else:
-            prompt = lm.conversation_prompt([(m.role, m.text) for m in request.messages], solve=served.solves)
+            turns = [(m.role, m.text) for m in request.with_examples]
+            prompt = lm.conversation_prompt(turns, solve=served.solves)
     except MassError as error:
         raise RequestError(f"the messages cannot be used: {error}", param="messages") from error
     if not prompt:
@@ -67,10 +68,15 @@ def asks(
     streams: bool,
     with_logprobs: bool,
     cancelled: Callable[[], bool],
+    lm: LM | None = None,
 ) -> list[Ask]:
-    """Return one ask for each of the request's n answers; the first has the seed that `Mass.solve` would use."""
-    request, lm = job.request, job.served.mass.lm
-    own = () if is_raw(job) else lm.prompts.stop
+    """Return one ask for each of the request's n answers; the first has the seed that `Mass.solve` would use.
+
+    `lm` is the view of the model that is asked, which says what ends an answer beside the texts of the request; by
+    default that of the request's model.
+    """
+    request, lm = job.request, lm or job.served.mass.lm
+    own = () if is_raw(job) else lm.stops.stop
     stop = (*own, *request.stop) if request.stop or is_raw(job) else lm.stops
 
     def ask(index: int) -> Ask:

@@ -99,6 +99,18 @@ class AnswerRequest:
         """The last message of the user, which practice is for."""
         return next(m.text for m in reversed(self.messages) if m.role == "user")
 
+    @property
+    def instruction(self) -> str:
+        """The system messages, which precede every example and the question."""
+        return "\n\n".join(m.text.strip() for m in self.messages if m.role == "system")
+
+    @property
+    def with_examples(self) -> tuple[Message, ...]:
+        """The messages, with the examples as turns before the others."""
+        turns = [m for pair in self.mass.examples for m in (Message("user", pair[0]), Message("assistant", pair[1]))]
+        system = [m for m in self.messages if m.role == "system"]
+        return (*system, *turns, *(m for m in self.messages if m.role != "system")) if turns else self.messages
+
 
 def read_chat(body: Mapping[str, Any], bounds: ServeConfig) -> AnswerRequest:
     """Read the body of `chat/completions`."""

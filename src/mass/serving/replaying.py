@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from mass.adaptation import checkpoint as checkpoint_files
 from mass.adaptation.adapt import practise
 from mass.lm.continuous import current_request
@@ -25,18 +23,29 @@ class Replaying(Answering):
 
     async def outcome(self) -> Outcome:
         """Return the outcome of the same request, with the weights that the recorded practice makes."""
-        prompt = await self._in(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
-        adapter = await self._in(self.shop.threads, self._relearned)
-        samples = await self._answers(prompt, kept.sampling_of(self._entry), adapter, streams=True)
-        return self._plain_outcome(prompt, samples)
+        prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
+        adapter = await self.in_thread(self.shop.threads, self._relearned)
+        samples = await self.answers(prompt, kept.sampling_of(self._entry), adapter, streams=True)
+        return self.plain_outcome(prompt, samples)
 
     def _relearned(self) -> Params | None:
-        """Return the weights that answered: those that the practice makes, or the unadapted ones after a fallback."""
+        """Return the weights that answered: those that the practice makes, or the unadapted ones after a fallback.
+
+        The gate's decision is taken as it was, and nothing is decided again.
+        """
         record, mass = self._entry.record, self.job.served.mass
         if record.fallback:
-            return self._start()
+            return self.start()
         current_request.set(Work(self.job, self.job.id))
         config = checkpoint_files.adapt_config(record.config)
-        config = dataclasses.replace(config, gate=dataclasses.replace(config.gate, on=False))
-        _, adapted = practise(mass.lm, mass.state, [record.problem], config, [record.seed], None, [record.examples])
+        _, adapted = practise(
+            mass.lm,
+            mass.state,
+            [record.problem],
+            config,
+            [record.seed],
+            None,
+            [record.examples],
+            decided=None if record.gate is None else [record.gate],
+        )
         return pick(adapted.stack, 0)

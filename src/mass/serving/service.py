@@ -19,9 +19,11 @@ from mass.lm.continuous import ContinuousDecoder, Load
 from mass.serving import kept
 from mass.serving.answering import Answering, Workshop
 from mass.serving.errors import RequestError, internal, too_busy, unavailable
+from mass.serving.examples import AnsweringByExamples
 from mass.serving.failures import described
 from mass.serving.inner_loops import InnerLoops
 from mass.serving.job import Job, Outcome
+from mass.serving.learned import LearnedExamples
 from mass.serving.metrics import Metrics
 from mass.serving.models import Models
 from mass.serving.protocol import AnswerRequest
@@ -88,6 +90,7 @@ class Service:
             lambda: self.stopping,
         )
         self.stopping = False
+        self.learned = LearnedExamples(config)
         self._jobs: set[Job] = set()
         self._by_identity: dict[Identity, tuple[str, Job]] = {}
         self._mean_s = 1.0
@@ -105,8 +108,12 @@ class Service:
                 "another model that GET /v1/models lists with a parent",
                 param="mass.adapt",
             )
-        if request.mass.examples:
-            raise RequestError("mass.examples is not available in this version; leave it out", param="mass.examples")
+        if request.mass.examples and (request.mass.adapt == "never" or not served.adapts):
+            raise RequestError(
+                "mass.examples is given, and the request is answered plainly; expected a model with a parent and no "
+                "mass.adapt of 'never'; leave the examples out, or send them as messages",
+                param="mass.examples",
+            )
         same = None if identity is None else self._same(identity, request)
         if same is not None:
             return same
@@ -139,7 +146,7 @@ class Service:
     async def _run(self, job: Job, identity: Identity | None) -> None:
         """Answer one job; whatever happens, it ends."""
         try:
-            answering = Answering(job, self._shop)
+            answering = self._answering(job)
             outcome = await answering.outcome()
             await self._keep_record(answering, outcome)
             self.metrics.answered(job, outcome)
@@ -157,6 +164,11 @@ class Service:
             self._jobs.discard(job)
             if identity is not None and self._by_identity.get(identity, (None, None))[1] is job:
                 del self._by_identity[identity]
+
+    def _answering(self, job: Job) -> Answering:
+        if job.request.mass.examples:
+            return AnsweringByExamples(job, self._shop, self.learned)
+        return Answering(job, self._shop)
 
     async def _keep_record(self, answering: Answering, outcome: Outcome) -> None:
         """Write the record before the answer ends, so that the identity in the reply can be looked up at once."""
