@@ -35,8 +35,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     _require_extra()
     from mass.serving.keys import keys_of
+    from mass.serving.naming import checkpoint_folders
 
-    keys = keys_of(config)
+    keys, folders = keys_of(config), checkpoint_folders(given.checkpoint)
     from mass.serving import run as server
 
     bound = server.listen(config)
@@ -47,17 +48,15 @@ def run(arguments: Sequence[str]) -> int:
     def ready(parts: Parts, _: Service) -> None:
         console.note(f"serving {', '.join(one.name for one in parts.models)} at {address}/v1; the page: {address}/")
 
-    server.serve(config, keys, bound, lambda: _load(given, config), ready)
+    server.serve(config, keys, bound, lambda: _load(given, folders, config), ready)
     console.note("stopped; the base's weights are unchanged")
     return 0
 
 
-def _load(given: Namespace, config: ServeConfig) -> Parts:
+def _load(given: Namespace, folders: dict[str, str], config: ServeConfig) -> Parts:
     from mass.model import load
     from mass.serving.loading import parts_of
-    from mass.serving.models import checkpoint_folders
 
-    folders = checkpoint_folders(given.checkpoint)
     model = load(given.model, **options.loading(given))
     console.notes(model.notes)
     return parts_of(model, folders, config)

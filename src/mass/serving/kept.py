@@ -9,7 +9,8 @@ from mass.config import SamplingConfig, config_hash, to_dict
 from mass.lm.prompts import to_json
 from mass.serving.answering import Answering
 from mass.serving.job import Outcome
-from mass.serving.models import Served, base_name
+from mass.serving.models import Served
+from mass.serving.naming import base_name
 from mass.serving.protocol import AnswerRequest, MassOptions, Message
 from mass.serving.records import Entry
 from mass.types import Adaptation

@@ -10,15 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mass.adaptation import checkpoint as checkpoint_files
 from mass.config import LoraConfig
-from mass.errors import ConfigError, nearest
+from mass.errors import nearest
 from mass.lm import LM
 from mass.lm.prompts import with_thinking
 from mass.model import UNTRAINED, Mass, folder_of
 from mass.serving.errors import RequestError, not_found
+from mass.serving.naming import base_name
 from mass.serving.protocol import DEFAULT_MODEL
 
 OWN = "mass"
@@ -129,22 +129,3 @@ def _from(own: Mass, folder: str, views: dict[LoraConfig, LM]) -> Mass:
         state_seed=None,
         notes=(),
     )
-
-
-def base_name(name: str) -> str:
-    """Return a base's name for clients: a local folder or file by its last part, so that no path is told."""
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
-
-
-def checkpoint_folders(given: list[str]) -> dict[str, str]:
-    """Return folders by name from `NAME=FOLDER` each. Raises ConfigError."""
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, folder = one.partition("=")
-        usable = bool(equals and folder) and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        if not usable or not name.isascii():
-            raise ConfigError(f"--checkpoint is {one!r}; expected NAME=FOLDER, as in math=runs/math")
-        if name in found:
-            raise ConfigError(f"--checkpoint names {name!r} twice; expected a name for each folder; choose another")
-        found[name] = folder
-    return found
