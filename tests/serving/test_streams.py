@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mass.serving.job import Text
-from mass.serving.streams import Json, Trimmed
+from mass.serving.json_reply import Json
+from mass.serving.streams import Trimmed
 from mass.serving.timeline import Timeline
 
 parts = st.lists(st.tuples(st.integers(0, 1), st.text(" \n\tab", max_size=4)), max_size=12)

@@ -21,7 +21,7 @@ class ServeConfig:
     served."""
     admin_key_env: str = "MASS_ADMIN_KEY"
     """Environment variable with the operator's key, which switches the model called default."""
-    adapt: Literal["auto", "always", "never"] = "auto"
+    adapt_default: Literal["auto", "always", "never"] = "auto"
     """Whether a request that does not say is answered after practice; auto: where the model is not certain."""
     deadline_s: float | None = None
     """Seconds for a request that does not say, after which the unadapted answer is given; null: no deadline."""

@@ -155,7 +155,7 @@ class Answering:
         return self.job.served.adapts and self._wish() != "never"
 
     def _wish(self) -> str:
-        return self.job.request.mass.adapt or self.shop.config.adapt
+        return self.job.request.mass.adapt or self.shop.config.adapt_default
 
     async def _adapted(self, prompt: list[int], config: SamplingConfig) -> Outcome:
         """Answer after practice, and with the unadapted answer where that fails or takes too long."""

@@ -18,11 +18,12 @@ from mass.serving.errors import INVALID, RequestError, not_found, unavailable
 from mass.serving.guards import Guards
 from mass.serving.history import add_history
 from mass.serving.job import Job
+from mass.serving.json_reply import Json
 from mass.serving.keys import Keys, require_admin
 from mass.serving.protocol import DEFAULT_MODEL, AnswerRequest
 from mass.serving.reading import CLIENT_GONE, caller_of, read_body
 from mass.serving.service import Identity, Service, Serving
-from mass.serving.streams import EventStream, Gone, Json, until_gone
+from mass.serving.streams import EventStream, Gone, until_gone
 
 PAGE = {
     "/": ("index.html", "text/html"),

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mass.serving.errors import RequestError, forbidden, internal
 from mass.serving.failures import described
+from mass.serving.json_reply import Json
 from mass.serving.keys import Keys, is_loopback
-from mass.serving.streams import Json
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,10 @@ from mass.encoding import finite
 from mass.errors import ConfigError
 from mass.serving import fields, kept
 from mass.serving.errors import RequestError, not_found
+from mass.serving.json_reply import Json
 from mass.serving.reading import caller_of, read_body
 from mass.serving.records import MOST, Entry, Filters, Records
-from mass.serving.streams import Gone, Json, until_gone
+from mass.serving.streams import Gone, until_gone
 
 if TYPE_CHECKING:
     from mass.serving.service import Service, Serving

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from mass.config import ServeConfig
 from mass.errors import ConfigError
 from mass.serving.errors import forbidden, unauthorised
-from mass.serving.records import owner_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Keys:
 
         All keys are compared, each in constant time, so that the time tells nothing about any of them.
         """
+        from mass.serving.records import owner_of  # not before a request: the server listens before torch is loaded
+
         key = _credential(authorization)
         given = _digest(key)
         client = [hmac.compare_digest(given, one) for one in self.clients]

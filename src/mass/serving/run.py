@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import h11
 import uvicorn
@@ -17,13 +19,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mass.config import ServeConfig
 from mass.errors import ConfigError, RunError
-from mass.serving.app import create_app
-from mass.serving.errors import RequestError
+from mass.serving.errors import RequestError, unavailable
+from mass.serving.json_reply import Json
 from mass.serving.keys import Keys
-from mass.serving.loading import Parts, require_unchanged
-from mass.serving.records import Records
-from mass.serving.service import Service, Serving
-from mass.serving.streams import Json
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from mass.serving.loading import Parts
+    from mass.serving.records import Records
+    from mass.serving.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,21 @@ class Protocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+class Starting:
+    """The application until the model is loaded: it answers everything with 503."""
+
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+        """The real one, once it is there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+            return
+        error = unavailable("the model is being loaded; try again in a moment", "loading")
+        await Json(error.body(), error.status, error.headers)(scope, receive, send)
 
 
 class Server(uvicorn.Server):
@@ -108,8 +128,8 @@ def serve(
     `ready` is called in the event loop once requests are answered. Raises what `load` raises, ModelError where the
     base's weights are not what they were, and RunError where the folder of records cannot be used.
     """
-    with bound, nullcontext() if config.records is None else Records(config.records) as records:
-        asyncio.run(_serve(config, keys, bound, load, records, ready, server_made))
+    with bound:
+        asyncio.run(_serve(config, keys, bound, load, ready, server_made))
 
 
 async def _serve(
@@ -117,37 +137,76 @@ async def _serve(
     keys: Keys,
     bound: socket.socket,
     load: Callable[[], Parts],
-    records: Records | None,
     ready: Callable[[Parts, Service], None],
     server_made: Callable[[Server], None],
 ) -> None:
-    serving = Serving()
+    services: list[Service] = []
 
     async def drain(hurried: Callable[[], bool]) -> None:
-        if serving.service is not None:
-            await serving.service.drain(config.drain_s, hurried)
+        for service in services:
+            await service.drain(config.drain_s, hurried)
 
-    server = Server(_uvicorn(create_app(serving, config, keys)), drain)
+    starting = Starting()
+    server = Server(_uvicorn(starting), drain)
     server_made(server)
     running = asyncio.create_task(server.serve(sockets=[bound]))
-    loading = asyncio.create_task(asyncio.to_thread(load))
+    loading = asyncio.create_task(asyncio.to_thread(_loaded, load, config))
     try:
         await asyncio.wait({running, loading}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done() and not loading.done():
-            return  # told to stop before the model was there
-        parts = await loading
-        service = Service(config, parts.models, parts.decoders, parts.canaries, records)
-        serving.service = service
-        pruning = asyncio.create_task(_prune(records, config.keep_days))
-        ready(parts, service)
-        await running
-        pruning.cancel()
-        await asyncio.to_thread(service.close)
-        await asyncio.to_thread(require_unchanged, parts)
+        parts, records = await loading  # also where it was told to stop meanwhile: a thread cannot be left behind
+        with nullcontext() if records is None else records:
+            if not running.done():
+                services.append(_open(starting, config, keys, parts, records))
+                ready(parts, services[0])
+                await _until(running, records, config)
+            await asyncio.to_thread(_close, parts, services)
     finally:
         server.should_exit = True
-        with suppress(asyncio.CancelledError):
-            await running
+        await running
+
+
+def _loaded(load: Callable[[], Parts], config: ServeConfig) -> tuple[Parts, Records | None]:
+    """Load the model, and open the records. The modules that need torch are imported here, in a thread."""
+    importlib.import_module("mass.serving.app")  # so that the event loop does not wait for it
+    from mass.serving.records import Records
+
+    records = None if config.records is None else Records(config.records)
+    try:
+        return load(), records
+    except BaseException:
+        if records is not None:
+            records.close()
+        raise
+
+
+def _open(starting: Starting, config: ServeConfig, keys: Keys, parts: Parts, records: Records | None) -> Service:
+    """Answer requests from now on."""
+    from mass.serving.app import create_app
+    from mass.serving.service import Service, Serving
+
+    serving = Serving(Service(config, parts.models, parts.decoders, parts.canaries, records))
+    starting.app = create_app(serving, config, keys)
+    return serving.ready()
+
+
+async def _until(running: asyncio.Task[None], records: Records | None, config: ServeConfig) -> None:
+    """Wait until the server stops, and remove old records meanwhile."""
+    pruning = asyncio.create_task(_prune(records, config.keep_days))
+    try:
+        await running
+    finally:
+        pruning.cancel()
+
+
+def _close(parts: Parts, services: list[Service]) -> None:
+    """End all threads, and check the base's weights. Raises ModelError."""
+    from mass.serving.loading import require_unchanged
+
+    for service in services:
+        service.close()
+    for decoder in set(parts.decoders.values()):
+        decoder.close()
+    require_unchanged(parts)
 
 
 async def _prune(records: Records | None, keep_days: float | None) -> None:

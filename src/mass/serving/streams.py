@@ -23,15 +23,6 @@ class Gone(Exception):
     """The client has closed its connection."""
 
 
-class Json(Response):
-    """A JSON reply. Other characters than ASCII are escaped, so that no text of a model can break it."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
     """Wait for work as long as the client is there, whose request was read. Raises Gone, and cancels the work."""
     working = asyncio.ensure_future(work)
