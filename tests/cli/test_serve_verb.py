@@ -110,7 +110,7 @@ def test_it_stops_when_it_is_told_to_and_finishes_what_it_began(tmp_path: Path) 
     assert replies[0].json()["mass"]["adapted"]
 
 
-def test_a_change_of_the_base_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_base_is_told() -> None:
     import mass
     from mass.config import ServeConfig
     from mass.errors import ModelError

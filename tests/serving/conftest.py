@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from mass.serving.keys import keys_of
 def model() -> mass.model.Mass:
     """The shipped model with its checkpoint."""
     return mass.load(BASE)
+
+
+@pytest.fixture(scope="session")
+def judged(model: mass.model.Mass) -> mass.model.Mass:
+    """The same, which practises on every problem, and judges each update as the server does."""
+    return replace(model, config=replace(model.config, gate=replace(model.config.gate, enabled=True, certainty=None)))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import openai
 import pytest
 from servers import ADAPTING, BASE, PROBLEM, Running
 
+from mass.adaptation.gate import PASSED
 from mass.model import Mass
 
 QUESTION = [{"role": "user", "content": PROBLEM}]
@@ -24,8 +25,8 @@ def test_the_models_are_listed_with_their_parents(client: openai.OpenAI) -> None
     assert client.models.retrieve(ADAPTING).id == ADAPTING
 
 
-def test_an_adapted_answer_is_that_of_the_library(client: openai.OpenAI, model: Mass) -> None:
-    record = model.solve(PROBLEM, seed=3).adaptation
+def test_an_adapted_answer_is_that_of_the_library(client: openai.OpenAI, judged: Mass) -> None:
+    record = judged.solve(PROBLEM, seed=3).adaptation
     reply = client.chat.completions.create(
         model=ADAPTING, messages=QUESTION, seed=3, extra_body={"mass": {"adapt": "always", "include": ["practice"]}}
     )
@@ -34,6 +35,7 @@ def test_an_adapted_answer_is_that_of_the_library(client: openai.OpenAI, model: 
     assert reply.choices[0].finish_reason == "stop"
     told = reply.model_extra["mass"]
     assert told["adapted"]
+    assert told["gate"]["reason"] == PASSED
     assert told["unadapted"] == [record.unadapted_text]
     assert [one["text"] for one in told["practice"]] == [one.text for one in record.examples]
     assert told["tokens"]["synthesis"] == record.tokens["synthesis"]
@@ -102,9 +104,9 @@ def test_a_stream_tells_of_the_practice(client: openai.OpenAI) -> None:
     assert told[-1]["practice"] == stages["learned"]["practice"]
 
 
-def test_many_at_once_by_the_async_client(server: Running, model: Mass) -> None:
+def test_many_at_once_by_the_async_client(server: Running, judged: Mass) -> None:
     problems = [f"Find the malk of the vector ({i}, {9 - i})." for i in range(1, 9)]
-    alone = [model.solve(problem, seed=0).text for problem in problems]
+    alone = [judged.solve(problem, seed=0).text for problem in problems]
 
     async def ask_all() -> list[str | None]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:

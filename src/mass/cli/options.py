@@ -96,9 +96,7 @@ def plain(value: Any) -> Any:
     return to_dict(value) if is_dataclass(value) else value
 
 
-def add_model_options(
-    parser: ArgumentParser, *, checkpoint: str | None, default: str | None = "tiny-terms"
-) -> None:
+def add_model_options(parser: ArgumentParser, *, checkpoint: str | None, default: str | None = "tiny-terms") -> None:
     """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given; None for none.
 
     Their names are those of `mass.config.ModelConfig`. None stands for a value that is not given: a checkpoint, a

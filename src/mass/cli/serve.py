@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mass.cli import console, options
-from mass.config import ServeConfig, to_dict
+from mass.config import ServeConfig
 from mass.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ EXAMPLES = (
     "mass serve --model ./my-model --checkpoint math=runs/math --port 8000",
     "MASS_API_KEY=… mass serve --model Qwen/Qwen2.5-7B-Instruct --host 0.0.0.0 --records runs/records",
 )
-DEFAULT_MODEL = "tiny-terms"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -30,8 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     given = options.parse(_parser(), arguments)
     config = ServeConfig(**{field.name: getattr(given, field.name) for field in fields(ServeConfig)})
     if given.print_config:
-        named = {name: getattr(given, name) for name in ("model", "checkpoint", *options.LOADING)}
-        options.print_yaml({**named, "engine": to_dict(given.engine), **to_dict(config)})
+        options.print_given(given)
         return 0
     _require_extra()
     from mass.serving.keys import keys_of
@@ -43,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     bound = server.listen(config)
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    console.note(f"loading {given.model}; {address}/health says when it is ready")
+    console.note(f"loading {given.model.name}; {address}/health says when it is ready")
 
     def ready(parts: Parts, _: Service) -> None:
         console.note(f"serving {', '.join(one.name for one in parts.models)} at {address}/v1; the page: {address}/")
@@ -57,7 +55,7 @@ def _load(given: Namespace, folders: dict[str, str], config: ServeConfig) -> Par
     from mass.model import load
     from mass.serving.loading import parts_of
 
-    model = load(given.model, **options.loading(given))
+    model = load(given.model.name, **options.loading(given))
     console.notes(model.notes)
     return parts_of(model, folders, config)
 
@@ -81,7 +79,7 @@ def _parser() -> ArgumentParser:
         "of its answer, and discards what it learned; where practice fails, the unadapted answer is given.",
         EXAMPLES,
     )
-    options.add_model_options(parser, default=DEFAULT_MODEL, checkpoint=None)
+    options.add_model_options(parser, checkpoint=None)
     parser.add_argument(
         "--checkpoint",
         type=str,

@@ -310,7 +310,7 @@ class Answering:
         """Return the checkpoint's configuration with what the request and the server change of it."""
         own, steps = self.job.served.mass.config, self.job.request.mass.steps
         inner = own.inner if steps is None else dataclasses.replace(own.inner, steps=steps)
-        guard = dataclasses.replace(own.gate, on=True, canaries=self.shop.config.canaries)
+        guard = dataclasses.replace(own.gate, enabled=True, canaries=self.shop.config.canaries)
         return dataclasses.replace(own, inner=inner, answer=sampling, gate=guard)
 
     def _wrote(self, examples: tuple[Example, ...]) -> None:

@@ -62,7 +62,9 @@ def _shared(served: Served, decoder: ContinuousDecoder) -> Served:
 
 def _canaries(served: Served, config: ServeConfig) -> Canaries:
     own = served.mass
-    return gate.prepare_canaries(own.lm, own.state.theta, replace(own.config.gate, on=True, canaries=config.canaries))
+    return gate.prepare_canaries(
+        own.lm, own.state.theta, replace(own.config.gate, enabled=True, canaries=config.canaries)
+    )
 
 
 @torch.no_grad()
