@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mass.adaptation import gate
@@ -52,6 +52,8 @@ class Workshop:
     loops: InnerLoops
     stopping: Callable[[], bool] = lambda: False
     """True once no more practice is to begin."""
+    waiting: set[str] = field(default_factory=set[str])
+    """Identities of the requests that wait for a thread to practise in."""
 
 
 @dataclass
@@ -293,10 +295,15 @@ class Answering:
 
         def learn() -> tuple[float, Learned]:
             began = time.perf_counter()
+            self.shop.waiting.discard(self.job.id)
             current_request.set(self.work)
             return began, practised(course, self.shop.loops)
 
-        began, (record, adapter) = await self.in_thread(self.shop.threads, learn)
+        self.shop.waiting.add(self.job.id)
+        try:
+            began, (record, adapter) = await self.in_thread(self.shop.threads, learn)
+        finally:
+            self.shop.waiting.discard(self.job.id)
         self.timeline.divided(submitted, {"queue": began - submitted, **record.seconds})
         if record.gate is not None:
             record = dataclasses.replace(record, gate=gate.with_measures(record.gate, self.measures))

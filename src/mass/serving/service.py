@@ -94,7 +94,7 @@ class Service:
         self._jobs: set[Job] = set()
         self._by_identity: dict[Identity, tuple[str, Job]] = {}
         self._mean_s = 1.0
-        self.metrics = Metrics(self.load, lambda: 0, lambda: len(self._jobs))
+        self.metrics = Metrics(self.load, lambda: len(self._shop.waiting), lambda: len(self._jobs))
 
     def start(self, request: AnswerRequest, owner: str, identity: Identity | None = None) -> Job:
         """Begin to answer a request, or return the job of the same request that is being answered.
