@@ -90,6 +90,9 @@ def shown(entry: Entry, served: Served | None) -> dict[str, Any]:
     record = entry.record.to_dict()
     record["model"] = served.base if served is not None else base_name(entry.record.model)
     record["checkpoint"] = entry.summary.checkpoint
+    gate = record["config"].get("gate") or {}
+    if gate.get("canaries"):
+        gate["canaries"] = base_name(gate["canaries"])
     return {**summary(entry), "record": record, "request": entry.extra.get("request")}
 
 
