@@ -100,8 +100,6 @@ class Example:
     """A remark on how it was parsed, such as 'the first of 3 problems'."""
     logprobs: tuple[float, ...] = ()
     """Log-probability of each of `tokens`, where a sampling server sampled them for training; else empty."""
-    held_out: bool = False
-    """True if the gate kept it out of the update, to judge the update by it; its weight is 0."""
 
     @property
     def valid(self) -> bool:
@@ -142,7 +140,8 @@ class GateDecision:
     reason: str
     """The first test that failed, in the words of `mass.adaptation.gate`; 'passed' where none did."""
     measures: dict[str, float] = field(default_factory=dict[str, float])
-    """What was measured, by name: certainty, update_norm, surprise, held_out_rise, drift."""
+    """What was measured, by name: certainty, update_norm, least_loss, surprise,
+    held_out_rise, drift."""
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> GateDecision:

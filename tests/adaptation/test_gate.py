@@ -38,7 +38,7 @@ from mass.timing import Clock
 from mass.types import Adaptation, Example, Sample
 from small_lms import random_adapter
 
-OPEN = GateConfig(enabled=True, max_surprise=None, max_rise=None, max_drift=None)
+OPEN = GateConfig(enabled=True, max_surprise=None, max_least_loss=None, max_rise=None, max_drift=None)
 CONFIG = AdaptConfig(
     SynthesisConfig(examples=8, sampling=SamplingConfig(max_new_tokens=48)),
     ScoringConfig(hidden=8),
@@ -93,6 +93,7 @@ def test_the_certain_are_left_alone() -> None:
     [
         ({"surprise": 1.0, "held_out_rise": 1.0, "drift": 1.0}, gate.PASSED),
         ({"surprise": 1.1, "held_out_rise": 2.0, "drift": 2.0}, gate.SURPRISING),
+        ({"surprise": 0.0, "least_loss": 1.1, "held_out_rise": 2.0}, gate.UNLIKELY),
         ({"surprise": 0.0, "held_out_rise": 1.1, "drift": 2.0}, gate.LESS_LIKELY),
         ({"surprise": 0.0, "held_out_rise": -5.0, "drift": 1.1}, gate.DRIFTED),
         ({"surprise": 0.0, "drift": math.nan}, gate.DRIFTED),
@@ -101,7 +102,7 @@ def test_the_certain_are_left_alone() -> None:
     ],
 )
 def test_the_first_failed_test_is_the_reason(measures: dict[str, float], reason: str) -> None:
-    config = GateConfig(max_surprise=1.0, max_rise=1.0, max_drift=1.0)
+    config = GateConfig(max_surprise=1.0, max_least_loss=1.0, max_rise=1.0, max_drift=1.0)
     assert gate.after(measures, config) == gate.GateDecision(reason == gate.PASSED, reason, measures)
     assert gate.after(measures, config, unrefused=True).reason == (reason if reason != gate.PASSED else gate.UNREFUSED)
     assert gate.after(measures, OPEN).adapt, "null means any"
@@ -177,23 +178,43 @@ def test_a_gate_that_is_off_changes_nothing(lm: LM, state: MetaState) -> None:
 
 
 @pytest.mark.parametrize("normalise", ["softmax", "sigmoid", "uniform"])
-def test_held_out_examples_are_not_learned(lm: LM, state: MetaState, normalise: str) -> None:
-    scoring = dataclasses.replace(CONFIG.scoring, normalise=normalise)
-    config = dataclasses.replace(CONFIG, scoring=scoring)
-    group = examples(8)
-    others = tuple(e for i, e in enumerate(group) if i % 4 != 3)
+def test_held_out_examples_judge_a_trial_without_them(lm: LM, state: MetaState, normalise: str) -> None:
+    """By hand: learn the six others, and look at the two. The update that answers is that of a gate that is off."""
+    config = dataclasses.replace(CONFIG, scoring=dataclasses.replace(CONFIG.scoring, normalise=normalise))
     plain = dataclasses.replace(config, gate=GateConfig())
+    group = examples(8)
+    learned, held = tuple(e for i, e in enumerate(group) if i % 4 != 3), (group[3], group[7])
     gated = adapt_stack(lm, state, PROBLEMS[:1], [group], config, Clock())
-    without = adapt_stack(lm, state, PROBLEMS[:1], [others], plain, Clock())
-    assert [e.held_out for e in gated.groups[0]] == [i % 4 == 3 for i in range(8)]
-    assert all(e.weight == 0 for e in gated.groups[0] if e.held_out)
-    for name, tensor in gated.stack.items():
-        torch.testing.assert_close(tensor, without.stack[name], rtol=1e-4, atol=1e-6)
+    without = adapt_stack(lm, state, PROBLEMS[:1], [group], plain, Clock())
+    assert adapter_hash(gated.stack) == adapter_hash(without.stack)
+    if normalise == "sigmoid":  # divided by the number of examples: six of them would weigh together 6/8 of a whole
+        return
+    trial = adapt_stack(lm, state, PROBLEMS[:1], [learned], plain, Clock())
+    batch = lm.batch([lm.example_row(e.problem, e.solution) for e in held])
+    rise = lm.losses(batch, pick(trial.stack, 0)) - lm.losses(batch, state.theta)
     (decision,) = gated.gates
-    rise = [e.loss_after - e.loss_before for e in gated.groups[0] if e.held_out]
     assert decision is not None
-    assert decision.measures["held_out_rise"] == pytest.approx(sum(rise) / 2, abs=1e-6)
-    assert decision.measures["surprise"] == pytest.approx(min(e.loss_before for e in gated.groups[0]), abs=1e-6)
+    assert decision.measures["held_out_rise"] == pytest.approx(float(rise.mean()), abs=1e-5)
+    assert decision.measures["least_loss"] == pytest.approx(min(e.loss_before for e in gated.groups[0]), abs=1e-6)
+    (alone,) = adapt_stack(lm, state, PROBLEMS[:1], [group[:3]], config, Clock()).gates
+    assert alone is not None
+    assert "held_out_rise" not in alone.measures, "of three, none is held out"
+
+
+def test_surprise_is_the_loss_in_the_eyes_of_the_writer(lm: LM, state: MetaState) -> None:
+    (record,), _ = practise(lm, state, PROBLEMS[:1], CONFIG, [3])
+    own = [e for e in record.examples if e.valid]
+    rows = []
+    for e in own:
+        label = len(lm.target_ids(e.solution))
+        rows.append(([*lm.synthesis_prompt(PROBLEMS[0]), *e.tokens[:-label]], list(e.tokens[-label:])))
+    expected = sum(e.weight * float(lm.losses(lm.batch([row]), state.theta)) for e, row in zip(own, rows, strict=True))
+    assert record.gate is not None
+    assert record.gate.measures["surprise"] == pytest.approx(expected / sum(e.weight for e in own), rel=1e-4)
+    lies = tuple(dataclasses.replace(e, solution="Answer: 77", tokens=()) for e in own)
+    (told,), _ = practise(lm, state, PROBLEMS[:1], CONFIG, [3], replay=[lies])
+    assert told.gate is not None
+    assert told.gate.measures["surprise"] > 3 * record.gate.measures["surprise"]
 
 
 def test_a_discarded_update_answers_as_if_there_were_none(lm: LM, state: MetaState) -> None:

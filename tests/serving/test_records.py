@@ -20,7 +20,7 @@ ANN, BOB = owner_of("ann's key"), owner_of("bob's key")
 
 
 def record(problem: str = "Compute 1 + 1.", **changes: object) -> Adaptation:
-    example = Example(problem, "2", "text", (1, 2), weight=0.5, loss_before=1.0, loss_after=0.5, held_out=True)
+    example = Example(problem, "2", "text", (1, 2), weight=0.5, loss_before=1.0, loss_after=0.5)
     decision = GateDecision(True, "passed", {"drift": 0.25})
     values = {"examples": (example,), "gate": decision, "update_norm": 0.5, "text": "2", **changes}
     return Adaptation(problem, "tiny", 3, {"inner": {"steps": 1}}, "abc", **values)

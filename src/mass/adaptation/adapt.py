@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,7 +24,7 @@ from mass.adaptation.batch import Practice, practice_of, valid_mask
 from mass.adaptation.canaries import Canaries
 from mass.adaptation.checkpoint import MetaState
 from mass.adaptation.gate import EXPLODING, NO_EXAMPLE, NOT_FINITE
-from mass.adaptation.judging import Adapted, Judge, judged, measures_of, where
+from mass.adaptation.judging import Adapted, Judge, Lesson, judged, judged_by, where
 from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
 from mass.lm import LM
 from mass.lm.lora import adapter_hash, pick, repeat
@@ -59,15 +58,16 @@ def adapt_stack(
     judge = judge or Judge.of(lm, state, config.gate, None)
     if practice is None or config.inner.steps == 0:
         reason = NO_EXAMPLE if practice is None else ""
-        return judged(Adapted(start, groups, (reason,) * len(problems), (0.0,) * len(problems), ()), {}, start, judge)
+        return judged_by(
+            {}, Adapted(start, groups, (reason,) * len(problems), (0.0,) * len(problems), ()), start, judge
+        )
     valid = valid_mask(groups, lm.device)
-    held = gate.held_out(valid, config.gate)
     with clock.stage("scoring"):
         scores = torch.zeros(valid.shape, dtype=lm.adapter_dtype, device=lm.device)
         if config.scoring.normalise != "uniform":
             rows = practice.targets(problems, groups)
             scores = practice.spread(scoring.score(lm, state.eta, *rows, config.inner.micro_batch), *valid.shape)
-        weights = _weights(scores, valid, held, config)
+        weights = scoring.normalise(scores, valid, config.scoring.normalise)
     size = practice.rows_per_pass(config.inner.micro_batch)
     with clock.stage("inner loop"):
         # A learned rate may overflow in exp; an infinite one would be an error of `adapt` instead of a bad update.
@@ -82,19 +82,10 @@ def adapt_stack(
         stack = where([not reason for reason in fallbacks], stack, start)
     with clock.stage("practice losses"):
         before, after = practice.measured(start, size), practice.measured(stack, size)
-    groups = _annotate(groups, practice, held, practice.pick(scores), practice.pick(weights), before, after)
+    groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
     adapted = Adapted(stack, groups, tuple(fallbacks), tuple(norms), ())
-    measures = measures_of(valid, held, practice, before, after) if config.gate.enabled else {}
-    with clock.stage("canaries") if config.gate.enabled else nullcontext():
-        return judged(adapted, measures, start, judge)
-
-
-def _weights(scores: Tensor, valid: Tensor, held: Tensor, config: AdaptConfig) -> Tensor:
-    """Return the weights [B, m] of the examples that are learned, which weigh together what all would."""
-    weights = scoring.normalise(scores, valid & ~held, config.scoring.normalise)
-    if config.scoring.normalise != "sigmoid" or not config.gate.enabled:
-        return weights
-    return weights * (valid.sum(1, keepdim=True) / (valid & ~held).sum(1, keepdim=True).clamp_min(1))
+    lesson = Lesson(practice, scores, weights, before, start, rates)
+    return judged(lm, problems, adapted, lesson, config, judge, clock)
 
 
 def _update_norms(stack: Params, start: Params) -> list[float]:
@@ -116,14 +107,13 @@ def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
     return EXPLODING if norm > limit else ""
 
 
-def _annotate(groups: Groups, practice: Practice, held: Tensor, *columns: Tensor) -> Groups:
+def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
     """Return the examples with score, weight, loss before and loss after filled in from `columns`, in this order."""
-    held_out: list[list[bool]] = held.tolist()
     rows = zip(practice.owners.tolist(), practice.places.tolist(), *[c.tolist() for c in columns], strict=True)
     found = {(b, j): (s, w, before, after) for b, j, s, w, before, after in rows}
     return [
         tuple(
-            dataclasses.replace(e, score=v[0], weight=v[1], loss_before=v[2], loss_after=v[3], held_out=held_out[b][j])
+            dataclasses.replace(e, score=v[0], weight=v[1], loss_before=v[2], loss_after=v[3])
             if (v := found.get((b, j)))
             else e
             for j, e in enumerate(group)

@@ -3,11 +3,11 @@
 Before practice: a model that is certain of its own answer keeps it. Certainty is the mean log-probability of the tokens
 of its greedy answer.
 
-After practice, in this order: the update is finite and bounded; the model itself found one of the examples likely
-before it, as it does of nearly all practice that it writes freely (`surprise` is the least of their losses); examples
-that were held out of the update did not become much less likely (`held_out_rise`); the answers to canary prompts stay
-near (`drift`, a KL in nats per token); what must be refused still is. The first test that fails is the reason to answer
-with the unadapted weights.
+After practice, in this order: the update is finite and bounded; the practice is as if the model had written it freely
+(`surprise`: the loss of the solutions in the eyes of the writer); the model itself found one of the solutions likely
+before (`least_loss`); a trial update on a part of the examples did not make the others much less likely
+(`held_out_rise`); the answers to canary prompts stay near (`drift`, a KL in nats per token); what must be refused still
+is. The first test that fails is the reason to answer with the unadapted weights.
 
 The bounds are measured on validation problems (`mass.evaluation.gate`) and kept in a checkpoint's configuration. The
 canaries are in `mass.adaptation.canaries`.
@@ -41,11 +41,12 @@ CERTAIN = "certain without practice"
 NO_EXAMPLE = "no valid example"
 NOT_FINITE = "non-finite update"
 EXPLODING = "exploding update"
-SURPRISING = "no practice likely to the model"
+SURPRISING = "practice unlike the model's own"
+UNLIKELY = "no practice likely to the model"
 LESS_LIKELY = "held-out practice less likely"
 DRIFTED = "drift on canaries"
 UNREFUSED = "a refusal was lost"
-REASONS = (PASSED, CERTAIN, NO_EXAMPLE, NOT_FINITE, EXPLODING, SURPRISING, LESS_LIKELY, DRIFTED, UNREFUSED)
+REASONS = (PASSED, CERTAIN, NO_EXAMPLE, NOT_FINITE, EXPLODING, SURPRISING, UNLIKELY, LESS_LIKELY, DRIFTED, UNREFUSED)
 """All reasons of a decision."""
 
 
@@ -97,6 +98,7 @@ def after(measures: Mapping[str, float], config: GateConfig, *, unrefused: bool 
     """
     bounds = (
         ("surprise", config.max_surprise, SURPRISING),
+        ("least_loss", config.max_least_loss, UNLIKELY),
         ("held_out_rise", config.max_rise, LESS_LIKELY),
         ("drift", config.max_drift, DRIFTED),
     )
@@ -120,6 +122,7 @@ __all__ = [
     "PASSED",
     "REASONS",
     "SURPRISING",
+    "UNLIKELY",
     "UNREFUSED",
     "Canaries",
     "GateDecision",

@@ -95,7 +95,7 @@ def _examples(valid: Sequence[Example]) -> Table:
     table.add_column("loss before → after", justify="right", no_wrap=True)
     for example in valid:
         table.add_row(
-            Text("held out" if example.held_out else f"{example.weight:.3f}"),
+            Text(f"{example.weight:.3f}"),
             Text(_shortened(example.problem, MAX_PRACTICE_CHARS) + (f" ({example.note})" if example.note else "")),
             Text(_shortened(example.solution, MAX_PRACTICE_CHARS)),
             _losses(example),

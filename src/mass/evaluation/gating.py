@@ -65,7 +65,13 @@ def measure(model: Mass, tasks: Sequence[Task], seed: int, stack: int) -> list[M
     """Answer the tasks with and without practice, `stack` side by side, and return what the gate measures on each."""
     # Bounds that nothing exceeds: everything is measured, and nothing decided.
     gate = dataclasses.replace(
-        model.config.gate, enabled=True, certainty=0.0, max_surprise=None, max_rise=None, max_drift=1e9
+        model.config.gate,
+        enabled=True,
+        certainty=0.0,
+        max_surprise=None,
+        max_least_loss=None,
+        max_rise=None,
+        max_drift=1e9,
     )
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, gate=gate))
     size, found = room.stack_that_fits(model.lm, stack), list[Measured]()
@@ -108,6 +114,7 @@ def bounds(measured: Sequence[Measured], gate: GateConfig) -> Bounds:
         gate,
         certainty=threshold,
         max_surprise=_quantile(measured, "surprise", KEPT_SURPRISE) or gate.max_surprise,
+        max_least_loss=_quantile(measured, "least_loss", KEPT) or gate.max_least_loss,
         max_rise=_quantile(measured, "held_out_rise", KEPT) or gate.max_rise,
         max_drift=_quantile(measured, "drift", KEPT) or gate.max_drift,
     )
