@@ -4,7 +4,7 @@ For each practice example the analysis records whether it is right, whether it i
 and how far from the target (`research.appraisal`), its weight, and its own effect. The effect is measured by adapting
 on that example only, with weight 1 and the same inner loop: how much more likely does the target's gold solution
 become, and does the greedy answer change? The analysis also records what the adaptation does elsewhere: its drift on
-problems of other subjects (`mass.training.drift`), and the answers to them before and after.
+problems of other subjects (`mass.adaptation.drift`), and the answers to them before and after.
 
 Legend: P problems, m examples of each, n examples in one pass.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mass.adaptation.adapt import Adapted, adapt_stack, practise
 from mass.adaptation.checkpoint import MetaState, init_state
+from mass.adaptation.drift import drifts, sample_answers
 from mass.config import AdaptConfig, ScoringConfig, TasksConfig, to_dict
 from mass.errors import DataError
 from mass.lm import LM
@@ -31,7 +32,6 @@ from mass.runs.data import canary_stream
 from mass.seeds import derive
 from mass.tasks import content_hash
 from mass.timing import Clock
-from mass.training.drift import drifts, sample_answers
 from mass.types import Example, Params, Task
 from mass.verify import check_all
 from research.appraisal import NEAR_COPY, Recognise, appraise, recogniser

@@ -24,6 +24,7 @@ BANDS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("preflight",),
     ("report",),
+    ("serving",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -1,10 +1,12 @@
-"""Decode text from outside (a file, standard input, an argument). All text that we read is UTF-8."""
+"""Decode text from outside (a file, standard input, an argument), all of it UTF-8; make values fit for JSON."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 from pathlib import Path
+from typing import Any, cast
 
 
 def decode(data: bytes) -> str:
@@ -37,3 +39,14 @@ def read(path: str | Path) -> str:
         return decode(Path(path).expanduser().read_bytes())
     except ValueError as error:
         raise OSError(errno.EILSEQ, f"it {error}", str(path)) from None
+
+
+def finite(value: Any) -> Any:
+    """Return nested dicts and sequences with None for each number that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in cast("list[Any]", value)]
+    return value

@@ -15,6 +15,7 @@ from mass.adaptation import checkpoint as checkpoints
 from mass.adaptation import hub
 from mass.adaptation.adapt import answer_all, practise
 from mass.adaptation.adapted import AdaptedModel, restored
+from mass.adaptation.canaries import Canaries, needs_canaries, prepare_canaries
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.adaptation.examples.use import use
 from mass.config import (
@@ -132,7 +133,8 @@ class Mass:
             (solution,) = learned.solve_all([problem], seed)
             return (solution, learned) if return_adapted else solution
         lm = self._lm_for(problem)
-        (record,), adapted = answer_all(lm, self.state, [_text(problem)], self.config, [seed])
+        canaries = self.canaries(lm)
+        (record,), adapted = answer_all(lm, self.state, [_text(problem)], self.config, [seed], canaries=canaries)
         record = replace(record, **self.origin)
         solution = _solution(problem, record)
         if not return_adapted:
@@ -185,7 +187,7 @@ class Mass:
         """
         if self.checkpoint is None:
             raise ModelError("the state is untrained, so there is no checkpoint to upload; load one that was trained")
-        return hub.push(checkpoints.locate(_folder_of(self.checkpoint)), repo_id, private=private, message=message)
+        return hub.push(checkpoints.locate(folder_of(self.checkpoint)), repo_id, private=private, message=message)
 
     def replay(self, record: Adaptation) -> Solution:
         """Answer again from a record: from its practice examples, seed, configuration, prompts and starting point.
@@ -209,7 +211,8 @@ class Mass:
         groups: list[tuple[Example, ...]] = [tuple(record.examples)]
         prompts = checkpoints.recorded_prompts(record.prompts) if record.prompts else self.lm.prompt_set
         lm = self.lm.with_prompts(prompts, record.kind)
-        (again,), _ = answer_all(lm, state, [record.problem], config, [record.seed], replay=groups)
+        decided = None if record.gate is None else [record.gate]
+        (again,), _ = answer_all(lm, state, [record.problem], config, [record.seed], replay=groups, decided=decided)
         same = again.adapter_hash == record.adapter_hash
         if not same and not (record.stacked > 1 and _equal_but_for_rounding(again, record)):
             start = "the shipped one" if record.checkpoint is None else repr(record.checkpoint)
@@ -237,9 +240,26 @@ class Mass:
         """Provide the model adapted to a problem while the block runs. Its record has no answer, since none is asked
         for."""
         lm = self._lm_for(problem)
-        (record,), adapted = practise(lm, self.state, [_text(problem)], self.config, [seed])
+        canaries = self.canaries(lm)
+        (record,), adapted = practise(lm, self.state, [_text(problem)], self.config, [seed], canaries=canaries)
         record = replace(record, **self.origin)
         yield AdaptedModel(lm, pick(adapted.stack, 0), record, self.config.answer)
+
+    def canaries(self, lm: LM | None = None) -> Canaries | None:
+        """Return the gate's canaries with this model's own answers to them; None where the gate needs none.
+
+        They are made once for each kind of problem. `lm` is a view of the model; by default the model as it is.
+        """
+        lm = lm or self.lm
+        if not needs_canaries(self.config.gate):
+            return None
+        if lm.kind not in self._canaries:
+            self._canaries[lm.kind] = prepare_canaries(lm, self.state.theta, self.config.gate)
+        return self._canaries[lm.kind]
+
+    @cached_property
+    def _canaries(self) -> dict[str, Canaries]:
+        return {}
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -322,7 +342,7 @@ def load(
         config = config or untrained_config(lm)
         lm = lm.asking(kind or lm.kind)
         return Mass(lm, init_state(lm, config, seed), config, state_seed=seed, prompts_given=prompts is not None)
-    return _with_checkpoint(model, _folder_of(checkpoint), config, given, kind)
+    return _with_checkpoint(model, folder_of(checkpoint), config, given, kind)
 
 
 def untrained_config(lm: LM) -> AdaptConfig:
@@ -403,7 +423,7 @@ def lora_of(record: Adaptation) -> LoraConfig:
     return checkpoints.lora_config(record.lora) if record.lora else LoraConfig()
 
 
-def _folder_of(checkpoint: str | Path) -> Path:
+def folder_of(checkpoint: str | Path) -> Path:
     """The folder of a checkpoint: one that is here, one that ships with the package, or one of the hub, downloaded."""
     folder, (first, *rest) = Path(checkpoint), Path(checkpoint).parts or ("",)
     if folder.is_dir():

@@ -131,6 +131,26 @@ class Batch:
         return Batch(self.input_ids[index, :length], mask[:, :length], self.target_mask[index, :length])
 
 
+@dataclass(frozen=True)
+class GateDecision:
+    """The gate's decision on one problem; see `mass.adaptation.gate`."""
+
+    adapt: bool
+    """True if the adapted weights may answer."""
+    reason: str
+    """The first test that failed, in the words of `mass.adaptation.gate`; 'passed' where none did."""
+    measures: dict[str, float] = field(default_factory=dict[str, float])
+    """What was measured, by name: certainty, update_norm, least_loss, surprise,
+    held_out_rise, drift."""
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> GateDecision:
+        """Return the decision that `dataclasses.asdict` wrote, also after storage as JSON, where a number that is not
+        finite became null."""
+        measures = {name: math.nan if value is None else value for name, value in data["measures"].items()}
+        return GateDecision(data["adapt"], data["reason"], measures)
+
+
 @dataclass(frozen=True, repr=False)
 class Adaptation:
     """The record of one adaptation: enough to see what was learned, to repeat it, and to switch it off."""
@@ -167,7 +187,9 @@ class Adaptation:
     """All practice examples, used or rejected."""
     fallback: str = ""
     """The reason for answering with the unadapted weights: 'no valid example', 'non-finite update', 'exploding
-    update'; empty when the adapted weights answered."""
+    update', or a reason of the gate; empty when the adapted weights answered."""
+    gate: GateDecision | None = None
+    """The gate's decision; None where the gate was off."""
     adapter_hash: str = ""
     """SHA-256 of the adapted parameters; of the starting ones after a fallback."""
     update_norm: float = 0.0
@@ -214,6 +236,8 @@ class Adaptation:
         for key in ("verdict", "unadapted_verdict"):
             if values.get(key) is not None:
                 values[key] = Verdict(**values[key])
+        if values.get("gate") is not None:
+            values["gate"] = GateDecision.from_dict(values["gate"])
         return Adaptation(**values)
 
 

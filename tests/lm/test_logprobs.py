@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mass.adaptation import drift as canary
 from mass.errors import ConfigError
 from mass.lm import LM, logprobs
 from mass.lm.head import Head
 from mass.lm.logprobs import Predictions, always_chunked, of_logits, of_states
 from mass.metagrad import SGD, adapt, traced
-from mass.training import drift as canary
 from mass.types import Batch, Params
 from peak import Peak
 from small_lms import ARCHITECTURES, float64_throughout, make_lm, random_adapter

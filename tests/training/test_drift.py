@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from mass.adaptation import drift as canary
 from mass.adaptation.batch import practice_of, valid_mask
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.adaptation.synthesis import synthesise
@@ -21,7 +22,6 @@ from mass.lm.lora import pick
 from mass.metagrad.outer import inner_loop, meta_gradients
 from mass.runs.data import canary_stream, read_problems, task_stream
 from mass.runs.folder import RunFolder
-from mass.training import drift as canary
 from mass.training.gradients import Gradients, Stack
 from mass.training.mass_step import mass_gradients
 from mass.training.trainer import train

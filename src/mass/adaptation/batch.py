@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mass.lm import room
@@ -79,6 +79,11 @@ class Practice:
     def pick(self, table: Float[Tensor, "B m"]) -> Float[Tensor, " N"]:
         """Return the entries of a table [tasks, examples] that belong to the rows. Differentiable."""
         return table[self.owners, self.places]
+
+    def only(self, chosen: Bool[Tensor, "B m"]) -> Practice:
+        """Return the practice of the chosen examples alone, in the same order."""
+        index = chosen[self.owners, self.places].nonzero().squeeze(1)
+        return Practice(self.lm, self.batch.select(index), self.owners[index], self.places[index])
 
     def targets(self, problems: Sequence[str], groups: Sequence[Sequence[Example]]) -> tuple[list[str], list[Example]]:
         """Return each row's target problem and its example, as `mass.adaptation.scoring.score` takes them."""

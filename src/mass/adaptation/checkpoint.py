@@ -20,6 +20,7 @@ from torch import Tensor
 from mass.adaptation.scoring import init_scorer
 from mass.config import (
     AdaptConfig,
+    GateConfig,
     InnerConfig,
     LoraConfig,
     PracticeConfig,
@@ -130,6 +131,27 @@ def describe(folder: Path) -> Description:
         ) from error
 
 
+def set_gate(folder: Path, gate: GateConfig) -> Path:
+    """Keep the bounds of a gate in a checkpoint's description, which is replaced as a whole; return its path.
+
+    Raises:
+        ModelError: There is no checkpoint, or its folder cannot be written.
+    """
+    path = locate(folder) / DESCRIPTION
+    try:
+        data = json.loads(path.read_text())
+        data["adapt"]["gate"] = config_to_dict(gate)
+        beside = path.with_name(f"{DESCRIPTION}.tmp")
+        beside.write_text(json.dumps(data, indent=2))
+        beside.replace(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{path} cannot be changed ({error}); expected the description of a checkpoint in a folder that can be "
+            "written; copy the checkpoint to one"
+        ) from error
+    return path
+
+
 def _with_new_names(data: dict[str, Any]) -> dict[str, Any]:
     """Rename what files of the first checkpoints call otherwise than today."""
     return {NEW_NAMES.get(name, name): value for name, value in data.items()}
@@ -153,6 +175,7 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
         ScoringConfig(**scoring),
         InnerConfig(**inner),
         SamplingConfig(**_with_new_names(data["answer"])),
+        GateConfig(**data.get("gate", {})),
     )
 
 

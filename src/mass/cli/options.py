@@ -96,8 +96,8 @@ def plain(value: Any) -> Any:
     return to_dict(value) if is_dataclass(value) else value
 
 
-def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str | None = "tiny-terms") -> None:
-    """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given.
+def add_model_options(parser: ArgumentParser, *, checkpoint: str | None, default: str | None = "tiny-terms") -> None:
+    """Add the options `--model.*` for loading a model, and `--checkpoint`, whose help text is given; None for none.
 
     Their names are those of `mass.config.ModelConfig`. None stands for a value that is not given: a checkpoint, a
     record or `mass.load` decides then.
@@ -109,7 +109,8 @@ def add_model_options(parser: ArgumentParser, *, checkpoint: str, default: str |
         default=default,
         help=f"{MODEL_HELP}{f'; {default} by default' if default else ''}. --model NAME for short.",
     )
-    parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
+    if checkpoint is not None:
+        parser.add_argument("--checkpoint", type=str | None, default=None, help=checkpoint)
     group.add_argument("--model.device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument(
         "--model.dtype",
@@ -262,11 +263,26 @@ def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
     from mass import tasks
 
     group: Namespace = given.tasks
+    if group.shots is not None:
+        return _few_shot(group, given.seed)
     found = load_task_set(group, given.seed)
     split = group.split if tasks.has_splits(group.source) else None
     seed = given.seed if group.seed is None else group.seed
     chosen = {name: value for name in ("part", "levels", "subjects") if (value := getattr(group, name)) is not None}
     return found, {"source": group.source, "split": split, "seed": seed, **chosen}
+
+
+def _few_shot(group: Namespace, seed: int) -> tuple[list[Task], dict[str, Any]]:
+    """Load few-shot tasks, and say where they come from. Raises ConfigError and DataError."""
+    from mass.tasks import few_shot
+
+    for name in ("part", "levels", "subjects"):
+        if getattr(group, name) is not None:
+            raise ConfigError(f"--tasks.{name} is not for few-shot tasks (--tasks.shots); leave one of the two out")
+    seed = seed if group.seed is None else group.seed
+    chosen: dict[str, Any] = {name: getattr(group, name) for name in ("fields", "verifier", "size")}
+    found = few_shot.load_sets(Path(group.source).expanduser(), group.shots, seed, **chosen)
+    return found, {"source": group.source, "split": None, "seed": seed, "shots": group.shots}
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

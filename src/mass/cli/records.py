@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ def to_json(solution: Solution, *, indent: int | None = None) -> str:
     """Return `{"text", "answer", "adaptation"}` as JSON; numbers that JSON does not have become null."""
     record = None if solution.adaptation is None else solution.adaptation.to_dict()
     return json.dumps(
-        _finite({"text": solution.text, "answer": solution.answer, "adaptation": record}),
+        encoding.finite({"text": solution.text, "answer": solution.answer, "adaptation": record}),
         indent=indent,
         allow_nan=False,
     )
@@ -72,11 +71,3 @@ def write(folder: Path, index: int, problem: str | Task, solution: Solution) -> 
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); name another folder with --out") from error
     return path
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

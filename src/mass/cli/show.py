@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mass.adaptation.synthesis.reasons import rejected_shares
-from mass.types import Adaptation, Example, Solution, Task, Verdict
+from mass.types import Adaptation, Example, GateDecision, Solution, Task, Verdict
 
 MAX_PRACTICE_CHARS = 180
 MAX_ANSWER_CHARS = 1200
@@ -29,7 +29,15 @@ def solution(problem: str | Task, found: Solution) -> RenderableType:
         parts.append(Text(f"  right answer: {problem.answer}", style="dim"))
     if record.fallback:
         parts.append(Text(f"  Fell back to the unadapted answer: {record.fallback}.", style="bold yellow"))
+    if record.gate is not None:
+        parts.append(_gate(record.gate))
     return Group(*parts, Padding(Text(_timing(record), style="dim"), (0, 0, 0, 2)))
+
+
+def _gate(decision: GateDecision) -> Text:
+    """Return one line with the gate's decision and what it measured."""
+    measures = " · ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in decision.measures.items())
+    return Text.assemble(f"  gate: {decision.reason}", (f"  {measures}" if measures else "", "dim"))
 
 
 def tally(pairs: Sequence[tuple[Verdict | None, Verdict | None]]) -> Text:

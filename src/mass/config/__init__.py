@@ -22,7 +22,9 @@ from mass.config.adapt import (
 from mass.config.engine import EngineConfig
 from mass.config.evaluate import EvalConfig
 from mass.config.examples import ExamplesConfig
+from mass.config.gate import GateConfig
 from mass.config.model import LoraConfig, ModelConfig
+from mass.config.serve import ServeConfig
 from mass.config.train import AtTestConfig, OuterConfig, RunConfig, TasksConfig, TrainConfig, at_test
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExamplesConfig",
+    "GateConfig",
     "InnerConfig",
     "LoraConfig",
     "ModelConfig",
@@ -40,6 +43,7 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "ScoringConfig",
+    "ServeConfig",
     "SynthesisConfig",
     "TasksConfig",
     "TrainConfig",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mass.config.checks import require, require_known, require_numbers
+from mass.config.gate import GateConfig
 from mass.config.yaml_file import FromYaml
 
 
@@ -154,3 +155,5 @@ class AdaptConfig(PracticeConfig, FromYaml):
 
     answer: SamplingConfig = SamplingConfig(max_new_tokens=1024, temperature=0.0)
     """Sampling of the answer."""
+    gate: GateConfig = GateConfig()
+    """When it practises at all, and when the adapted weights may answer."""

@@ -97,7 +97,8 @@ class TrainConfig:
     """Weight of the KL divergence of the solver from the base."""
     canary_kl: float = 0.0
     """Weight of learned safety: the KL divergence (nats per token) of theta from the adapted theta_K on answers to
-    problems of other subjects, differentiated through the inner loop as the outer loss is; see mass.training.drift."""
+    problems of other subjects, differentiated through the inner loop as the outer loss is; see
+    mass.adaptation.drift."""
     canary_tasks: int = 2
     """Such problems for each adapted problem, where canary_kl is above 0."""
     max_problem_norm: float | None = None

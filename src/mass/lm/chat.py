@@ -43,7 +43,7 @@ class PromptTokens:
         """
         self._tokenizer, self._name, self._prompts = tokenizer, name, prompts
         self._template = self._dated_template() if prompts.chat else None
-        self._takes_system = bool(self._template and prompts.system) and self._knows_system()
+        self._knows_system: bool | None = None
         self.answer_prefix = prompts.answer_prefix
         self._closing = list[int]()
         """Tokens that close the thinking block which some templates always open."""
@@ -66,11 +66,37 @@ class PromptTokens:
     def chat(self, turns: Sequence[Turn]) -> list[int]:
         """Encode a conversation up to the point where the model's turn begins. The template writes the start token.
 
-        Special tokens in the texts count as text, if this version of transformers can distinguish them.
+        A system message in the conversation takes the place of the prompts' own. Special tokens in the texts count as
+        text, if this version of transformers can distinguish them.
         """
         options: dict[str, Any] = {"sanitize_control_tokens": True} if _can_sanitise(self._tokenizer) else {}
         encoded = self._apply(self._messages(turns), add_generation_prompt=True, tokenize=True, **options)
         return [*encoded["input_ids"], *self._closing]
+
+    def conversation(self, turns: Sequence[Turn], *, solve: bool) -> list[int]:
+        """Encode a conversation up to the point where the model's turn begins. Its length is not checked.
+
+        Args:
+            turns: (role, text) of each message; the roles are system, user and assistant.
+            solve: True to ask the last message of the user as a problem (`Prompts.solve`). Without a chat template
+                every message of the user is asked so, and system messages are put before as they are.
+
+        Raises:
+            ModelError: The chat template refuses the conversation.
+        """
+        ask = self._prompts.render_solve
+        last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=-1)
+        if self._prompts.chat:
+            return self.chat(
+                [(role, ask(text) if solve and i == last else text) for i, (role, text) in enumerate(turns)]
+            )
+        parts = list[str]()
+        for role, text in turns:
+            if role == "assistant":
+                parts.append(f"{self.answer_prefix}{text.strip()}")
+            else:
+                parts += [self._prompts.between if parts else "", ask(text) if role == "user" else text.strip()]
+        return self.plain("".join(parts))
 
     def opening(self) -> list[int]:
         """Return the tokens of `Prompts.opens`, which follow a synthesis prompt."""
@@ -160,17 +186,21 @@ class PromptTokens:
         day = date.fromisoformat(self._prompts.date)
         return _NOW.sub(lambda call: repr(day.strftime(call["form"])), template)
 
-    def _knows_system(self) -> bool:
+    def _takes_system(self) -> bool:
         """Return True where the template renders a system message; some raise an error, some leave it out."""
-        messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "Hello"}]
-        try:
-            return _MARK in self._apply(messages, add_generation_prompt=True, tokenize=False)
-        except ModelError:
-            return False
+        if self._knows_system is None:
+            messages = [{"role": "system", "content": _MARK}, {"role": "user", "content": "Hello"}]
+            try:
+                self._knows_system = _MARK in self._apply(messages, add_generation_prompt=True, tokenize=False)
+            except ModelError:
+                self._knows_system = False
+        return self._knows_system
 
     def _messages(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
         system = self._prompts.system
-        if system and self._takes_system:
+        if turns and turns[0][0] == "system":
+            (_, system), *turns = turns
+        if system and self._takes_system():
             turns = [("system", system), *turns]
         elif system:
             (role, text), *others = turns

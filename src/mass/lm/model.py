@@ -20,7 +20,7 @@ from mass.config import EngineConfig, LoraConfig, SamplingConfig
 from mass.errors import DataError, ModelError
 from mass.lm import logprobs
 from mass.lm.attention import use_exact_attention
-from mass.lm.chat import PromptTokens
+from mass.lm.chat import PromptTokens, Turn
 from mass.lm.elementwise import use_closed_forms
 from mass.lm.head import Head, HeadReader
 from mass.lm.head_input import use_contiguous_head
@@ -218,6 +218,14 @@ class LM:
         return self._asking.plain(
             self.prompts.between.join([*(f"{one}{prefix}{solution}" for one, solution in solved), ask(problem)])
         )
+
+    def conversation_prompt(self, turns: Sequence[Turn], *, solve: bool) -> list[int]:
+        """Return the tokens that ask for the next message of a conversation (`PromptTokens.conversation`)."""
+        return self._asking.conversation(turns, solve=solve)
+
+    def text_prompt(self, text: str) -> list[int]:
+        """Return the tokens of a text that the model continues as it is. Its length is not checked."""
+        return self._asking.plain(text)
 
     def _encode(self, text: str) -> list[int]:
         return self._asking.chat([("user", text)]) if self.prompts.chat else self._asking.plain(text)

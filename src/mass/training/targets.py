@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from mass import verify
+from mass.adaptation import drift as canary
 from mass.lm.lora import detach
 from mass.timing import Clock
-from mass.training import drift as canary
 from mass.training import outer
 from mass.training.gradients import Measured, Stack
 from mass.types import Params

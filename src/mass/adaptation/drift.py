@@ -106,12 +106,12 @@ def _divergences(
         with torch.no_grad():
             before = lm.predictions(batch, theta)
         after = lm.predictions(batch, adapted, answers.owners[index] if stacked else None)
-        each = _each_divergence(before, after).to(lm.device)
+        each = each_divergence(before, after).to(lm.device)
         mask = batch.target_mask
         yield index, each.new_zeros(mask.shape).masked_scatter(mask, each).sum(1) / mask.sum(1)
 
 
-def _each_divergence(before: Predictions, after: Predictions) -> Float[Tensor, " n"]:
+def each_divergence(before: Predictions, after: Predictions) -> Float[Tensor, " n"]:
     """Return the KL at each of n places. The graph keeps no distributions, unless all of them are small."""
 
     def divergence(before_values: Tensor, after_values: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""An answered request -> the entry of its adaptation among the records, and back to the request that it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mass.config import SamplingConfig, config_hash, to_dict
+from mass.lm.prompts import to_json
+from mass.serving.answering import Answering
+from mass.serving.job import Outcome
+from mass.serving.models import Served
+from mass.serving.naming import base_name
+from mass.serving.protocol import AnswerRequest, MassOptions, Message
+from mass.serving.records import Entry
+from mass.types import Adaptation
+from mass.verify import final_answer
+
+
+def entry_of(answering: Answering, outcome: Outcome) -> Entry:
+    """Return the entry of a request that was answered after practice, or that was to be."""
+    job, request = answering.job, answering.job.request
+    unadapted = outcome.unadapted or outcome.samples
+    text = outcome.samples[0].text
+    record = dataclasses.replace(
+        answering.record or _without_practice(answering),
+        fallback=outcome.fallback,
+        gate=outcome.gate,
+        text=text.strip(),
+        answer=final_answer(text),
+        unadapted_text=unadapted[0].text.strip(),
+        tokens=outcome.tokens,
+        seconds=outcome.seconds,
+    )
+    extra: dict[str, Any] = {
+        "request": dataclasses.asdict(request),
+        "texts": [sample.text for sample in outcome.samples],
+        "answer_seed": answering.answer_seed,
+        "sampling": record.config["answer"],
+    }
+    entry = Entry.of(
+        record,
+        id=job.id,
+        owner=job.owner,
+        checkpoint=job.served.checkpoint,
+        checkpoint_hash=job.served.checkpoint_hash,
+        time=job.time,
+        extra=extra,
+    )
+    return dataclasses.replace(
+        entry, summary=dataclasses.replace(entry.summary, model=job.served.name, adapted=outcome.adapted)
+    )
+
+
+def _without_practice(answering: Answering) -> Adaptation:
+    """Return the record of a request whose practice was never learned."""
+    mass, request = answering.job.served.mass, answering.job.request
+    config = to_dict(answering.config)
+    return Adaptation(
+        problem=request.problem,
+        model=mass.lm.name,
+        seed=answering.seed,
+        config=config,
+        config_hash=config_hash(config),
+        kind=mass.lm.kind,
+        prompts=to_json({mass.lm.kind: mass.lm.prompts})[mass.lm.kind],
+        **mass.origin,
+    )
+
+
+def request_of(entry: Entry) -> AnswerRequest:
+    """Return the request of an entry. Raises TypeError or KeyError for one that another version wrote."""
+    values = dict[str, Any](entry.extra["request"])
+    options = dict[str, Any](values["mass"])
+    options["examples"] = tuple((one, other) for one, other in options["examples"])
+    values["mass"] = MassOptions(**options)
+    values["messages"] = tuple(Message(**message) for message in values["messages"])
+    values["stop"] = tuple(values["stop"])
+    values |= {"stream": False, "include_usage": False}
+    return AnswerRequest(**values)
+
+
+def sampling_of(entry: Entry) -> SamplingConfig:
+    """Return how the entry's answers were sampled."""
+    return SamplingConfig(**entry.extra["sampling"])
+
+
+def shown(entry: Entry, served: Served | None) -> dict[str, Any]:
+    """Return an entry for its owner: without paths of this machine, by the names of the API instead."""
+    record = entry.record.to_dict()
+    record["model"] = served.base if served is not None else base_name(entry.record.model)
+    record["checkpoint"] = entry.summary.checkpoint
+    gate = record["config"].get("gate") or {}
+    if gate.get("canaries"):
+        gate["canaries"] = base_name(gate["canaries"])
+    return {**summary(entry), "record": record, "request": entry.extra.get("request")}
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """Return an entry as lists show it."""
+    return listed(entry.summary)
+
+
+def listed(one: Any) -> dict[str, Any]:
+    """Return a summary as JSON. The owner's hash is its own business."""
+    values = dataclasses.asdict(one)
+    del values["owner"]
+    return {**values, "gate": values["gate"] or None, "fallback": values["fallback"] or None}

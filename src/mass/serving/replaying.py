@@ -1,0 +1,51 @@
+"""A record of an adaptation -> its answers again: from its practice, with its seeds, as its request was asked."""
+
+from __future__ import annotations
+
+from mass.adaptation import checkpoint as checkpoint_files
+from mass.adaptation.adapt import practise
+from mass.lm.continuous import current_request
+from mass.lm.lora import pick
+from mass.serving import decoding, kept
+from mass.serving.answering import Answering, Work, Workshop
+from mass.serving.job import Job, Outcome
+from mass.serving.records import Entry
+from mass.types import Params
+
+
+class Replaying(Answering):
+    """One record while it is replayed."""
+
+    def __init__(self, job: Job, shop: Workshop, entry: Entry) -> None:
+        super().__init__(job, shop)
+        self._entry = entry
+        self.answer_seed = int(entry.extra["answer_seed"])
+
+    async def outcome(self) -> Outcome:
+        """Return the outcome of the same request, with the weights that the recorded practice makes."""
+        prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
+        adapter = await self.in_thread(self.shop.threads, self._relearned)
+        samples = await self.answers(prompt, kept.sampling_of(self._entry), adapter, streams=True)
+        return self.plain_outcome(prompt, samples)
+
+    def _relearned(self) -> Params | None:
+        """Return the weights that answered: those that the practice makes, or the unadapted ones after a fallback.
+
+        The gate's decision is taken as it was, and nothing is decided again.
+        """
+        record, mass = self._entry.record, self.job.served.mass
+        if record.fallback:
+            return self.start()
+        current_request.set(Work(self.job, self.job.id))
+        config = checkpoint_files.adapt_config(record.config)
+        _, adapted = practise(
+            mass.lm,
+            mass.state,
+            [record.problem],
+            config,
+            [record.seed],
+            None,
+            [record.examples],
+            decided=None if record.gate is None else [record.gate],
+        )
+        return pick(adapted.stack, 0)
