@@ -77,8 +77,8 @@ class Example:
     tokens: tuple[int, ...] = ()
     """Token ids of `text`, including the end token."""
     rejected: str = ""
-    """The reason for not using it: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty
-    for a valid example."""
+    """The reason for not using it: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished', and where
+    practice is verified 'without tests', 'failed its tests', 'no agreement'; empty for a valid example."""
     score: float | None = None
     """The scorer's `s_i`; None for a rejected example."""
     weight: float = 0.0
@@ -94,6 +94,13 @@ class Example:
     """A remark on how it was parsed, such as 'the first of 3 problems'."""
     logprobs: tuple[float, ...] = ()
     """Log-probability of each of `tokens`, where a sampling server sampled them for training; else empty."""
+    agreement: float | None = None
+    """Share of the model's own solutions of the practice problem that end in the answer of `solution`; None where none
+    were compared."""
+    resolved: bool = False
+    """True if `solution` is not the one in `text` but a sampled one, which has the most frequent answer."""
+    verification_tokens: int = 0
+    """Generated tokens that verifying this example took."""
 
     @property
     def valid(self) -> bool:

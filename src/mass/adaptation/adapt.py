@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mass.adaptation import scoring, synthesis
-from mass.adaptation.batch import Practice, practice_of, valid_mask
+from mass.adaptation.batch import Practice, practice_of, trust_of, valid_mask
 from mass.adaptation.checkpoint import MetaState
 from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
 from mass.lm import LM
@@ -62,7 +62,8 @@ def adapt_stack(
         if config.scoring.normalise != "uniform":
             rows = practice.targets(problems, groups)
             scores = practice.spread(scoring.score(lm, state.eta, *rows, config.inner.micro_batch), *valid.shape)
-        weights = scoring.normalise(scores, valid, config.scoring.normalise)
+        trust = trust_of(groups, config.synthesis.verify, scores)
+        weights = scoring.normalise(scores, valid, config.scoring.normalise, trust)
     with clock.stage("inner loop"):
         # A learned rate may overflow in exp; an infinite one would be an error of `adapt` instead of a bad update.
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
@@ -134,8 +135,11 @@ def practise(
         replay: practice examples to use instead of sampling new ones.
     """
     clock = clock or Clock()
-    with clock.stage("synthesis"):
-        groups = replay or synthesis.synthesise(lm, problems, config.synthesis, seeds, state.theta)
+    if replay:
+        with clock.stage("synthesis"):  # of no length: records of all adaptations have the stage
+            groups = replay
+    else:
+        groups = synthesis.practice_for(lm, problems, config.synthesis, seeds, state.theta, clock)
     adapted = adapt_stack(lm, state, problems, groups, config, clock)
     description, digest = to_dict(config), config_hash(config)
     records = [
@@ -152,7 +156,7 @@ def practise(
             fallback=adapted.fallbacks[b],
             adapter_hash=adapter_hash(pick(adapted.stack, b)),
             update_norm=adapted.update_norms[b],
-            tokens={"synthesis": sum(len(e.tokens) for e in adapted.groups[b])},
+            tokens=synthesis.written_tokens(adapted.groups[b]),
             seconds=clock.shares(len(problems)),
         )
         for b, problem in enumerate(problems)
