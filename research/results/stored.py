@@ -93,7 +93,7 @@ class Part:
     practice: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict[str, dict[int, dict[str, Any]]])
     """Analyses written by `python -m research analyse`."""
     rooms: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict[str, dict[int, dict[str, Any]]])
-    """Headroom measured by `benchmarks/room.py`."""
+    """Headroom measured by `benchmarks/headroom.py`."""
 
 
 @dataclass(frozen=True)

@@ -211,14 +211,15 @@ class Adaptation:
         values = dict(data)
         if values.get("update_norm", 0.0) is None:
             values["update_norm"] = math.nan
-        values["examples"] = tuple(_example(e) for e in values.get("examples", ()))
+        values["examples"] = tuple(example_of(e) for e in values.get("examples", ()))
         for key in ("verdict", "unadapted_verdict"):
             if values.get(key) is not None:
                 values[key] = Verdict(**values[key])
         return Adaptation(**values)
 
 
-def _example(data: dict[str, Any]) -> Example:
+def example_of(data: dict[str, Any]) -> Example:
+    """Return the example that `dataclasses.asdict` wrote, also after storage as JSON."""
     values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("tokens", "logprobs")}})
     return Example(**values)
 

@@ -171,10 +171,11 @@ def training_examples(lm: LM, pool: Sequence[Task], config: SynthesisConfig, see
     """Draw training tasks at random for each problem, as its practice examples."""
     m = min(config.examples, len(pool))
     drawn = [random.Random(derive(seed, "training examples")).sample(pool, m) for seed in seeds]
-    return [tuple(_example(lm, task, config) for task in tasks) for tasks in drawn]
+    return [tuple(gold_example(lm, task, config) for task in tasks) for tasks in drawn]
 
 
-def _example(lm: LM, task: Task, config: SynthesisConfig) -> Example:
+def gold_example(lm: LM, task: Task, config: SynthesisConfig) -> Example:
+    """Return a training task with its worked solution as a practice example, rejected if it is too long."""
     try:
         context, target = lm.example_row(task.problem, task.solution)
         fits = len(context) + len(target) <= min(lm.context, config.max_example_tokens)

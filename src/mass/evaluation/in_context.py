@@ -26,8 +26,24 @@ def answer_in_context(
     Args:
         written: Attempts of mass at the same problems, whose practice is used. None: practice is written now.
     """
-    lm = contestant.lm
     groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
+    return answer_with_shots(contestant, problems, seeds, config, groups, costs)
+
+
+def answer_with_shots(
+    contestant: Contestant,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    config: EvalConfig,
+    groups: Groups,
+    costs: Sequence[tuple[int, float]] | None = None,
+) -> list[Attempt]:
+    """Answer each problem with the valid examples of its group before it.
+
+    Args:
+        costs: The tokens and seconds that each problem's practice took; None: nothing.
+    """
+    lm, costs = contestant.lm, costs or [(0, 0.0)] * len(problems)
     fitting = [_fitting(lm, group, p, config.answer.max_new_tokens) for group, p in zip(groups, problems, strict=True)]
     attempts = answer_prompts(contestant, [prompt for prompt, _ in fitting], seeds, config)
     return [
