@@ -31,9 +31,10 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
     table, picture = folder / "headroom.md", folder / "headroom.png"
     replace_text(table, markdown(results))
     measured = [point for point in results["points"].values() if "skipped" not in point]
-    if not measured:
+    adapted = [point for point in measured if point["update_norm"] is not None]  # not those in the context
+    if not adapted:
         return [table]
-    draw(results, measured, picture)
+    draw(results, adapted, picture)
     return [table, picture]
 
 
@@ -129,7 +130,7 @@ def draw(results: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], path
 def _panel(axes: Axes, name: str, base: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
     for point in measured:
         part = room_decodings(point["row"])[name]
-        if part["difference"] is None or point["update_norm"] is None:
+        if part["difference"] is None:
             continue
         x, y = max(point["update_norm"], LEAST_NORM), 100 * part["difference"]
         low, high = part["difference_interval"] or (part["difference"],) * 2
