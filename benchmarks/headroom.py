@@ -88,8 +88,16 @@ class Point:
 class Headroom:
     """Answers the same problems unadapted and after practice, with the same random numbers."""
 
-    def __init__(self, contestant: Contestant, problems: Problems, practice: Practice, config: EvalConfig, seed: int):
-        self.contestant, self.practice, self.config = contestant, practice, config
+    def __init__(
+        self,
+        contestant: Contestant,
+        problems: Problems,
+        practice: Practice,
+        config: EvalConfig,
+        seed: int,
+        losses: bool = True,
+    ):
+        self.contestant, self.practice, self.config, self.losses = contestant, practice, config, losses
         self.tasks: list[Task] = problems.tasks
         self.seeds = [derive(seed, "room", i) for i in range(len(self.tasks))]
         self.runner = Runner(self.tasks, {}, config, self.seeds, [], None)
@@ -132,7 +140,7 @@ class Headroom:
             if in_context:
                 attempts += answer_with_shots(contestant, texts, seeds, self.config, groups[part])
             else:
-                attempts += answer_adapted(contestant, texts, seeds, self.config, groups[part])
+                attempts += answer_adapted(contestant, texts, seeds, self.config, groups[part], losses=self.losses)
         records = self._judge("practised", attempts)
         return {
             **dataclasses.asdict(point),
@@ -278,7 +286,7 @@ def make_headroom(args: argparse.Namespace) -> Headroom:
     practice = Practice(
         contestant, problems, args.examples, args.seed, args.answer_tokens, args.stack, args.nearest, args.out
     )
-    return Headroom(contestant, problems, practice, config, args.seed)
+    return Headroom(contestant, problems, practice, config, args.seed, losses=not args.no_losses)
 
 
 def save(folder: Path, results: dict[str, Any]) -> None:
@@ -316,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--practice-tokens", type=int, default=128)
     made.add_argument("--practice-temperature", type=float, default=1.0)
     made.add_argument("--verify-solutions", type=int, default=4, help="of 'own verified', where answers are compared")
+    made.add_argument("--no-losses", action="store_true", help="do not measure the losses of practice: two passes less")
     made.add_argument("--in-context", nargs="*", default=[], choices=SOURCES, metavar="SOURCE",
                       help="practice to put before the problem")  # fmt: skip
     made.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, metavar="SOURCE",

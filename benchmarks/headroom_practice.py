@@ -136,6 +136,8 @@ class Practice:
     def _pool(self) -> list[Task]:
         texts = {task.problem for task in self.problems.tasks}
         pool = [task for task in self.problems.pool if task.solution.strip() and task.problem not in texts]
+        if self.contestant.lm.kind == CODE:
+            pool = [dataclasses.replace(task, solution=fenced(task.solution)) for task in pool]
         if not pool:
             raise ConfigError("gold practice needs training problems with worked solutions; give --train-tasks")
         return pool
@@ -274,6 +276,12 @@ class Practice:
         }
         known = {name: [v for v in values if v is not None] for name, values in shares.items()}
         return {"valid": len(valid) / len(found), **{n: sum(v) / len(v) for n, v in known.items() if v}}
+
+
+def fenced(code: str) -> str:
+    """Return a program as the solver's prompt asks for it, so that practice on golds does not teach another form."""
+    code = code.replace("\r\n", "\n").expandtabs(4).strip()
+    return code if "```" in code else f"```python\n{code}\n```"
 
 
 def _parts(count: int, size: int) -> list[slice]:

@@ -12,7 +12,7 @@ Legend: B problems, m examples of each.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +48,19 @@ class Adapted:
 
 @torch.no_grad()
 def adapt_stack(
-    lm: LM, state: MetaState, problems: Sequence[str], groups: Groups, config: AdaptConfig, clock: Clock
+    lm: LM,
+    state: MetaState,
+    problems: Sequence[str],
+    groups: Groups,
+    config: AdaptConfig,
+    clock: Clock,
+    *,
+    losses: bool = True,
 ) -> Adapted:
-    """Score the examples, weight them, and take K steps on them from theta, for B problems side by side."""
+    """Score the examples, weight them, and take K steps on them from theta, for B problems side by side.
+
+    `losses` says whether the examples' losses before and after are measured, which takes two forward passes.
+    """
     start = repeat(state.theta, len(problems))
     practice = practice_of(lm, groups)
     if practice is None or config.inner.steps == 0:
@@ -78,9 +88,11 @@ def adapt_stack(
         # `where` and not a product: 0 times an update that is not finite would be NaN.
         keep = torch.tensor([not reason for reason in fallbacks], device=lm.device)
         stack = {n: torch.where(keep.view(-1, 1, 1), t, start[n]) for n, t in stack.items()}
-    with clock.stage("practice losses"):
-        before, after = practice.measured(start, size), practice.measured(stack, size)
-    groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
+    columns = {"score": practice.pick(scores), "weight": practice.pick(weights)}
+    if losses:
+        with clock.stage("practice losses"):
+            columns |= {"loss_before": practice.measured(start, size), "loss_after": practice.measured(stack, size)}
+    groups = _annotate(groups, practice, columns)
     return Adapted(stack, groups, tuple(fallbacks), tuple(norms))
 
 
@@ -103,17 +115,13 @@ def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
     return "exploding update" if norm > limit else ""
 
 
-def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
-    """Return the examples with score, weight, loss before and loss after filled in from `columns`, in this order."""
-    rows = zip(practice.owners.tolist(), practice.places.tolist(), *[c.tolist() for c in columns], strict=True)
-    found = {(b, j): (s, w, before, after) for b, j, s, w, before, after in rows}
+def _annotate(groups: Groups, practice: Practice, columns: Mapping[str, Tensor]) -> Groups:
+    """Return the examples with the fields that `columns` names filled in, a value for each row of the practice."""
+    places = zip(practice.owners.tolist(), practice.places.tolist(), strict=True)
+    values = zip(*[column.tolist() for column in columns.values()], strict=True)
+    found = {place: dict(zip(columns, row, strict=True)) for place, row in zip(places, values, strict=True)}
     return [
-        tuple(
-            dataclasses.replace(e, score=v[0], weight=v[1], loss_before=v[2], loss_after=v[3])
-            if (v := found.get((b, j)))
-            else e
-            for j, e in enumerate(group)
-        )
+        tuple(dataclasses.replace(e, **found.get((b, j), {})) for j, e in enumerate(group))
         for b, group in enumerate(groups)
     ]
 
@@ -126,6 +134,8 @@ def practise(
     seeds: Sequence[int],
     clock: Clock | None = None,
     replay: Groups | None = None,
+    *,
+    losses: bool = True,
 ) -> tuple[list[Adaptation], Adapted]:
     """Write practice for each problem and adapt to it, without answering: the records have no texts and no verdicts.
 
@@ -133,6 +143,7 @@ def practise(
         seeds: one for each problem.
         clock: measures the stages; a new one by default.
         replay: practice examples to use instead of sampling new ones.
+        losses: whether to measure the losses of practice before and after.
     """
     clock = clock or Clock()
     if replay:
@@ -140,7 +151,7 @@ def practise(
             groups = replay
     else:
         groups = synthesis.practice_for(lm, problems, config.synthesis, seeds, state.theta, clock)
-    adapted = adapt_stack(lm, state, problems, groups, config, clock)
+    adapted = adapt_stack(lm, state, problems, groups, config, clock, losses=losses)
     description, digest = to_dict(config), config_hash(config)
     records = [
         Adaptation(
@@ -173,6 +184,7 @@ def answer_all(
     *,
     unadapted: bool = True,
     replay: Groups | None = None,
+    losses: bool = True,
 ) -> tuple[list[Adaptation], Adapted]:
     """Adapt to each problem and answer it; the records carry no verdicts.
 
@@ -181,9 +193,10 @@ def answer_all(
         unadapted: True to answer with theta without the update too, for comparison. Both answers are sampled side by
             side, and the seconds of the stage "answer" are those of both.
         replay: practice examples to use instead of sampling new ones.
+        losses: whether to measure the losses of practice before and after.
     """
     clock = Clock()
-    records, adapted = practise(lm, state, problems, config, seeds, clock, replay)
+    records, adapted = practise(lm, state, problems, config, seeds, clock, replay, losses=losses)
     stack = adapted.stack
     if unadapted:
         # Side by side: a step of two rows takes hardly longer than one of one row, which only reads the weights.
