@@ -51,6 +51,8 @@ from mass.types import Groups, Task
 
 RESULTS = "headroom.json"
 IN_CONTEXT = "in context"
+LEFT = 75
+"""Exit code where `--minutes` left points unmeasured (EX_TEMPFAIL)."""
 NO_LIMIT = 1e9
 """A change that may be as large as it comes: where practice does harm is worth seeing too."""
 RESAMPLES = 2000
@@ -352,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for file in write_report(results, args.out):
         say(str(file))
-    return 0
+    return 0 if all(point.key in results["points"] for point in grid(args)) else LEFT
 
 
 if __name__ == "__main__":

@@ -178,7 +178,11 @@ def test_practice_in_the_context_is_a_point_and_nothing_is_written_or_answered_t
 
 
 def test_no_point_begins_after_the_given_minutes(taught_base: Path, tmp_path: Path) -> None:
-    assert run(taught_base, tmp_path, "--sgd", "1", "--sources", "gold same", "--minutes", "0")["points"] == {}
-    assert set(run(taught_base, tmp_path, "--sgd", "1", "--clipped", "--sources", "gold same")["points"]) == {
-        "gold same, sgd 1, K = 1"
-    }
+    given = ["--model", str(taught_base), "--out", str(tmp_path), *SMALL, "--sgd", "1", "--clipped", "--sources",
+             "gold same", "--no-losses"]  # fmt: skip
+    assert headroom.main([*given, "--minutes", "0"]) == headroom.LEFT
+    assert json.loads((tmp_path / "headroom.json").read_text())["points"] == {}
+    assert headroom.main(given) == 0
+    (point,) = json.loads((tmp_path / "headroom.json").read_text())["points"].values()
+    assert point["update_norm"] > 0
+    assert point["loss_after"] is None
