@@ -148,6 +148,7 @@ class Headroom:
             **dataclasses.asdict(point),
             "row": self._row("practised", records),
             "right": _right(records),
+            "answers": [json_values(_answer(attempt)) for attempt in attempts],
             **_practised(groups, records),
         }
 

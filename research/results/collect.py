@@ -191,7 +191,7 @@ def room_of(folder: Path) -> dict[str, Any]:
     """Return the stored form of what `benchmarks/headroom.py` measured, without the subjects and levels of each point."""
     data = _json(folder / ROOM_FILE)
     seed = data["settings"]["seed"]
-    points = [_without_groups(point) for point in data["points"].values()]
+    points = [_without_groups({k: v for k, v in point.items() if k != "answers"}) for point in data["points"].values()]
     unadapted = {
         key: value if key in ("written", "right") else _without_groups({"row": value})["row"]
         for key, value in data["unadapted"].items()
