@@ -113,7 +113,7 @@ def _headroom(args: argparse.Namespace) -> Piece:
         "--samples", "8", "--temperatures", "0.7", "--examples", "6", "--rank", "32", "--nearest", "states",
         "--answer-tokens", str(family.answer_tokens), "--practice-tokens", "384", "--practice-temperature", "0.8",
         "--stack", "16", "--decode-rows", "512", "--sources", *ORACLES, *OWN, *majority, "--in-context", "own",
-        "gold nearest", "--sgd", "--clipped", "0.3", "1", "3", "--adamw", "0.0002", "--steps", "1", "2",
+        "gold nearest", "--sgd", "--clipped", "0.03", "0.1", "0.3", "--adamw", "0.0002", "--steps", "1", "2",
         "--sharpness", "10", "--out", str(folder),
     )  # fmt: skip
     return Piece("headroom", command, folder, resumes=False)
@@ -154,12 +154,12 @@ def _comparison(
 ) -> Piece:
     family, folder = FAMILIES[args.family], args.out / args.family / name
     size = family.validation_size if name.startswith("validation") else 250
-    checkpoints = [f"--checkpoint-of={','.join(f'{method}={run}' for method, run in runs.items())}"] if runs else []
+    checkpoints = [f"--checkpoints={','.join(f'{method}={run}' for method, run in runs.items())}"] if runs else []
     command = (
-        "-m", "mass", "eval", f"--model={args.model}", "--checkpoint=untrained", f"--dtype={args.dtype}",
-        f"--tasks={file}", f"--size={size}", f"--methods={','.join(methods)}", *checkpoints,
-        f"--train-tasks={_file(args, 'train')}", f"--answer.max_new_tokens={family.answer_tokens}",
-        "--decode-rows=512", "--stack=16", f"--seed={seed}", "--tasks-seed=0", f"--out={folder}",
+        "-m", "mass", "eval", f"--model={args.model}", "--checkpoint=untrained", f"--model.dtype={args.dtype}",
+        f"--tasks={file}", f"--tasks.size={size}", f"--methods={','.join(methods)}", *checkpoints,
+        f"--train_tasks={_file(args, 'train')}", f"--answer.max_new_tokens={family.answer_tokens}",
+        "--model.decode_rows=512", "--stack=16", f"--seed={seed}", "--tasks.seed=0", f"--out={folder}",
     )  # fmt: skip
     return Piece(name, command, folder, resumes=True)
 
