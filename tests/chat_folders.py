@@ -17,7 +17,7 @@ SHARED = next(
     Path(os.environ.get("MASS_DATA", "shared/data")),
 )
 """Public rows, beside the repository or a folder above it."""
-KINDS = {"llama-3.1-8b": "Llama", "qwen3-8b": "Qwen3"}
+KINDS = {"llama-3.1-8b": "Llama", "qwen3-8b": "Qwen3", "qwen2.5-0.5b": "Qwen2"}
 JUDGE = "def judge(task, text):\n    return len(text) % 2 == 0\n"
 """A verifier that a model without knowledge satisfies now and then."""
 

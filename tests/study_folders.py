@@ -1,4 +1,4 @@
-"""Run folders as `mass eval`, `train`, `analyse` and `benchmarks/room.py` leave them, with made-up outcomes."""
+"""Run folders as `mass eval`, `train`, `analyse` and `benchmarks/headroom.py` leave them, with made-up outcomes."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def room(folder: Path) -> Path:
     points["own likely x 10, sgd 1"] = points["own, sgd 1"] | {"source": "own likely", "sharpness": 10.0}
     points["own correct"] = {"source": "own correct", "optimizer": "sgd", "rate": 1.0, "steps": 1, "skipped": "why"}
     write_json(
-        folder / "room.json",
+        folder / "headroom.json",
         {
             "settings": {"seed": 1, "size": 140, "model": "tiny", "checkpoint": "untrained"},
             "points": points,

@@ -16,8 +16,9 @@ from mass.adaptation.checkpoint import describe
 from mass.cli.main import main
 from mass.lm.architecture import PUBLISHED
 
-RECIPES = sorted(p for folder in KINDS for p in (Path(__file__).parents[1] / "recipes" / folder).glob("*.yaml"))
 ON_A_CPU = Path(__file__).parents[1] / "recipes" / "qwen2.5-0.5b" / "cpu.yaml"
+FOLDERS = [ON_A_CPU.parents[1] / name for name in KINDS]
+RECIPES = [path for folder in FOLDERS for path in sorted(folder.glob("*.yaml")) if path != ON_A_CPU]
 SMALL = (
     "--model.dtype=float32", "--lora.r=2", "--tasks.size=null", "--tasks.part=null", "--validation.size=null",
     "--validation.part=null", "--adapt.synthesis.sampling.max_new_tokens=8", "--outer.sampling.max_new_tokens=6",
@@ -133,7 +134,9 @@ def test_the_recipe_for_a_cpu_fits_12_gb(
     assert found["memory"]["peak"] < 12e9 * 0.94
 
 
-@pytest.mark.parametrize("path", [*RECIPES[2:4], ON_A_CPU], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path", [*RECIPES[2:4], *RECIPES[-2:], ON_A_CPU], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_every_command_in_a_recipe_s_comments_parses(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

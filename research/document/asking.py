@@ -29,7 +29,7 @@ from research.results.stored import GREEDY
 
 T = TypeVar("T")
 DECODING = re.compile(r"greedy|(?:pass |maj )?[0-9]+(?:\.[0-9]+)?")
-PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen", "authors", "rerun")
+PARTS = ("room", "table", "rates", "ablations", "data", "safety", "hard", "unseen", "authors", "rerun", "code", "math")
 
 
 class NotMeasured(Exception):

@@ -345,6 +345,8 @@ def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def room_setting(point: Mapping[str, Any]) -> str:
     """Describe the inner loop of a point, and the sharpness of its weights."""
+    if point["optimizer"] == "in context":
+        return "in the context"
     text = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
     return text if point.get("sharpness") is None else f"{text}, sharpness {point['sharpness']:g}"
 

@@ -13,7 +13,7 @@ from mass.runs.folder import COMPARISON, CONFIG, METRICS, RECORDS, RunFolder, js
 from research.results.packing import pack
 from research.results.stored import EVALUATION, PRACTICE, ROOM, TRAINING
 
-ROOM_FILE = "room.json"
+ROOM_FILE = "headroom.json"
 MAX_POINTS = 25
 """Maximum number of points of a training curve; held-out evaluations are all kept."""
 
@@ -188,13 +188,14 @@ def _total(rows: Sequence[Mapping[str, Any]], start: str) -> float | None:
 
 
 def room_of(folder: Path) -> dict[str, Any]:
-    """Return the stored form of what `benchmarks/room.py` measured, without the subjects and levels of each point."""
+    """Return the stored form of what `benchmarks/headroom.py` measured, without the subjects and levels of each point."""
     data = _json(folder / ROOM_FILE)
     seed = data["settings"]["seed"]
-    points = [_without_groups(point) for point in data["points"].values()]
+    points = [_without_groups({k: v for k, v in point.items() if k != "answers"}) for point in data["points"].values()]
     unadapted = {
-        key: _without_groups({"row": value})["row"] if key != "written" else value
+        key: value if key in ("written", "right") else _without_groups({"row": value})["row"]
         for key, value in data["unadapted"].items()
+        if key != "answers"
     }
     return {
         "name": name_of(folder, seed),

@@ -93,7 +93,7 @@ class Part:
     practice: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict[str, dict[int, dict[str, Any]]])
     """Analyses written by `python -m research analyse`."""
     rooms: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict[str, dict[int, dict[str, Any]]])
-    """Headroom measured by `benchmarks/room.py`."""
+    """Headroom measured by `benchmarks/headroom.py`."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,20 @@ def is_results(folder: Path) -> bool:
     return any(True for kind in (EVALUATION, TRAINING, PRACTICE, ROOM) for _ in folder.glob(f"*/{kind}/*.json"))
 
 
+REAL = "real"
+"""The folder, beside the results of a toy world, of what was measured on real models."""
+
+
 def read(folder: Path) -> Results:
-    """Read all stored results in a folder.
+    """Read all stored results in a folder, and those on real models in the folder `REAL` beside it.
 
     Raises:
         DataError: A file is not a stored result.
     """
     parts: dict[str, Part] = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+    beside = folder.parent / REAL
+    folders = [folder, *([beside] if beside.is_dir() and beside != folder else [])]
+    for path in sorted(p for one in folders for p in one.iterdir() if p.is_dir()):
         part = Part(
             _named(path / EVALUATION, evaluation),
             _named(path / TRAINING, training),

@@ -83,8 +83,8 @@ class Example:
     tokens: tuple[int, ...] = ()
     """Token ids of `text`, including the end token."""
     rejected: str = ""
-    """The reason for not using it: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished'; empty
-    for a valid example."""
+    """The reason for not using it: 'unparsed: ' and the reason, 'repeat', 'copy', 'too long', 'unfinished', and where
+    practice is verified 'without tests', 'failed its tests', 'no agreement'; empty for a valid example."""
     score: float | None = None
     """The scorer's `s_i`; None for a rejected example."""
     weight: float = 0.0
@@ -100,6 +100,13 @@ class Example:
     """A remark on how it was parsed, such as 'the first of 3 problems'."""
     logprobs: tuple[float, ...] = ()
     """Log-probability of each of `tokens`, where a sampling server sampled them for training; else empty."""
+    agreement: float | None = None
+    """Share of the model's own solutions of the practice problem that end in the answer of `solution`; None where none
+    were compared."""
+    resolved: bool = False
+    """True if `solution` is not the one in `text` but a sampled one, which has the most frequent answer."""
+    verification_tokens: int = 0
+    """Generated tokens that verifying this example took."""
 
     @property
     def valid(self) -> bool:
@@ -232,7 +239,7 @@ class Adaptation:
         values = dict(data)
         if values.get("update_norm", 0.0) is None:
             values["update_norm"] = math.nan
-        values["examples"] = tuple(_example(e) for e in values.get("examples", ()))
+        values["examples"] = tuple(example_of(e) for e in values.get("examples", ()))
         for key in ("verdict", "unadapted_verdict"):
             if values.get(key) is not None:
                 values[key] = Verdict(**values[key])
@@ -241,7 +248,8 @@ class Adaptation:
         return Adaptation(**values)
 
 
-def _example(data: dict[str, Any]) -> Example:
+def example_of(data: dict[str, Any]) -> Example:
+    """Return the example that `dataclasses.asdict` wrote, also after storage as JSON."""
     values = dict[str, Any]({**data, **{name: tuple(data.get(name, ())) for name in ("tokens", "logprobs")}})
     return Example(**values)
 

@@ -21,7 +21,9 @@ def practises(monkeypatch: pytest.MonkeyPatch) -> None:
     """The random model writes nothing that parses; let synthesis give practice all the same."""
     import mass.adaptation.synthesis
 
-    monkeypatch.setattr(mass.adaptation.synthesis, "synthesise", lambda _, problems, *__: [PRACTICE for _ in problems])
+    monkeypatch.setattr(
+        mass.adaptation.synthesis, "synthesise", lambda _, problems, *__, **___: [PRACTICE for _ in problems]
+    )
 
 
 def write_tasks(path: Path, *rows: object) -> Path:
@@ -159,7 +161,9 @@ def test_save_adapter_writes_a_peft_folder(solve: Callable, tmp_path: Path, monk
 
     stacks: list[object] = []
     whole = mass.adaptation.adapt.adapt_stack
-    monkeypatch.setattr(mass.adaptation.adapt, "adapt_stack", lambda *args: (stacks.append(args), whole(*args))[1])
+    monkeypatch.setattr(
+        mass.adaptation.adapt, "adapt_stack", lambda *args, **named: (stacks.append(args), whole(*args, **named))[1]
+    )
     ran = solve("What is 3 + 4?", "--save_adapter", tmp_path / "adapter", "--json")
     assert ran.code == 0
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"

@@ -108,7 +108,7 @@ def test_a_line_that_no_parser_takes_is_found() -> None:
 
 
 def test_a_line_of_research_is_found_and_parsed() -> None:
-    text = "python -m research collect runs/x --into results/x\npython benchmarks/room.py --out x\n"
+    text = "python -m research collect runs/x --into results/x\npython benchmarks/headroom.py --out x\n"
     (found,) = reading.commands(Block(ROOT / "README.md", 1, "bash", text, None))
     assert (found.program, found.arguments) == ("research", ("collect", "runs/x", "--into", "results/x"))
     test_a_command_line_of_the_pages_is_one(found)

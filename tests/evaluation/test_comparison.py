@@ -59,7 +59,9 @@ def tasks() -> list[Task]:
 def valid_practice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of random weights writes no practice that parses; stand in for it with something that does."""
 
-    def synthesise(lm: Any, problems: Sequence[str], config: SynthesisConfig, *_: Any) -> list[tuple[Example, ...]]:
+    def synthesise(
+        lm: Any, problems: Sequence[str], config: SynthesisConfig, *_: Any, **__: Any
+    ) -> list[tuple[Example, ...]]:
         tokens = tuple(lm.target_ids("2 + 2"))
         return [
             tuple(Example(f"{problem} {j}", f"{j}. Answer: {j}", "2 + 2", tokens) for j in range(config.examples))

@@ -267,3 +267,20 @@ def test_stored_practice_and_rooms_are_found(tmp_path: Path) -> None:
     stored_room = part.rooms["base"][1]
     assert len(stored_room["points"]) == 8
     assert "by_subject" not in json.dumps(stored_room)
+
+
+def test_results_on_real_models_are_read_from_beside_and_without_answers(tmp_path: Path) -> None:
+    measured_in = room(tmp_path / "r" / "mbpp")
+    data = json.loads((measured_in / "headroom.json").read_text())
+    data["unadapted"] |= {"right": [True, None], "answers": [{"text": "long", "tokens": 1, "seconds": 1, "drawn": []}]}
+    data["unadapted"].pop("best-of-n")
+    data["points"]["own, sgd 1"]["answers"] = data["unadapted"]["answers"]
+    (measured_in / "headroom.json").write_text(json.dumps(data))
+    collect(measured_in, tmp_path / "stored" / "real" / "code")
+    collect(room(tmp_path / "r" / "base-1"), tmp_path / "stored" / "minimath" / "room")
+    found = read(tmp_path / "stored" / "minimath").parts
+    assert set(found) == {"room", "code"}
+    stored = found["code"].rooms["mbpp"][1]
+    assert stored["unadapted"]["right"] == [True, None]
+    assert "answers" not in json.dumps(stored)
+    assert set(read(tmp_path / "stored" / "real").parts) == {"code"}

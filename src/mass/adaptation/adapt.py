@@ -12,7 +12,7 @@ Legend: B problems, m examples of each.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mass.adaptation import gate, scoring, synthesis
-from mass.adaptation.batch import Practice, practice_of, valid_mask
+from mass.adaptation.batch import Practice, practice_of, trust_of, valid_mask
 from mass.adaptation.canaries import Canaries
 from mass.adaptation.checkpoint import MetaState
 from mass.adaptation.gate import EXPLODING, NO_EXAMPLE, NOT_FINITE
@@ -47,11 +47,15 @@ def adapt_stack(
     config: AdaptConfig,
     clock: Clock,
     judge: Judge | None = None,
+    *,
+    losses: bool = True,
 ) -> Adapted:
     """Score the examples, weight them, and take K steps on them from theta, for B problems side by side.
 
     Args:
         judge: what the gate judges with, where it is on; by default as the configuration says, with new canaries.
+        losses: True to measure the examples' losses before and after, which takes two forward passes; a gate that is
+            on needs them.
     """
     start = repeat(state.theta, len(problems))
     practice = practice_of(lm, groups)
@@ -67,7 +71,8 @@ def adapt_stack(
         if config.scoring.normalise != "uniform":
             rows = practice.targets(problems, groups)
             scores = practice.spread(scoring.score(lm, state.eta, *rows, config.inner.micro_batch), *valid.shape)
-        weights = scoring.normalise(scores, valid, config.scoring.normalise)
+        trust = trust_of(groups, config.synthesis.verify, scores)
+        weights = scoring.normalise(scores, valid, config.scoring.normalise, trust)
     size = practice.rows_per_pass(config.inner.micro_batch)
     with clock.stage("inner loop"):
         # A learned rate may overflow in exp; an infinite one would be an error of `adapt` instead of a bad update.
@@ -80,11 +85,14 @@ def adapt_stack(
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)
         ]
         stack = where([not reason for reason in fallbacks], stack, start)
-    with clock.stage("practice losses"):
-        before, after = practice.measured(start, size), practice.measured(stack, size)
-    groups = _annotate(groups, practice, practice.pick(scores), practice.pick(weights), before, after)
-    adapted = Adapted(stack, groups, tuple(fallbacks), tuple(norms), ())
-    lesson = Lesson(practice, scores, weights, before, start, rates)
+    columns = {"score": practice.pick(scores), "weight": practice.pick(weights)}
+    if losses or config.gate.enabled:
+        with clock.stage("practice losses"):
+            columns |= {"loss_before": practice.measured(start, size), "loss_after": practice.measured(stack, size)}
+    adapted = Adapted(stack, _annotate(groups, practice, columns), tuple(fallbacks), tuple(norms), ())
+    if not judge.config.enabled:
+        return judged_by({}, adapted, start, judge)
+    lesson = Lesson(practice, scores, weights, columns["loss_before"], start, rates)
     return judged(lm, problems, adapted, lesson, config, judge, clock)
 
 
@@ -107,17 +115,13 @@ def _why_fall_back(norm: float, any_valid: bool, limit: float) -> str:
     return EXPLODING if norm > limit else ""
 
 
-def _annotate(groups: Groups, practice: Practice, *columns: Tensor) -> Groups:
-    """Return the examples with score, weight, loss before and loss after filled in from `columns`, in this order."""
-    rows = zip(practice.owners.tolist(), practice.places.tolist(), *[c.tolist() for c in columns], strict=True)
-    found = {(b, j): (s, w, before, after) for b, j, s, w, before, after in rows}
+def _annotate(groups: Groups, practice: Practice, columns: Mapping[str, Tensor]) -> Groups:
+    """Return the examples with the fields that `columns` names filled in, a value for each row of the practice."""
+    places = zip(practice.owners.tolist(), practice.places.tolist(), strict=True)
+    values = zip(*[column.tolist() for column in columns.values()], strict=True)
+    found = {place: dict(zip(columns, row, strict=True)) for place, row in zip(places, values, strict=True)}
     return [
-        tuple(
-            dataclasses.replace(e, score=v[0], weight=v[1], loss_before=v[2], loss_after=v[3])
-            if (v := found.get((b, j)))
-            else e
-            for j, e in enumerate(group)
-        )
+        tuple(dataclasses.replace(e, **found.get((b, j), {})) for j, e in enumerate(group))
         for b, group in enumerate(groups)
     ]
 
@@ -133,6 +137,7 @@ def practise(
     *,
     canaries: Canaries | None = None,
     decided: Sequence[GateDecision] | None = None,
+    losses: bool = True,
 ) -> tuple[list[Adaptation], Adapted]:
     """Write practice for each problem and adapt to it, without answering: the records have no texts and no verdicts.
 
@@ -144,12 +149,16 @@ def practise(
         replay: practice examples to use instead of sampling new ones.
         canaries: canary prompts of the gate; new ones by default, where it is on.
         decided: the gate's decisions in records, to be taken as they are.
+        losses: True to measure the losses of practice before and after.
     """
     clock = clock or Clock()
-    with clock.stage("synthesis"):
-        groups = replay or synthesis.synthesise(lm, problems, config.synthesis, seeds, state.theta)
+    if replay:
+        with clock.stage("synthesis"):  # of no length: records of all adaptations have the stage
+            groups = replay
+    else:
+        groups = synthesis.practice_for(lm, problems, config.synthesis, seeds, state.theta, clock)
     judge = Judge(config.gate, decided=decided) if decided else Judge.of(lm, state, config.gate, canaries)
-    adapted = adapt_stack(lm, state, problems, groups, config, clock, judge)
+    adapted = adapt_stack(lm, state, problems, groups, config, clock, judge, losses=losses)
     return _records(lm, problems, config, seeds, adapted, clock), adapted
 
 
@@ -172,7 +181,7 @@ def _records(
             gate=adapted.gates[b],
             adapter_hash=adapter_hash(pick(adapted.stack, b)),
             update_norm=adapted.update_norms[b],
-            tokens={"synthesis": sum(len(e.tokens) for e in adapted.groups[b])},
+            tokens=synthesis.written_tokens(adapted.groups[b]),
             seconds=clock.shares(len(problems)),
         )
         for b, problem in enumerate(problems)
@@ -190,6 +199,7 @@ def answer_all(
     replay: Groups | None = None,
     canaries: Canaries | None = None,
     decided: Sequence[GateDecision] | None = None,
+    losses: bool = True,
 ) -> tuple[list[Adaptation], Adapted]:
     """Adapt to each problem and answer it; the records carry no verdicts.
 
@@ -202,6 +212,7 @@ def answer_all(
         replay: practice examples to use instead of sampling new ones.
         canaries: canary prompts of the gate; new ones by default, where it is on.
         decided: the gate's decisions in records, to be taken as they are.
+        losses: True to measure the losses of practice before and after.
     """
     clock = Clock()
     own = None if decided else _own_answers(lm, state, problems, config, seeds, clock)
@@ -216,7 +227,7 @@ def answer_all(
         )
     else:
         records, adapted = practise(
-            lm, state, problems, config, seeds, clock, replay, canaries=canaries, decided=decided
+            lm, state, problems, config, seeds, clock, replay, canaries=canaries, decided=decided, losses=losses
         )
     if own is not None:
         records = [

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mass.config import VerifyConfig
 from mass.lm import room
 from mass.types import Batch, Example, Params
 
@@ -114,3 +115,11 @@ def practice_of(lm: LM, groups: Sequence[Sequence[Example]]) -> Practice | None:
 def valid_mask(groups: Sequence[Sequence[Example]], device: torch.device) -> Tensor:
     """Return [B, m] bool, True for a valid example."""
     return torch.tensor([[e.valid for e in group] for group in groups], device=device)
+
+
+def trust_of(groups: Sequence[Sequence[Example]], config: VerifyConfig, like: Tensor) -> Float[Tensor, "B m"] | None:
+    """Return each example's agreement, 1 where it has none, as `like` has its numbers; None if it weighs nothing."""
+    if not config.by_share or all(e.agreement is None for group in groups for e in group):
+        return None
+    shares = [[1.0 if e.agreement is None or not e.valid else e.agreement for e in group] for group in groups]
+    return torch.tensor(shares, dtype=like.dtype, device=like.device)

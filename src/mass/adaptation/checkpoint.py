@@ -27,6 +27,7 @@ from mass.config import (
     SamplingConfig,
     ScoringConfig,
     SynthesisConfig,
+    VerifyConfig,
 )
 from mass.config import to_dict as config_to_dict
 from mass.config.names import NEW_NAMES
@@ -168,6 +169,10 @@ def adapt_config(data: dict[str, Any]) -> AdaptConfig:
     """Read an `AdaptConfig` from its JSON form. Raises TypeError on unknown keys."""
     synthesis, inner = dict(data["synthesis"]), dict(data["inner"])
     synthesis["sampling"] = SamplingConfig(**_with_new_names(synthesis["sampling"]))
+    if "verify" in synthesis:  # absent in what was written before the option existed
+        verify = dict[str, Any](synthesis["verify"])
+        verify["sampling"] = SamplingConfig(**verify["sampling"])
+        synthesis["verify"] = VerifyConfig(**verify)
     inner["betas"] = tuple(inner["betas"])
     scoring = dict[str, Any]({"likelihood": False, **data["scoring"]})  # False: written before the option existed
     return AdaptConfig(

@@ -48,6 +48,9 @@ def init_scorer(lm: LM, config: ScoringConfig, seed: int) -> Params:
     if config.likelihood:  # two features among many states: their weights start larger, so that they count
         likelihood = torch.randn(config.hidden, LIKELIHOOD, generator=generator) / LIKELIHOOD**0.5
         hidden = torch.cat([hidden, likelihood], 1)
+    if config.agreement:  # before those of likelihood, which are the last columns
+        at = features
+        hidden = torch.cat([hidden[:, :at], torch.randn(config.hidden, 1, generator=generator), hidden[:, at:]], 1)
     eta: Params = {
         "head.w1": hidden,
         "head.b1": torch.zeros(config.hidden),
@@ -88,8 +91,8 @@ def score(
     rows = [_row(lm, p, e) for p, e in zip(problems, examples, strict=True)]
     places = _passes(lm, eta, rows, micro_batch)
     order = [i for some in places for i in some]
-    parts = [(lm.batch([rows[i] for i in some]), [examples[i].solution for i in some]) for some in places]
-    features = torch.cat([_features(lm, eta, batch, solutions) for batch, solutions in parts])
+    parts = [(lm.batch([rows[i] for i in some]), [examples[i] for i in some]) for some in places]
+    features = torch.cat([_features(lm, eta, batch, some) for batch, some in parts])
     # The passes are in order of length; argsort undoes this order.
     return head(eta, features[torch.tensor(order, device=features.device).argsort()])
 
@@ -134,13 +137,15 @@ def _row(lm: LM, problem: str, example: Example) -> Row:
     """Return the example's tokens after the synthesis prompt of its target."""
     if example.attempt:
         return lm.attempt_row(problem, example.solution)
+    if example.resolved:  # its solution is not the one that was written with the problem
+        return lm.synthesis_prompt(problem), lm.written_ids(example.problem, example.solution)
     return lm.synthesis_prompt(problem), list(example.tokens)
 
 
-def _features(lm: LM, eta: Params, batch: Batch, solutions: Sequence[str]) -> Float[Tensor, "N F"]:
+def _features(lm: LM, eta: Params, batch: Batch, examples: Sequence[Example]) -> Float[Tensor, "N F"]:
     """Return the last state of each row and the mean state of its example, normalised together.
 
-    The features of likelihood follow if the head has inputs for them; older scorers do not.
+    Agreement and the features of likelihood follow, in this order, if the head has inputs for them.
     """
     lora = {n.removeprefix(_LORA): t for n, t in eta.items() if n.startswith(_LORA)}
     # The base is frozen: without a LoRA the states need no graph, and the gradient in eta stops at the head.
@@ -151,9 +156,14 @@ def _features(lm: LM, eta: Params, batch: Batch, solutions: Sequence[str]) -> Fl
     mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
     features = torch.cat([states[torch.arange(len(batch), device=states.device), last], mean], -1)
     features = layer_norm(features, features.shape[-1:])
-    if eta["head.w1"].shape[1] == features.shape[1]:
-        return features
-    return torch.cat([features, _likelihood(lm, batch, solutions).to(features)], -1)
+    beside = eta["head.w1"].shape[1] - features.shape[1]
+    if beside in (1, 1 + LIKELIHOOD):
+        shares = [1.0 if example.agreement is None else example.agreement for example in examples]
+        features = torch.cat([features, features.new_tensor(shares)[:, None]], -1)
+    if beside >= LIKELIHOOD:
+        likelihood = _likelihood(lm, batch, [example.solution for example in examples])
+        features = torch.cat([features, likelihood.to(features)], -1)
+    return features
 
 
 @torch.no_grad()
@@ -214,18 +224,24 @@ def verdict_losses(
 
 
 def normalise(
-    scores: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"], kind: Normalise = "softmax"
+    scores: Float[Tensor, "B m"],
+    valid: Bool[Tensor, "B m"],
+    kind: Normalise = "softmax",
+    trust: Float[Tensor, "B m"] | None = None,
 ) -> Float[Tensor, "B m"]:
     """Turn scores into weights: 0 for invalid examples, and all 0 for a task without a valid one. Differentiable.
 
     softmax: the weights of the valid examples sum to 1. sigmoid: each weight is sigmoid(s) / m, so the scorer can give
-    a low weight to all. uniform: each weight is 1 / number of valid examples. Raises ShapeError.
+    a low weight to all. uniform: each weight is 1 / number of valid examples. `trust`, numbers above 0, multiplies the
+    weights, which then sum to 1 again, except with sigmoid. Raises ShapeError.
     """
     if scores.shape != valid.shape or scores.dim() != 2:
         raise ShapeError(f"scores {list(scores.shape)}, valid {list(valid.shape)}; expected both [tasks, examples]")
     if kind == "sigmoid":
-        return torch.sigmoid(scores) * valid / scores.shape[1]
+        return torch.sigmoid(scores) * valid / scores.shape[1] * (1 if trust is None else trust)
     logits = scores if kind == "softmax" else torch.zeros_like(scores)
+    if trust is not None:
+        logits = logits + trust.log()
     some = valid.any(1, keepdim=True)
     # A task without a valid example is left unmasked, as softmax over -inf alone is NaN; the product below zeroes it.
     masked = logits.masked_fill(~(valid | ~some), float("-inf"))

@@ -138,10 +138,10 @@ def _parser() -> ArgumentParser:
     parser = options.make_parser(
         "eval",
         "--methods A,B,... --tasks SOURCE [options]",
-        "Compare methods on a task set. Methods: base, base-ttt, tt-ss, tt-ss-likelihood, solver-grpo, solver-sft, "
-        "self-sft, mass-gold, mass, mass-gold-unadapted, mass-unadapted; for the tokens of mass: maj@n, mass-maj@n "
-        "(majority vote of the base, of the unadapted checkpoint), base-best-of-n, best-of-n (the scorer's choice), "
-        "maj@8 and the like; in-context (the practice of mass before the problem instead of in the weights). "
+        "Compare methods on a task set. Methods: base, base-ttt, tt-ss, tt-ss-likelihood, tt-ss-verified, solver-grpo, "
+        "solver-sft, self-sft, mass-gold, mass, mass-gold-unadapted, mass-unadapted; for the tokens of mass: maj@n, "
+        "mass-maj@n (majority vote of the base, of the unadapted checkpoint), base-best-of-n, best-of-n (the scorer's "
+        "choice), maj@8 and the like; in-context (the practice of mass before the problem instead of in the weights). "
         "With --tasks.shots: examples, examples-zero-shot, examples-in-context, examples-adapted, "
         "examples-adapted-in-context.",
         EXAMPLES,

@@ -18,6 +18,7 @@ from mass.config.adapt import (
     SamplingConfig,
     ScoringConfig,
     SynthesisConfig,
+    VerifyConfig,
 )
 from mass.config.engine import EngineConfig
 from mass.config.evaluate import EvalConfig
@@ -47,6 +48,7 @@ __all__ = [
     "SynthesisConfig",
     "TasksConfig",
     "TrainConfig",
+    "VerifyConfig",
     "at_test",
     "config_hash",
     "to_dict",

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mass.config.checks import require, require_known, require_numbers
+from mass.config.checks import require, require_known, require_numbers, require_shares
 from mass.config.gate import GateConfig
 from mass.config.yaml_file import FromYaml
 
@@ -29,6 +29,28 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class VerifyConfig:
+    """How practice is verified without gold: programs by the tests that the model wrote with the problem, others by
+    whether the model's own solutions of the practice problem agree."""
+
+    enabled: bool = False
+    """True if practice that fails is rejected."""
+    solutions: int = 4
+    """k: solutions sampled of each practice problem whose answer is no program. The written one votes with them."""
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=256, temperature=0.7)
+    """How these solutions are sampled."""
+    least_share: float = 0.5
+    """A practice problem is rejected where a smaller share of its solutions has the most frequent answer."""
+    by_share: bool = True
+    """True if the weight of an example is multiplied by that share, before the weights of a problem are made to sum
+    to 1."""
+
+    def __post_init__(self) -> None:
+        require(self.solutions >= 1, "verify.solutions", self.solutions, "at least 1")
+        require_shares(self, "verify.", ("least_share",))
+
+
+@dataclass(frozen=True)
 class SynthesisConfig:
     examples: int = 6
     """m: practice examples sampled for one problem."""
@@ -44,6 +66,8 @@ class SynthesisConfig:
     Another m at test has as large a share of them."""
     max_example_tokens: int = 2048
     """An example (solver prompt and solution) of more tokens is rejected as too long."""
+    verify: VerifyConfig = VerifyConfig()
+    """How practice is verified before it is learned."""
 
     def __post_init__(self) -> None:
         require_known(self, "synthesis.")
@@ -73,6 +97,9 @@ class ScoringConfig:
     likelihood: bool = True
     """True if the head also sees how likely the frozen model finds the solution that is scored; costs a second forward
     pass over it."""
+    agreement: bool = False
+    """True if the head also sees the share of the model's solutions that agree (synthesis.verify); 1 for an example
+    without one."""
     sharpness: float = 0.0
     """The start of the scorer: untrained, it scores an example sharpness x the mean log-probability (nats) of its
     solution's tokens; 0: all get equal scores."""

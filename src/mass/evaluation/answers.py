@@ -90,6 +90,8 @@ def answer_adapted(
     config: EvalConfig,
     practice: Groups | None = None,
     written_s: Sequence[float] | None = None,
+    *,
+    losses: bool = True,
 ) -> list[Attempt]:
     """Adapt to each problem and answer it; one adaptation serves all its answers.
 
@@ -97,11 +99,12 @@ def answer_adapted(
         practice: Practice examples for each problem; None: the model writes its own.
         written_s: The seconds that the writing of each problem's practice took, where another method wrote it: they
             are part of what an answer costs. None: it was written here, or by nobody.
+        losses: Whether to measure the losses of practice before and after, for the records.
     """
     assert contestant.state is not None
     lm = contestant.lm
     records, adapted = answer_all(
-        lm, contestant.state, problems, contestant.config, seeds, unadapted=False, replay=practice
+        lm, contestant.state, problems, contestant.config, seeds, unadapted=False, replay=practice, losses=losses
     )
     records = [dataclasses.replace(record, **contestant.recorded) for record in records]
     if written_s is not None:
@@ -171,10 +174,11 @@ def training_examples(lm: LM, pool: Sequence[Task], config: SynthesisConfig, see
     """Draw training tasks at random for each problem, as its practice examples."""
     m = min(config.examples, len(pool))
     drawn = [random.Random(derive(seed, "training examples")).sample(pool, m) for seed in seeds]
-    return [tuple(_example(lm, task, config) for task in tasks) for tasks in drawn]
+    return [tuple(gold_example(lm, task, config) for task in tasks) for tasks in drawn]
 
 
-def _example(lm: LM, task: Task, config: SynthesisConfig) -> Example:
+def gold_example(lm: LM, task: Task, config: SynthesisConfig) -> Example:
+    """Return a training task with its worked solution as a practice example, rejected if it is too long."""
     try:
         context, target = lm.example_row(task.problem, task.solution)
         fits = len(context) + len(target) <= min(lm.context, config.max_example_tokens)

@@ -20,7 +20,15 @@ from mass.config import (
     ScoringConfig,
 )
 from mass.errors import ConfigError, nearest
-from mass.evaluation.methods import TRAINED, TT_SS_LIKELIHOOD, UNTRAINED_METHODS, WAY_OF, checkpoint_of, choice_of
+from mass.evaluation.methods import (
+    TRAINED,
+    TT_SS_LIKELIHOOD,
+    TT_SS_VERIFIED,
+    UNTRAINED_METHODS,
+    WAY_OF,
+    checkpoint_of,
+    choice_of,
+)
 from mass.lm import LM
 from mass.lm.prompts import with_thinking
 from mass.lm.source import shipped_folder
@@ -93,8 +101,13 @@ def contestants(
 
 
 def _untrained_config(model: Mass, method: str, config: EvalConfig) -> AdaptConfig:
-    """Return a configuration with as much practice as the model's own, weighted uniformly or by likelihood."""
+    """Return a configuration with as much practice as the model's own, weighted uniformly or by likelihood.
+
+    Only tt-ss-verified verifies it, so that the untrained methods differ in one thing each.
+    """
     synthesis, inner = config.synthesis or model.config.synthesis, config.ttt or model.config.inner
+    verify = dataclasses.replace(synthesis.verify, enabled=method == TT_SS_VERIFIED)
+    synthesis = dataclasses.replace(synthesis, verify=verify)
     likely = method == TT_SS_LIKELIHOOD
     scoring = ScoringConfig(sharpness=config.sharpness) if likely else ScoringConfig(normalise="uniform")
     return _with_counts(AdaptConfig(synthesis, scoring, inner, config.answer), config)

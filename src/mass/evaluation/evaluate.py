@@ -19,6 +19,7 @@ from mass.evaluation.folder import ComparisonFolder
 from mass.evaluation.methods import (
     ADAPTING,
     TT_SS_LIKELIHOOD,
+    TT_SS_VERIFIED,
     UNTRAINED_METHODS,
     check_against,
     check_methods,
@@ -265,7 +266,12 @@ def _built_in(source: Mapping[str, Any] | None) -> str:
 def _examples(runner: Runner, found: Found) -> list[dict[str, Any]]:
     """Return the first tasks with their practice and the answers before and after, for the main adapting method."""
     method = next(
-        (name for name in ("mass", "mass-gold", "tt-ss", TT_SS_LIKELIHOOD, "base-ttt") if name in found), None
+        (
+            name
+            for name in ("mass", "mass-gold", "tt-ss", TT_SS_VERIFIED, TT_SS_LIKELIHOOD, "base-ttt")
+            if name in found
+        ),
+        None,
     )
     if method is None:
         return []

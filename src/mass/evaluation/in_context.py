@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 from mass.adaptation import synthesis
@@ -11,6 +10,7 @@ from mass.config import EvalConfig
 from mass.evaluation.answers import Attempt, after, answer_prompts
 from mass.evaluation.contestants import Contestant
 from mass.lm import LM
+from mass.timing import Clock
 from mass.types import Example, Groups
 
 
@@ -26,8 +26,24 @@ def answer_in_context(
     Args:
         written: Attempts of mass at the same problems, whose practice is used. None: practice is written now.
     """
-    lm = contestant.lm
     groups, costs = _written(contestant, problems, seeds) if written is None else _written_by(written)
+    return answer_with_shots(contestant, problems, seeds, config, groups, costs)
+
+
+def answer_with_shots(
+    contestant: Contestant,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    config: EvalConfig,
+    groups: Groups,
+    costs: Sequence[tuple[int, float]] | None = None,
+) -> list[Attempt]:
+    """Answer each problem with the valid examples of its group before it.
+
+    Args:
+        costs: The tokens and seconds that each problem's practice took; None: nothing.
+    """
+    lm, costs = contestant.lm, costs or [(0, 0.0)] * len(problems)
     fitting = [_fitting(lm, group, p, config.answer.max_new_tokens) for group, p in zip(groups, problems, strict=True)]
     attempts = answer_prompts(contestant, [prompt for prompt, _ in fitting], seeds, config)
     return [
@@ -46,15 +62,17 @@ def _written(
     contestant: Contestant, problems: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Groups, list[tuple[int, float]]]:
     """Write practice; return it with the tokens and seconds that it took, for each problem."""
-    start = time.perf_counter()
-    groups = synthesis.synthesise(contestant.lm, problems, contestant.config.synthesis, seeds, contestant.theta)
-    seconds = (time.perf_counter() - start) / len(problems)
-    return groups, [(sum(len(e.tokens) for e in group), seconds) for group in groups]
+    clock, config = Clock(), contestant.config.synthesis
+    groups = synthesis.practice_for(contestant.lm, problems, config, seeds, contestant.theta, clock)
+    seconds = sum(clock.shares(len(problems)).values())
+    return groups, [(sum(synthesis.written_tokens(group).values()), seconds) for group in groups]
 
 
 def _written_by(attempts: Sequence[Attempt]) -> tuple[Groups, list[tuple[int, float]]]:
     records = [attempt.record for attempt in attempts if attempt.record is not None]
-    return [r.examples for r in records], [(r.tokens["synthesis"], r.seconds["synthesis"]) for r in records]
+    stages = ("synthesis", "verification")
+    costs = [(sum(r.tokens.get(s, 0) for s in stages), sum(r.seconds.get(s, 0.0) for s in stages)) for r in records]
+    return [r.examples for r in records], costs
 
 
 def _fitting(lm: LM, group: Sequence[Example], problem: str, answer_tokens: int) -> tuple[list[int], int]:

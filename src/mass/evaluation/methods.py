@@ -6,6 +6,7 @@
 | base-ttt | untrained | random training problems with their worked solutions |
 | tt-ss | untrained | written by the model itself, all weighted equally |
 | tt-ss-likelihood | untrained | the same, weighted by how likely the model finds its solutions |
+| tt-ss-verified | untrained | the same, what fails its own tests or finds no agreement rejected |
 | solver-grpo, solver-sft, self-sft | trained | none |
 | mass-gold, mass | meta-trained | written and weighted by the model itself |
 | mass-gold-unadapted, mass-unadapted | the same checkpoint | none |
@@ -34,7 +35,8 @@ Way = Literal["auto", "zero-shot", "in-context", "adapted", "adapted-in-context"
 TT_SS_LIKELIHOOD = "tt-ss-likelihood"
 TT_SS = ("tt-ss", TT_SS_LIKELIHOOD)
 """Untrained methods with practice of their own, which differ in its weights alone."""
-UNTRAINED_METHODS = ("base-ttt", *TT_SS)
+TT_SS_VERIFIED = "tt-ss-verified"
+UNTRAINED_METHODS = ("base-ttt", *TT_SS, TT_SS_VERIFIED)
 ADAPTING = (*UNTRAINED_METHODS, "mass-gold", "mass")
 PLAIN_TRAINED = ("solver-grpo", "solver-sft", "self-sft")
 """Methods that are trained, and answered with the trained weights as they are."""

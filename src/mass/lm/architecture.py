@@ -102,6 +102,25 @@ PUBLISHED: dict[str, Published] = {
             "eos_token_id": 151645,
         },
     ),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": Published(
+        "qwen2",
+        "https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct/blob/main/config.json; arXiv 2409.12186, table 1",
+        {
+            "dtype": "bfloat16",
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "tie_word_embeddings": True,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+        },
+    ),
 }
 
 

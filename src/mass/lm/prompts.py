@@ -153,8 +153,9 @@ CHATS: PromptSet = {
         ),
         synthesis=(
             "Here is a programming problem:\n\n{problem}\n\n"
-            "Write one new programming problem that trains the same skills with another function, then solve it in "
-            f"Python, with the complete code in one ```python block. {_FORM}"
+            "Write one new programming problem that trains the same skills with another function, and two or three "
+            "tests that its solution should pass, each a line that begins with `assert`. Then solve it in Python, with "
+            f"the complete code in one ```python block. {_FORM}"
         ),
         shown_target=(
             "Write a function to find the largest number of a list. Your code should pass these tests:\n\n"

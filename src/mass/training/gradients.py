@@ -94,7 +94,10 @@ class Measured(dict[str, float]):
     def add_practice(self, groups: Sequence[Sequence[Example]]) -> None:
         """Add the share of valid examples of each problem, the shares of rejected ones by reason, and all tokens."""
         examples = [e for group in groups for e in group]
-        self.add(valid=sum(e.valid for e in examples) / len(groups[0]), tokens=sum(len(e.tokens) for e in examples))
+        self.add(
+            valid=sum(e.valid for e in examples) / len(groups[0]),
+            tokens=sum(len(e.tokens) + e.verification_tokens for e in examples),
+        )
         shares = rejected_shares(examples)
         self.add(**{r.replace(" ", "_"): len(groups) * shares.get(r, 0.0) for r in REASONS})
 

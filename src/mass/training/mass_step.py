@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mass import verify
 from mass.adaptation import scoring, synthesis
-from mass.adaptation.batch import Practice, practice_of, valid_mask
+from mass.adaptation.batch import Practice, practice_of, trust_of, valid_mask
 from mass.lm.lora import repeat
 from mass.lm.model import Row
 from mass.metagrad.outer import (
@@ -46,10 +46,9 @@ def mass_gradients(stack: Stack) -> Gradients:
     """Return the gradients of one step of MASS: `mass` with the verifier's loss, `mass-gold` with the gold one."""
     lm, state, config = stack.lm, stack.state, stack.config
     clock, measured = Clock(), Measured()
-    with clock.stage("synthesis"):
-        asked, there = config.adapt.synthesis, lm.engine is not None
-        # Samples of a sampling server come from a policy that rounds differently, so their log-probabilities are kept.
-        groups = synthesis.synthesise(lm, stack.problems, asked, stack.seeds, state.theta, with_logprobs=there)
+    asked, there = config.adapt.synthesis, lm.engine is not None
+    # Samples of a sampling server come from a policy that rounds differently, so their log-probabilities are kept.
+    groups = synthesis.practice_for(lm, stack.problems, asked, stack.seeds, state.theta, clock, with_logprobs=there)
     measured.add_practice(groups)
     with clock.stage("generator"):
         writes = config.adapt.synthesis.writer == "theta" and config.adapt.synthesis.written > 0
@@ -109,20 +108,21 @@ def _through_the_inner_loop(
     config = stack.config
     valid = valid_mask(groups, stack.lm.device)
     scores = practice.spread(scores_N, *valid.shape)
+    trust = trust_of(groups, config.adapt.synthesis.verify, scores)
     losses = _FirstLosses(practice)
     kind = config.adapt.scoring.normalise
     size = practice.rows_per_pass(config.adapt.inner.micro_batch)
     with clock.stage("inner loop and meta-gradient", without="outer"):
         gradients = meta_gradients(
             inner_loop(losses, config.adapt.inner, size, practice.spare_gb(size)),
-            lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind)),
+            lambda s, alive: practice.pick(scoring.normalise(s, valid & alive[:, None], kind, trust)),
             scores,
             stack.state.theta,
             stack.state.log_rates,
             lambda adapted: outer_parts(stack, adapted, clock, measured),
             config.train.problem_limit,
         )
-    weights = scoring.normalise(scores, valid, kind)
+    weights = scoring.normalise(scores, valid, kind, trust)
     count = valid.sum(1).clamp_min(1)
     if losses.seen is not None:
         measured.add(**_practice_loss(weights, practice.spread(losses.seen, *valid.shape)))

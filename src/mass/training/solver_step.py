@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mass.adaptation import scoring, synthesis
-from mass.adaptation.batch import practice_of, valid_mask
+from mass.adaptation.batch import practice_of, trust_of, valid_mask
 from mass.metagrad.outer import outer_gradient
 from mass.timing import Clock
 from mass.training.gradients import Gradients, Measured, Stack
@@ -35,14 +35,16 @@ def solver_gradients(stack: Stack) -> Gradients:
 def _practice_parts(stack: Stack, params: Params, clock: Clock, measured: Measured) -> Iterator[Tensor]:
     """Yield parts whose sum is the sum over problems of the mean loss of their valid practice (0 without any)."""
     lm, config = stack.lm, stack.config
-    with clock.stage("synthesis"):  # by the base and not by theta, which changes during the training
-        groups = synthesis.synthesise(lm, stack.problems, config.adapt.synthesis, stack.seeds, None)
+    # By the base and not by theta, which changes during the training.
+    groups = synthesis.practice_for(lm, stack.problems, config.adapt.synthesis, stack.seeds, None, clock)
     measured.add_practice(groups)
     practice = practice_of(lm, groups)
     if practice is None:
         return
     valid = valid_mask(groups, lm.device)
-    alike = scoring.normalise(torch.zeros(valid.shape, dtype=lm.adapter_dtype, device=lm.device), valid, "uniform")
+    scores = torch.zeros(valid.shape, dtype=lm.adapter_dtype, device=lm.device)
+    trust = trust_of(groups, config.adapt.synthesis.verify, scores)
+    alike = scoring.normalise(scores, valid, "uniform", trust)
     weights = practice.pick(alike)
     rows = torch.arange(len(practice), device=lm.device)
     chunks = rows.split(practice.rows_per_pass(config.outer.micro_batch) or len(rows))

@@ -12,9 +12,11 @@ from mass.adaptation.synthesis.completion import with_solutions
 from mass.adaptation.synthesis.reading import read
 from mass.adaptation.synthesis.reasons import COPY, REPEAT, TOO_LONG, UNFINISHED, UNPARSED
 from mass.adaptation.synthesis.result import Reading
+from mass.adaptation.synthesis.verification import verified
 from mass.config import SynthesisConfig
 from mass.seeds import derive
-from mass.types import Example, Params, Sample
+from mass.timing import Clock
+from mass.types import Example, Groups, Params, Sample
 
 if TYPE_CHECKING:
     from mass.lm import LM
@@ -45,6 +47,32 @@ def synthesise(
     if not with_logprobs:
         samples = with_solutions(lm, rows, samples, config.sampling, row_seeds, writer)
     return [judge(lm, problem, samples[i * m : (i + 1) * m], config) for i, problem in enumerate(problems)]
+
+
+def practice_for(
+    lm: LM,
+    problems: Sequence[str],
+    config: SynthesisConfig,
+    seeds: Sequence[int],
+    theta: Params | None,
+    clock: Clock,
+    *,
+    with_logprobs: bool = False,
+) -> Groups:
+    """Write practice for each problem (`synthesise`) and, if `config.verify` says so, verify it; both are timed."""
+    with clock.stage("synthesis"):
+        groups: Groups = synthesise(lm, problems, config, seeds, theta, with_logprobs=with_logprobs)
+    if not config.verify.enabled:
+        return groups
+    with clock.stage("verification"):
+        return verified(lm, groups, config, seeds, theta)
+
+
+def written_tokens(examples: Sequence[Example]) -> dict[str, int]:
+    """Return the tokens that were generated for the practice of a problem, by stage."""
+    tokens = {"synthesis": sum(len(e.tokens) for e in examples)}
+    verification = sum(e.verification_tokens for e in examples)
+    return {**tokens, "verification": verification} if verification else tokens
 
 
 def judge(lm: LM, target: str, samples: Sequence[Sample], config: SynthesisConfig) -> tuple[Example, ...]:

@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 from mass.types import Example
 
-UNFINISHED, UNPARSED, REPEAT, COPY, TOO_LONG = REASONS = ("unfinished", "unparsed", "repeat", "copy", "too long")
+UNFINISHED, UNPARSED, REPEAT, COPY, TOO_LONG, UNTESTED, FAILED, DISAGREED = REASONS = (
+    "unfinished",
+    "unparsed",
+    "repeat",
+    "copy",
+    "too long",
+    "without tests",
+    "failed its tests",
+    "no agreement",
+)
 """The reasons with which `Example.rejected` can begin."""
 
 

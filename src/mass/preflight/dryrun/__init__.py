@@ -115,7 +115,7 @@ def rehearse(
     passes = PassForecast(lm)
     device = device or measure(architecture, config.model, config.lora, device_gb)
     problems = list(data.problems)
-    steps = [StepRows(config, each, ranks, device.kind) for each in lengths]
+    steps = [StepRows(config, each, ranks, device.kind, lm.kind) for each in lengths]
     memory = None
     try:
         memory = memory_of(passes, steps[1])

@@ -90,6 +90,8 @@ def _practice(clock: DeviceTime, step: StepRows, inner: Expected | None) -> dict
     """Return the seconds of the stages for one stack, except the outer loss."""
     config, written, examples = step.config, step.written, step.examples
     found = {"synthesis": clock.decoding(written, min(written.count, config.model.decode_rows))}
+    if (compared := step.compared(examples.count)) is not None:
+        found["verification"] = clock.decoding(compared, min(compared.count, config.model.decode_rows))
     if not config.train.adapts or inner is None:
         return found
     at_once = step.outer_pass(written).count
@@ -145,5 +147,7 @@ def _evaluation(clock: DeviceTime, step: StepRows) -> float:
     at_once = step.inner_pass(examples) or examples.count
     practice = clock.decoding(written, min(written.count, config.model.decode_rows)) + clock.forward(written, at_once)
     practice += _likelihood(clock, config, written)
+    if (compared := step.compared(examples.count)) is not None:
+        practice += clock.decoding(compared, min(compared.count, config.model.decode_rows))
     learning = config.test.steps * clock.gradient(examples, at_once) + 2 * clock.forward(examples, at_once)
     return groups * (practice + learning + answering)

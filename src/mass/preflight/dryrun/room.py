@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from mass.adaptation.batch import rows_per_pass
 from mass.adaptation.scoring import LIKELIHOOD, likelihood_rows
 from mass.config import RunConfig
+from mass.lm.prompts import CODE, MATH
 from mass.metagrad.memory import Expected
 from mass.preflight.dryrun.lengths import Lengths
 from mass.preflight.dryrun.passes import PassForecast, Rows
@@ -63,6 +64,8 @@ class StepRows:
     """Number of processes that share a step."""
     device: str
     """Kind of device, which decides how many rows pass at once where the configuration does not."""
+    kind: str = MATH
+    """Kind of the problems, which decides how practice is verified."""
 
     @property
     def stack(self) -> int:
@@ -85,6 +88,17 @@ class StepRows:
         """Practice of a stack, as it is learned."""
         m = self.config.adapt.synthesis.examples
         return Rows(m * self.stack, self.lengths.example_prompt, self.lengths.example)
+
+    def compared(self, examples: int) -> Rows | None:
+        """Return the solutions sampled to verify so many practice examples; None where none are.
+
+        Programs are verified by running them, which takes a fraction of a second each and is not counted.
+        """
+        verify = self.config.adapt.synthesis.verify
+        if not verify.enabled or self.kind == CODE:
+            return None
+        length = min(self.lengths.example, verify.sampling.max_new_tokens)
+        return Rows(verify.solutions * examples, self.lengths.example_prompt, length)
 
     @property
     def targets(self) -> Rows:

@@ -1,12 +1,18 @@
-"""A model on validation problems -> the room of practice: what an oracle's practice could bring, before any training.
+"""A model on validation problems -> its headroom: what practice could bring at best, before any training.
 
-    python benchmarks/room.py --model tiny --checkpoint untrained --size 140 --out results/room/base
-    python benchmarks/room.py --checkpoint runs/mass --sgd 0.3 1 3 --clipped --adamw --steps 1 8 --out runs/room
+    python benchmarks/headroom.py --model tiny --checkpoint untrained --size 140 --out results/headroom/base
+    python benchmarks/headroom.py --model qwen2.5-coder-0.5b.gguf --dtype float32 --threads 1 \
+        --tasks mbpp_validation.jsonl --train-tasks mbpp_train.jsonl --size 40 --samples 0 \
+        --sources "gold nearest" --sgd --clipped 1 --adamw --steps 1 2 --out runs/headroom
 
 Measured unadapted: greedy and sampled accuracy, pass@N, maj@N, best-of-N by the checkpoint's scorer. Then the same
-after practice of each source (`room_practice.py`) over a grid of inner optimiser, rate and K. Practice that is chosen
-by looking at answers is an oracle: its rows are a ceiling, not a method, and only validation problems may be used.
-What is measured is kept in OUT/room.json, so a stopped run goes on where it was; OUT/room.md and OUT/room.png show it.
+after practice of each source (`headroom_practice.py`) over a grid of inner optimiser, rate and K, and with practice of
+`--in-context` before the problem instead of in the weights. Practice that is chosen by looking at answers is an
+oracle: its rows are a ceiling, not a method, and only validation problems may be used. The prompts are those of the
+kind of problem (`mass prompts`), or of `--prompts`.
+
+What is measured, and what was written, is kept in OUT, so a stopped run goes on at the point where it was. `--minutes`
+stops it before the point that would begin later. OUT/headroom.md and OUT/headroom.png show what there is.
 """
 
 from __future__ import annotations
@@ -22,24 +28,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from room_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_of
-from room_report import write_report
+import torch
+from headroom_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_of, writes
+from headroom_report import write_report
 
 from mass.adaptation.checkpoint import init_state
-from mass.config import AdaptConfig, EvalConfig, InnerConfig, SamplingConfig, ScoringConfig
+from mass.cli.allocator import restart_with_kept_memory
+from mass.config import AdaptConfig, EvalConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig
 from mass.errors import ConfigError, MassError
-from mass.evaluation.answers import Attempt, answer_adapted, answer_plain
+from mass.evaluation.answers import Attempt, Drawn, answer_adapted, answer_plain
 from mass.evaluation.contestants import Contestant
+from mass.evaluation.in_context import answer_with_shots
 from mass.evaluation.runner import Runner
 from mass.evaluation.table import Record, row_of
 from mass.evaluation.votes import Ballots, best_of
+from mass.lm.prompts import common_kind
 from mass.model import UNTRAINED, load
 from mass.runs.folder import json_values, replace_text
 from mass.seeds import derive
 from mass.timing import duration
 from mass.types import Groups, Task
 
-RESULTS = "room.json"
+RESULTS = "headroom.json"
+IN_CONTEXT = "in context"
+LEFT = 75
+"""Exit code where `--minutes` left points unmeasured (EX_TEMPFAIL)."""
 NO_LIMIT = 1e9
 """A change that may be as large as it comes: where practice does harm is worth seeing too."""
 RESAMPLES = 2000
@@ -59,6 +72,8 @@ class Point:
 
     @property
     def key(self) -> str:
+        if self.optimizer == IN_CONTEXT:
+            return f"{self.source}, {IN_CONTEXT}"
         source = self.source if self.sharpness is None else f"{self.source} x {self.sharpness:g}"
         return f"{source}, {self.optimizer} {self.rate:g}, K = {self.steps}"
 
@@ -72,31 +87,46 @@ class Point:
         )
 
 
-class Room:
+class Headroom:
     """Answers the same problems unadapted and after practice, with the same random numbers."""
 
-    def __init__(self, contestant: Contestant, problems: Problems, practice: Practice, config: EvalConfig, seed: int):
-        self.contestant, self.practice, self.config = contestant, practice, config
+    def __init__(
+        self,
+        contestant: Contestant,
+        problems: Problems,
+        practice: Practice,
+        config: EvalConfig,
+        seed: int,
+        losses: bool = True,
+    ):
+        self.contestant, self.practice, self.config, self.losses = contestant, practice, config, losses
         self.tasks: list[Task] = problems.tasks
         self.seeds = [derive(seed, "room", i) for i in range(len(self.tasks))]
         self.runner = Runner(self.tasks, {}, config, self.seeds, [], None)
         self.unadapted: list[Record] = []
 
-    def measure_unadapted(self) -> dict[str, Any]:
+    def measure_unadapted(self, known: dict[str, Any] | None, *, writes: bool) -> dict[str, Any]:
+        """Answer with the weights as they are; `known` is what this returned before, whose answers are used again."""
+        if known is not None:
+            self.unadapted = self._judge("base", [_attempt(answer) for answer in known["answers"]])
+            return known
         attempts: list[Attempt] = []
         for part in self._parts():
             texts = [task.problem for task in self.tasks[part]]
             attempts += answer_plain(self.contestant, texts, self.seeds[part], self.config)
         self.unadapted = self._judge("base", attempts)
+        found = {"row": self._row("base", self.unadapted), "right": _right(self.unadapted)}
+        if self.config.samples:
+            found["best-of-n"] = self._row("best-of-n", self._best_of_n())
+        if writes:
+            found["written"] = self.practice.written()
+        return {**found, "answers": [json_values(_answer(attempt)) for attempt in attempts]}
+
+    def _best_of_n(self) -> list[Record]:
         texts = [task.problem for task in self.tasks]
         sampling = dataclasses.replace(self.config.answer, temperature=1.0)
         ballots = Ballots(self.contestant.lm, self.contestant.theta, texts, self.seeds, sampling, self.config.stack)
-        chosen = self._judge("best-of-n", best_of(self.contestant, ballots, self.config.samples))
-        return {
-            "row": self._row("base", self.unadapted),
-            "best-of-n": self._row("best-of-n", chosen),
-            "written": self.practice.written(),
-        }
+        return self._judge("best-of-n", best_of(self.contestant, ballots, self.config.samples))
 
     def measure(self, point: Point) -> dict[str, Any]:
         """One point of the grid; 'skipped' and why where the source is not to be had."""
@@ -104,15 +134,21 @@ class Room:
             groups = self.practice.groups(point.source)
         except ConfigError as error:
             return {**dataclasses.asdict(point), "skipped": str(error)}
-        contestant = self._at(point)
+        in_context = point.optimizer == IN_CONTEXT
+        contestant = self.contestant if in_context else self._at(point)
         attempts: list[Attempt] = []
         for part in self._parts():
-            texts = [task.problem for task in self.tasks[part]]
-            attempts += answer_adapted(contestant, texts, self.seeds[part], self.config, groups[part])
+            texts, seeds = [task.problem for task in self.tasks[part]], self.seeds[part]
+            if in_context:
+                attempts += answer_with_shots(contestant, texts, seeds, self.config, groups[part])
+            else:
+                attempts += answer_adapted(contestant, texts, seeds, self.config, groups[part], losses=self.losses)
         records = self._judge("practised", attempts)
         return {
             **dataclasses.asdict(point),
             "row": self._row("practised", records),
+            "right": _right(records),
+            "answers": [json_values(_answer(attempt)) for attempt in attempts],
             **_practised(groups, records),
         }
 
@@ -151,9 +187,24 @@ def _practised(groups: Groups, records: Sequence[Record]) -> dict[str, Any]:
         "update_norm": _mean([a.update_norm for a in adaptations if math.isfinite(a.update_norm)]),
         "loss_before": _mean([e.loss_before or 0.0 for e in used]),
         "loss_after": _mean([e.loss_after or 0.0 for e in used if math.isfinite(e.loss_after or 0.0)]),
-        "used": sum(e.valid for group in groups for e in group) / sum(len(group) for group in groups),
+        "used": sum(e.valid for group in groups for e in group) / max(1, sum(len(group) for group in groups)),
         "without_practice": sum(not any(e.valid for e in group) for group in groups) / len(groups),
     }
+
+
+def _right(records: Sequence[Record]) -> list[bool | None]:
+    """Return the verdict on each problem's answer, so that points can be compared problem by problem."""
+    return [record.verdict.correct for record in records]
+
+
+def _answer(attempt: Attempt) -> dict[str, Any]:
+    drawn = [dataclasses.asdict(some) for some in attempt.drawn]
+    return {"text": attempt.text, "tokens": attempt.tokens, "seconds": attempt.seconds, "drawn": drawn}
+
+
+def _attempt(answer: dict[str, Any]) -> Attempt:
+    drawn = tuple(Drawn(**{**some, "texts": tuple(some["texts"])}) for some in answer["drawn"])
+    return Attempt(answer["text"], answer["tokens"], answer["seconds"], drawn=drawn)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -162,7 +213,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def grid(args: argparse.Namespace) -> list[Point]:
     rates = [("sgd", args.sgd), ("sgd clipped", args.clipped), ("adamw", args.adamw)]
-    return [
+    shown = [Point(source, IN_CONTEXT, 0.0, 0) for source in args.in_context]
+    return shown + [
         Point(source, optimizer, rate, steps, sharpness)
         for source in args.sources
         for sharpness in (args.sharpness if source == LIKELY else [None])
@@ -175,7 +227,8 @@ def grid(args: argparse.Namespace) -> list[Point]:
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What must not change between a run and its continuation."""
     names = ("model", "checkpoint", "tasks", "split", "size", "seed", "train_tasks", "samples", "temperatures",
-             "examples", "answer_tokens", "practice_tokens")  # fmt: skip
+             "examples", "answer_tokens", "practice_tokens", "practice_temperature", "part", "train_part", "dtype",
+             "prompts", "rank", "nearest", "verify_solutions")  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
@@ -195,35 +248,48 @@ def begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:
-    results = begun(args.out, settings_of(args))
-    room = make_room(args)
-    say("unadapted")
-    results["unadapted"] = room.measure_unadapted()
-    points = grid(args)
-    left = [point for point in points if point.key not in results["points"]]
+    results, points = begun(args.out, settings_of(args)), grid(args)
+    headroom = make_headroom(args)
     began = time.monotonic()
-    for done, point in enumerate(left):
-        pace = (time.monotonic() - began) / done * (len(left) - done) if done else None
-        say(f"{len(points) - len(left) + done}/{len(points)}  left {duration(pace)}  {point.key}")
-        results["points"][point.key] = room.measure(point)
-        save(args.out, results)
+    say("unadapted")
+    own = any(writes(point.source) for point in points)
+    results["unadapted"] = headroom.measure_unadapted(results.get("unadapted"), writes=own)
     save(args.out, results)
+    left = [point for point in points if point.key not in results["points"]]
+    start = time.monotonic()
+    for done, point in enumerate(left):
+        pace = (time.monotonic() - start) / done if done else None
+        if args.minutes is not None and time.monotonic() - began + (pace or 0.0) > 60 * args.minutes:
+            say(f"stopped before {point.key}: it would end after {args.minutes:g} minutes; the same command goes on")
+            break
+        rest = None if pace is None else pace * (len(left) - done)
+        say(f"{len(points) - len(left) + done}/{len(points)}  left {duration(rest)}  {point.key}")
+        results["points"][point.key] = headroom.measure(point)
+        save(args.out, results)
     return results
 
 
-def make_room(args: argparse.Namespace) -> Room:
-    if args.split == "test" and not args.allow_test:
+def make_headroom(args: argparse.Namespace) -> Headroom:
+    named_test = args.split == "test" or "test" in Path(args.tasks).stem.split("_")
+    if named_test and not args.allow_test:
         raise ConfigError("oracle practice looks at gold; expected a split other than test, or --allow-test")
-    model = load(args.model, args.checkpoint, decode_rows=args.decode_rows)
+    problems = problems_of(args)
+    lora = None if args.rank is None else LoraConfig(r=args.rank, lora_alpha=2.0 * args.rank)
+    model = load(args.model, args.checkpoint, dtype=args.dtype, decode_rows=args.decode_rows, lora=lora,
+                 prompts=args.prompts, kind=common_kind(problems.tasks))  # fmt: skip
     answer = SamplingConfig(args.answer_tokens, 0.0)
-    practice_sampling = SamplingConfig(args.practice_tokens, 1.0)
-    synthesis = dataclasses.replace(model.config.synthesis, sampling=practice_sampling)
+    practice_sampling = SamplingConfig(args.practice_tokens, args.practice_temperature)
+    verify = dataclasses.replace(
+        model.config.synthesis.verify, solutions=args.verify_solutions, sampling=SamplingConfig(args.answer_tokens, 0.7)
+    )
+    synthesis = dataclasses.replace(model.config.synthesis, sampling=practice_sampling, verify=verify)
     scoring = model.config.scoring if args.checkpoint != UNTRAINED else ScoringConfig()
     contestant = Contestant(model.lm, model.state, AdaptConfig(synthesis, scoring, model.config.inner, answer))
-    problems = problems_of(args.tasks, args.split, args.size, args.seed, args.train_tasks)
     config = EvalConfig(answer=answer, samples=args.samples, temperatures=tuple(args.temperatures), stack=args.stack)
-    practice = Practice(contestant, problems, args.examples, args.seed, args.answer_tokens, args.stack)
-    return Room(contestant, problems, practice, config, args.seed)
+    practice = Practice(
+        contestant, problems, args.examples, args.seed, args.answer_tokens, args.stack, args.nearest, args.out
+    )
+    return Headroom(contestant, problems, practice, config, args.seed, losses=not args.no_losses)
 
 
 def save(folder: Path, results: dict[str, Any]) -> None:
@@ -242,7 +308,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tasks", default="minimath", help="minimath, minimath-terms, or a JSONL file")
     made.add_argument("--split", default="validation", help="of minimath: validation or train")
     made.add_argument("--allow-test", action="store_true", help="let oracles look at test problems")
+    made.add_argument("--part", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the file, by hash of the text")
     made.add_argument("--train-tasks", help="JSONL file of gold practice, where the problems are not minimath's")
+    made.add_argument("--train-part", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    made.add_argument("--dtype", default="auto")
+    made.add_argument("--threads", type=int, help="of torch; all cores by default")
+    made.add_argument("--prompts", help="a prompts file, as of `mass prompts`")
+    made.add_argument("--rank", type=int, help="of the LoRA of an untrained model, with alpha twice that")
+    made.add_argument("--nearest", default="words", choices=("words", "states"),
+                      help="what 'gold nearest' compares: TF-IDF of words, or mean states of the base")  # fmt: skip
+    made.add_argument("--minutes", type=float, help="begin no point that would end later than this")
     made.add_argument("--size", type=int, default=140)
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--samples", type=int, default=8, help="N: answers sampled per problem and temperature")
@@ -250,6 +325,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--examples", type=int, default=6, help="m: practice examples")
     made.add_argument("--answer-tokens", type=int, default=96)
     made.add_argument("--practice-tokens", type=int, default=128)
+    made.add_argument("--practice-temperature", type=float, default=1.0)
+    made.add_argument("--verify-solutions", type=int, default=4, help="of 'own verified', where answers are compared")
+    made.add_argument("--no-losses", action="store_true", help="do not measure the losses of practice: two passes less")
+    made.add_argument("--in-context", nargs="*", default=[], choices=SOURCES, metavar="SOURCE",
+                      help="practice to put before the problem")  # fmt: skip
     made.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, metavar="SOURCE",
                       help=", ".join(SOURCES))  # fmt: skip
     made.add_argument("--sgd", type=float, nargs="*", default=[1.0, 3.0, 10.0], help="learning rates")
@@ -266,6 +346,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     try:
         results = measure_all(args)
     except MassError as error:
@@ -273,8 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for file in write_report(results, args.out):
         say(str(file))
-    return 0
+    return 0 if all(point.key in results["points"] for point in grid(args)) else LEFT
 
 
 if __name__ == "__main__":
+    restart_with_kept_memory()
     sys.exit(main())

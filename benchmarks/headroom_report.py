@@ -1,4 +1,4 @@
-"""room.json -> room.md and room.png: what each source of practice gained, against how far it moved the weights."""
+"""headroom.json -> headroom.md and .png: what each source of practice gained, against how far it moved the weights."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from headroom_practice import SOURCES
 from matplotlib.axes import Axes
 from research.document.tables import room_decodings, room_setting, room_table
 from research.results.stored import GREEDY
-from room_practice import SOURCES
 
 from mass.report.words import amount, percent, percent_interval, points, points_interval
 from mass.runs.folder import replace_text
 
-_COLOURS = dict(
-    zip(SOURCES, ("#0072B2", "#56B4E9", "#7F7F7F", "#882255", "#CC79A7", "#009E73", "#E69F00", "#D55E00"), strict=True)
-)
+_PALETTE = ("#0072B2", "#003F5C", "#56B4E9", "#7F7F7F", "#882255", "#CC79A7", "#117733", "#009E73", "#E69F00",
+            "#999933", "#D55E00")  # fmt: skip
+_COLOURS = dict(zip(SOURCES, _PALETTE, strict=True))
 _MARKERS = {"sgd": "o", "sgd clipped": "s", "adamw": "^"}
 LEAST_NORM = 1e-5
 """Updates as small as this are drawn here."""
@@ -28,12 +28,13 @@ LEAST_NORM = 1e-5
 
 def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Returns the files written."""
-    table, picture = folder / "room.md", folder / "room.png"
+    table, picture = folder / "headroom.md", folder / "headroom.png"
     replace_text(table, markdown(results))
     measured = [point for point in results["points"].values() if "skipped" not in point]
-    if not measured:
+    adapted = [point for point in measured if point["update_norm"] is not None]  # not those in the context
+    if not adapted:
         return [table]
-    draw(results, measured, picture)
+    draw(results, adapted, picture)
     return [table, picture]
 
 
@@ -48,7 +49,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     head = f"| source | inner loop | {' | '.join(names)} | update | practice loss | used | none |"
     rule = f"| --- | --- |{' --- |' * (len(names) + 4)}"
     parts = [
-        f"# Room of practice: {settings['model']}, checkpoint {settings['checkpoint']}",
+        f"# Headroom: {settings['model']}, checkpoint {settings['checkpoint']}",
         f"{settings['size']} problems of {settings['tasks']} ({settings['split']} split, seed {settings['seed']}), "
         f"m = {settings['examples']}, N = {settings['samples']}. Accuracies in percent with 95% intervals; below them "
         "paired differences from the unadapted answers in points. Gold and correct practice is an oracle's: a ceiling, "
@@ -74,12 +75,13 @@ def _unadapted(unadapted: Mapping[str, Any], samples: int) -> str:
         some = "" if name == GREEDY else percent(part["pass_at_n"])
         votes = "" if name == GREEDY else percent(part["maj_at_n"])
         lines.append(f"| {name} | {_accuracy(part)} | {some} | {votes} |")
-    lines.append(f"| best of {samples} by the scorer, T = 1 | {_accuracy(unadapted['best-of-n'])} | | |")
+    if "best-of-n" in unadapted:
+        lines.append(f"| best of {samples} by the scorer, T = 1 | {_accuracy(unadapted['best-of-n'])} | | |")
+    table = "\n".join(lines)
+    if "written" not in unadapted:
+        return table
     written = ", ".join(f"{name} {percent(share)}" for name, share in unadapted["written"].items())
-    return (
-        "\n".join(lines)
-        + f"\n\nOf the practice that it writes, in percent: {written} (all but the first of the valid ones)."
-    )
+    return f"{table}\n\nOf the practice that it writes, in percent: {written} (all but the first of the valid ones)."
 
 
 def _line(point: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -118,7 +120,7 @@ def draw(results: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], path
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     settings = results["settings"]
     figure.suptitle(
-        f"Room of practice: {settings['model']}, checkpoint {settings['checkpoint']}, {settings['size']} problems, "
+        f"Headroom: {settings['model']}, checkpoint {settings['checkpoint']}, {settings['size']} problems, "
         "bars are 95% intervals"
     )
     figure.savefig(path, dpi=110)
@@ -128,7 +130,7 @@ def draw(results: Mapping[str, Any], measured: Sequence[Mapping[str, Any]], path
 def _panel(axes: Axes, name: str, base: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> None:
     for point in measured:
         part = room_decodings(point["row"])[name]
-        if part["difference"] is None or point["update_norm"] is None:
+        if part["difference"] is None:
             continue
         x, y = max(point["update_norm"], LEAST_NORM), 100 * part["difference"]
         low, high = part["difference_interval"] or (part["difference"],) * 2
