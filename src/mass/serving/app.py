@@ -25,10 +25,11 @@ from mass.serving.reading import CLIENT_GONE, caller_of, read_body
 from mass.serving.service import Identity, Service, Serving
 from mass.serving.streams import EventStream, Gone, until_gone
 
+SCRIPTS = ("api.js", "app.js", "ask.js", "history.js", "parts.js", "record.js", "text.js")
 PAGE = {
     "/": ("index.html", "text/html"),
-    "/app.js": ("app.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in SCRIPTS},
 }
 """The files of the page, by path."""
 
