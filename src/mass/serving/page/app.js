@@ -2,7 +2,7 @@
 
 import { call, key, onKeyRefused, wantsKey } from "./api.js";
 import { offerModels, startAsk } from "./ask.js";
-import { offerFilterModels, showHistory, startHistory } from "./history.js";
+import { offerFilterModels, showFilters, showHistory, startHistory } from "./history.js";
 import { showRecord } from "./record.js";
 
 const $ = (id) => document.getElementById(id);
@@ -40,12 +40,21 @@ function show(moves) {
     if (here) link.setAttribute("aria-current", view === "record" ? "true" : "page");
     else link.removeAttribute("aria-current");
   }
-  if (view === "history") lastHistory = location.hash;
+  if (view === "history") {
+    lastHistory = location.hash;
+    showFilters(detail);
+  }
   $("back").href = lastHistory;
-  if (connected && view === "history") showHistory(detail);
-  if (connected && view === "record") showRecord(detail);
+  load();
   // The focus follows to the new view, but a list that was only filtered keeps it where it was.
   if (moves && !$(view).contains(document.activeElement)) $(`${view}-title`).focus();
+}
+
+// Reads what the view shows, once the server answers.
+function load() {
+  const [view, detail] = route();
+  if (connected && view === "history") showHistory(detail);
+  if (connected && view === "record") showRecord(detail);
 }
 
 // --- the server
@@ -61,7 +70,7 @@ async function connect() {
     keepsRecords = await recordsKept();
     $("key-open").hidden = !(key.get() || (await wantsKey()));
     connected = true;
-    show(false);
+    load();
   } catch (error) {
     if (ticket !== connecting) return;
     trouble(error.status === 503 ? "The server is loading its model. This page goes on by itself." : error.message);

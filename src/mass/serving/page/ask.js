@@ -88,6 +88,7 @@ class Asked {
     this.unadapted = null;
     this.practice = null;
     this.learned = false;
+    this.answered = false;
     this.places = { answers: el("div"), practice: el("div"), gate: el("div"), stages: el("div"), more: el("div") };
   }
 }
@@ -147,14 +148,14 @@ function showError(text) {
 const say = (text) => ($("status").textContent = text);
 const showClock = (one) => ($("clock").textContent = `${((performance.now() - one.began) / 1000).toFixed(1)} s`);
 
-// Marks the stages before this one as done; null: none is going on any more.
+// Shows which stages are done, and which is going on; null: none is any more.
 function at(one, stage) {
+  one.stage = stage;
   const shown = one.practises ? STAGES : STAGES.slice(-1);
-  if (stage !== null) one.stage = stage;
-  const place = stage === "done" ? shown.length : shown.findIndex(([name]) => name === one.stage);
-  const items = shown.map(([, text], index) => {
-    const current = index === place && stage !== null;
-    return el("li", { class: index < place ? "done" : current ? "current" : "", "aria-current": current && "step" }, text);
+  const done = { writing: one.practice !== null, learning: one.learned, answering: one.answered };
+  const items = shown.map(([name, text]) => {
+    const current = name === stage && !done[name];
+    return el("li", { class: done[name] ? "done" : current ? "current" : "", "aria-current": current && "step" }, text);
   });
   $("stages").replaceChildren(...items);
 }
@@ -179,7 +180,7 @@ function hear(one, chunk) {
     at(one, "learning");
     say(`Learning: ${practiceWords(told.practice)}.`);
   } else if (told.stage === "learned") {
-    showPractice(one, told.practice, true);
+    showPractice(one, told.practice, hasLosses(told.practice));
     at(one, "answering");
     say(`Answering: ${practiceWords(told.practice)}.`);
   } else {
@@ -199,6 +200,7 @@ function showAnswers(one) {
   one.places.answers.replaceChildren(section("Answers", pair));
 }
 
+const hasLosses = (practice) => practice.some((each) => each.loss_after !== null);
 const live = (text) => fill(el("pre", { class: "text", dir: "auto" }), text);
 
 function showPractice(one, practice, learned) {
@@ -210,17 +212,18 @@ function showPractice(one, practice, learned) {
 }
 
 function finish(one, told) {
-  at(one, "done");
   const { answers, gate, stages, more } = one.places;
   if (told.adapted) {
     answers.replaceChildren(section("Answers", ...answerPair(told.unadapted?.[0] ?? one.unadapted ?? "", one.text)));
   } else {
     answers.replaceChildren(section("Answer", panel("Unadapted weights", live(one.text), true)));
   }
-  if (told.practice?.length) showPractice(one, told.practice, told.practice.some((each) => each.loss_after !== null));
+  if (told.practice?.length) showPractice(one, told.practice, hasLosses(told.practice));
   if (one.practises) gate.replaceChildren(gatePart(told.gate, told.fallback));
   stages.replaceChildren(stagePart(told.seconds, told.tokens));
   more.replaceChildren(...afterwards(told));
+  one.answered = true;
+  at(one, null);
   say(closing(told));
 }
 

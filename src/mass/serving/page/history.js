@@ -1,22 +1,11 @@
 // The view of past adaptations: what the address asks for is listed, so that a list can be kept, shared and gone back to.
 
 import { call } from "./api.js";
+import { REASONS, WITHOUT_GATE } from "./parts.js";
 import { el, line } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE_SIZE = 25;
-const GATE = [
-  "passed",
-  "certain without practice",
-  "no valid example",
-  "non-finite update",
-  "exploding update",
-  "no practice likely to the model",
-  "held-out practice less likely",
-  "drift on canaries",
-  "a refusal was lost",
-];
-const WITHOUT_GATE = { deadline: "the deadline passed", failed: "practice failed", stopping: "the server was stopping" };
 const FIELDS = ["text", "model", "adapted", "gate", "fallback", "right", "cursor"];
 
 let asked = 0;
@@ -25,8 +14,8 @@ export function startHistory() {
   const option = (value, text) => el("option", { value }, text);
   $("f-why").append(
     option("", "any"),
-    el("optgroup", { label: "of the gate" }, GATE.map((reason) => option(`gate:${reason}`, reason))),
-    el("optgroup", { label: "without the gate" }, Object.entries(WITHOUT_GATE).map(([value, text]) => option(`fallback:${value}`, text))),
+    el("optgroup", { label: "of the gate" }, Object.keys(REASONS).map((reason) => option(`gate:${reason}`, reason))),
+    el("optgroup", { label: "without the gate" }, Object.keys(WITHOUT_GATE).map((reason) => option(`fallback:${reason}`, reason))),
   );
   $("filters").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -57,9 +46,7 @@ function chosen() {
 const addressOf = (query) => (query.size ? `#/adaptations?${query}` : "#/adaptations");
 
 export async function showHistory(query) {
-  const wanted = new URLSearchParams();
-  for (const name of FIELDS) if (query.get(name)) wanted.set(name, query.get(name));
-  showChosen(wanted);
+  const wanted = known(query);
   const ticket = ++asked;
   say("Reading the records.");
   fail("");
@@ -75,14 +62,23 @@ export async function showHistory(query) {
   }
 }
 
-function showChosen(query) {
+function known(query) {
+  const found = new URLSearchParams();
+  for (const name of FIELDS) if (query.get(name)) found.set(name, query.get(name));
+  return found;
+}
+
+// Shows in the form what the address asks for.
+export function showFilters(query) {
   const form = $("filters").elements;
   for (const name of ["text", "adapted", "right"]) form[name].value = query.get(name) ?? "";
   choose(form.model, query.get("model") ?? "");
   const gate = query.get("gate") && `gate:${query.get("gate")}`;
   choose(form.why, gate || (query.get("fallback") && `fallback:${query.get("fallback")}`) || "");
-  $("clear").hidden = ![...query.keys()].some((name) => name !== "cursor");
+  $("clear").hidden = !filters(query);
 }
+
+const filters = (query) => [...known(query).keys()].some((name) => name !== "cursor");
 
 // Chooses a value of a select, one that it does not have yet included: a record may name a model of before.
 function choose(select, value) {
@@ -92,7 +88,7 @@ function choose(select, value) {
 
 function showList(found, query) {
   $("filters").hidden = false;
-  const filtered = [...query.keys()].some((name) => name !== "cursor");
+  const filtered = filters(query);
   const later = query.has("cursor");
   say(found.data.length ? `${found.data.length} ${found.data.length === 1 ? "record" : "records"} on this page, newest first.` : "");
   $("list").replaceChildren(
@@ -105,7 +101,7 @@ function empty(filtered, later) {
   const text = later
     ? "There are no older records."
     : filtered
-      ? "No past adaptation matches. Clear the filters, or ask for less."
+      ? "No past adaptation matches. Clear the filters, or change them."
       : "Nothing has been recorded yet. Ask a problem, and its adaptation is listed here.";
   return el("p", { class: "empty" }, text);
 }
@@ -115,7 +111,7 @@ function recordsOff() {
 }
 
 function table(entries) {
-  const titles = ["Problem", "Time", "Model", "Answered by", "Decision", "Right?"];
+  const titles = ["Problem", "Time", "Model", "Weights", "Decision", "Right?"];
   const head = el("tr", {}, titles.map((text) => el("th", { scope: "col" }, text)));
   return el("table", { class: "list" }, el("thead", {}, head), el("tbody", {}, entries.map(row)));
 }
@@ -129,7 +125,7 @@ function row(one) {
     el("th", { scope: "row" }, el("a", { href: `#/adaptations/${encodeURIComponent(one.id)}` }, line(one.problem, 120))),
     cell("Time", time(one.time)),
     cell("Model", line(one.model)),
-    cell("Answered by", one.adapted ? "adapted" : "unadapted"),
+    cell("Weights", one.adapted ? "adapted" : "unadapted"),
     cell("Decision", why ? line(why) : "none"),
     cell("Right?", { true: "yes", false: "no" }[one.right] ?? "—"),
   );

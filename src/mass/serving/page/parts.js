@@ -4,12 +4,14 @@ import { block, compared, el, fill, line } from "./text.js";
 
 const number = (value, digits) =>
   typeof value === "number" && Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "—";
+const small = (value) => (value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1).replaceAll("-", "−") : number(value, 4));
+const share = (value) => (value > 0 && value < 0.0005 ? "under 0.001" : number(value, 3));
 const signed = (value) => (value < 0 ? number(value, 3) : `+${number(value, 3)}`);
 
 export const seconds = (value) => (value < 10 ? number(value, 2) : number(value, 1));
 
 export function section(title, ...content) {
-  return el("section", { class: "part" }, el("h2", {}, title), ...content);
+  return el("section", { class: "part" }, el("h2", {}, title), ...content.filter(Boolean));
 }
 
 // --- answers
@@ -19,7 +21,7 @@ export function answerPair(unadapted, adapted) {
   const found = compared(unadapted, adapted);
   const note = found.same
     ? "Both answers are the same text."
-    : "Words that only one answer has are struck through on the left and underlined on the right.";
+    : "Words that only the unadapted answer has are struck through; words that only the adapted one has are underlined.";
   return [
     el("div", { class: "pair" }, panel("Unadapted weights", found.before), panel("Adapted weights", found.after, true)),
     el("p", { class: "hint" }, note),
@@ -53,14 +55,15 @@ function practiceItem(one, place, { learned, top, most }) {
   const item = el(
     "li",
     { class: one.rejected ? "example rejected" : "example" },
-    el("div", { class: "example-text" }, exampleHead(one, place, learned), exampleText(one)),
+    exampleHead(one, place, learned),
+    ...exampleText(one),
   );
   if (!one.rejected) item.append(measures(one, { learned, top, most }));
   return item;
 }
 
 function exampleHead(one, place, learned) {
-  const state = one.rejected ? "rejected" : learned && !one.weight ? "held out" : "used";
+  const state = one.rejected ? "rejected" : !learned ? "usable" : one.weight ? "used" : "held out";
   const head = el("h3", {}, `${place}`, el("span", { class: `state ${one.rejected ? "bad" : ""}` }, state));
   if (one.rejected) head.append(el("span", { class: "reason" }, line(one.rejected)));
   if (one.attempt) head.append(el("span", { class: "reason" }, "an attempt at the problem itself"));
@@ -69,24 +72,19 @@ function exampleHead(one, place, learned) {
 }
 
 function exampleText(one) {
-  if (!one.problem && !one.solution) return [block(one.text ?? "", "What the model wrote")];
-  return [
-    el("p", { class: "label" }, "Problem"),
-    block(one.problem, "Practice problem"),
-    el("p", { class: "label" }, "Solution"),
-    block(one.solution, "Practice solution"),
-  ];
+  const part = (title, text) => el("div", {}, el("p", { class: "label" }, title), block(text, `${title} of the practice`));
+  if (!one.problem && !one.solution) return [part("What the model wrote", one.text ?? "")];
+  return [part("Problem", one.problem), part("Solution", one.solution)];
 }
 
 function measures(one, { learned, top, most }) {
   if (!learned) return el("p", { class: "measures none" }, "not learned yet");
+  const [loss, track] = lossChange(one.loss_before, one.loss_after, most);
   return el(
     "dl",
     { class: "measures" },
-    el("dt", {}, "Weight"),
-    el("dd", {}, bar(one.weight ?? 0, top), el("span", { class: "figure" }, number(one.weight, 3))),
-    el("dt", {}, "Loss before → after"),
-    el("dd", {}, ...lossChange(one.loss_before, one.loss_after, most)),
+    el("div", {}, el("dt", {}, "Weight"), el("dd", { class: "figure" }, share(one.weight)), bar(one.weight ?? 0, top)),
+    el("div", {}, el("dt", {}, "Loss"), el("dd", { class: "figure" }, loss), track),
   );
 }
 
@@ -97,7 +95,7 @@ function bar(value, most) {
 }
 
 function lossChange(before, after, most) {
-  if (typeof before !== "number" || typeof after !== "number") return ["—"];
+  if (typeof before !== "number" || typeof after !== "number") return ["—", null];
   const track = el("span", { class: "track", "aria-hidden": "true" });
   const place = (value) => (most > 0 ? (100 * value) / most : 0);
   const path = el("span", { class: after <= before ? "path" : "path rose" });
@@ -108,13 +106,33 @@ function lossChange(before, after, most) {
   to.style.left = `${place(after)}%`;
   track.append(path, from, to);
   const change = el("span", { class: after <= before ? "change" : "change rose" }, signed(after - before));
-  return [track, el("span", { class: "figure" }, `${number(before, 3)} → ${number(after, 3)} `, change)];
+  return [[`${number(before, 3)} → ${number(after, 3)} `, change], track];
 }
 
 // --- the gate
 
+// Reasons of the gate's decisions, with their meaning.
+export const REASONS = {
+  passed: "The update kept to every bound.",
+  "certain without practice": "The model was certain of its own answer, so it did not practise.",
+  "no valid example": "None of the practice could be used.",
+  "non-finite update": "The update was not finite.",
+  "exploding update": "The update was too large.",
+  "no practice likely to the model": "The model found none of the practice likely, as if it had not written it freely.",
+  "held-out practice less likely": "Practice that was held out of the update became less likely.",
+  "drift on canaries": "The update moved the answers to canary prompts too far.",
+  "a refusal was lost": "The adapted weights answered what must be refused.",
+};
+// Reasons to fall back that the gate has no part in.
+export const WITHOUT_GATE = {
+  deadline: "The deadline passed before the practice was learned.",
+  failed: "The practice failed; the server's log says why.",
+  stopping: "The server was stopping.",
+};
+
 const MEASURES = {
   certainty: ["Certainty of the unadapted answer", "mean log-probability of its tokens; 0 is certain", "certainty", "practise below"],
+  update_norm: ["Size of the update", "norm of the change over the norm of the start", "", ""],
   surprise: ["Least surprising practice", "the smallest loss of an example before the update, nats per token", "max_surprise", "at most"],
   held_out_rise: ["Rise of the loss on held-out practice", "nats per token; below 0 it fell", "max_rise", "at most"],
   drift: ["Drift on canary prompts", "KL divergence from the unadapted answers, nats per token", "max_drift", "at most"],
@@ -122,32 +140,32 @@ const MEASURES = {
 
 // Returns the gate's decision and its measures, with their bounds where a record has them.
 export function gatePart(gate, fallback, bounds = {}) {
-  const content = [verdictLine(gate, fallback)];
+  const reason = fallback || gate?.reason;
+  const content = [decision(reason, fallback)];
   const names = Object.keys(gate?.measures ?? {});
   if (names.length) content.push(el("div", { class: "scroll" }, measureTable(gate.measures, names, bounds)));
   return section("The gate", ...content);
 }
 
-function verdictLine(gate, fallback) {
-  if (fallback) return el("p", { class: "decision bad" }, "The unadapted weights answered: ", line(fallback), ".");
-  if (!gate) return el("p", { class: "decision" }, "No decision was asked of the gate.");
-  return el("p", { class: "decision good" }, "The adapted weights answered: ", line(gate.reason), ".");
+function decision(reason, fallback) {
+  const who = fallback ? "The unadapted weights answered" : "The adapted weights answered";
+  if (!reason) return el("p", { class: "decision" }, `${who}; nothing was asked of the gate.`);
+  const meaning = REASONS[reason] ?? WITHOUT_GATE[reason];
+  const hint = meaning ? el("span", { class: "hint" }, meaning) : null;
+  return el("p", { class: "decision" }, `${who}: `, el("strong", {}, line(reason)), ". ", hint);
 }
 
 function measureTable(values, names, bounds) {
+  const bounded = names.some((name) => typeof bounds[MEASURES[name]?.[2]] === "number");
+  const head = ["Measure", "Value", ...(bounded ? ["Bound"] : [])].map((text) => el("th", { scope: "col" }, text));
   const rows = names.map((name) => {
     const [title, meaning, bound, relation] = MEASURES[name] ?? [name, "", "", ""];
     const limit = bounds[bound];
-    return el(
-      "tr",
-      {},
-      el("th", { scope: "row" }, line(title), meaning ? el("span", { class: "hint" }, meaning) : null),
-      el("td", {}, number(values[name], 4)),
-      el("td", {}, typeof limit === "number" ? `${relation} ${number(limit, 4)}` : "—"),
-    );
+    const shown = typeof limit === "number" ? `${relation} ${number(limit, 2)}` : "—";
+    const label = el("th", { scope: "row" }, line(title), meaning ? el("span", { class: "hint" }, meaning) : null);
+    return el("tr", {}, label, el("td", {}, small(values[name] ?? Number.NaN)), bounded ? el("td", {}, shown) : null);
   });
-  const head = el("tr", {}, el("th", { scope: "col" }, "Measure"), el("th", { scope: "col" }, "Value"), el("th", { scope: "col" }, "Bound"));
-  return el("table", { class: "figures" }, el("thead", {}, head), el("tbody", {}, rows));
+  return el("table", { class: "figures" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows));
 }
 
 // --- seconds and tokens
@@ -155,6 +173,7 @@ function measureTable(values, names, bounds) {
 export function stagePart(secondsBy, tokensBy) {
   const total = secondsBy.total;
   const names = [...new Set([...Object.keys(secondsBy), ...Object.keys(tokensBy)])].filter((name) => name !== "total");
+  const overlap = "unadapted answer" in secondsBy;
   const most = Math.max(...names.map((name) => secondsBy[name] ?? 0), total ?? 0);
   const tokens = Object.values(tokensBy).reduce((sum, value) => sum + value, 0);
   const row = (name, value, count, kind) =>
@@ -180,7 +199,7 @@ export function stagePart(secondsBy, tokensBy) {
         el("tfoot", {}, row("total", total, tokens, "total")),
       ),
     ),
-    el("p", { class: "hint" }, "Stages overlap: the unadapted answer is sampled beside the practice."),
+    overlap ? el("p", { class: "hint" }, "Stages overlap: the unadapted answer is sampled beside the practice.") : null,
   );
 }
 
@@ -192,7 +211,7 @@ export function facts(pairs) {
   for (const [name, value] of pairs) {
     if (value === null || value === undefined || value === "") continue;
     const shown = value instanceof Node ? value : fill(el("bdi", {}), String(value));
-    list.append(el("div", {}, el("dt", {}, name), el("dd", {}, shown)));
+    list.append(el("div", { class: shown.textContent.length > 30 && "long" }, el("dt", {}, name), el("dd", {}, shown)));
   }
   return list;
 }

@@ -6,7 +6,10 @@ import { answerPair, facts, gatePart, json, panel, practiceList, practiceWords, 
 import { block, el, line, plain } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
-const SHOWN = new Set(["problem", "examples", "gate", "fallback", "text", "unadapted_text", "tokens", "seconds", "model"]);
+// Fields of a record that have a place of their own; all others are listed at the end.
+const SHOWN = new Set(
+  "answer examples fallback gate problem seconds seed text tokens unadapted_text update_norm".split(" "),
+);
 const ROOT = "/v1/mass/adaptations";
 
 let shownId = null;
@@ -92,7 +95,7 @@ function rest(found) {
   const nested = other.filter(([, value]) => value !== null && typeof value === "object");
   return section(
     "Everything else",
-    facts([["Checkpoint's hash", code(found.checkpoint_hash)], ...single.map(([name, value]) => [title(name), value === null ? "none" : code(value)])]),
+    facts([["Checkpoint's hash", code(found.checkpoint_hash)], ...single.map(([name, value]) => [title(name), value === null || value === "" ? "none" : code(value)])]),
     ...nested.map(([name, value]) => json(title(name), value)),
     json("The whole record as JSON", found),
   );
