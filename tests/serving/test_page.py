@@ -28,10 +28,10 @@ from mass.types import Adaptation, Example, GateDecision
 
 FOLDER = Path(answering.__file__).parent / "page"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 OVERRIDE, ARABIC = "\u202egnp.exe\u202c", "\u0627\u062e\u062a\u0628\u0627\u0631"
 HOSTILE = f"<img src=x onerror=alert(1)></script><script>alert(2)</script>&lt;b&gt; {OVERRIDE} {ARABIC} "
 LONG = "x" * 20_000
@@ -93,6 +93,10 @@ class Visit:
 
     def require_no_overflow(self) -> None:
         self.page.set_viewport_size(NARROW)
+        over = """[...document.querySelectorAll('body, main *')]
+            .filter((node) => !node.closest('.scroll') && node.getBoundingClientRect().right > innerWidth + 1)
+            .map((node) => node.parentElement.outerHTML.slice(0, 80))"""
+        assert self.page.evaluate(over) == []
         assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         self.page.set_viewport_size(WIDE)
 
@@ -194,7 +198,7 @@ def test_a_problem_is_asked_watched_judged_replayed_and_deleted(visit: Visit, se
     page.locator("dialog").get_by_role("button", name="Delete").click()
     page.get_by_role("heading", name="Past adaptations").wait_for()
     until(lambda: server.get(f"/v1/mass/adaptations/{told['id']}").status_code == 404)
-    page.locator(f"a[href$='{told['id']}']").wait_for(state="detached")
+    page.locator(f"#list a[href$='{told['id']}']").wait_for(state="detached")
     visit.require_quiet()
 
 
