@@ -1,6 +1,7 @@
 """The page at `/`, in a browser: asking, watching, the records; and that no text in it is ever more than text.
 
-Needs the package `playwright` and a Chromium of the system; the tests that need them are skipped without.
+What opens a browser needs the extra `browser` and a Chromium of the system (on Debian: apt install chromium), and is
+skipped without them.
 """
 
 from __future__ import annotations
