@@ -21,7 +21,10 @@ from mass.serving import run as server
 
 Fails = Callable[..., str]
 WAIT_S = 120.0
-BODY = {"messages": [{"role": "user", "content": "Find the malk of the vector (9, 7)."}], "mass": {"adapt": "always", "seed": 0}}
+BODY = {
+    "messages": [{"role": "user", "content": "Find the malk of the vector (9, 7)."}],
+    "mass": {"adapt": "always", "seed": 0},
+}
 
 
 def test_help_loads_no_torch() -> None:
