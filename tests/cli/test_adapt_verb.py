@@ -77,6 +77,17 @@ def test_solve_learns_and_answers(run: Run, tiny_base: Path, examples: Path, tmp
     assert len(list(records.iterdir())) == 1
 
 
+def test_few_shot_tasks_are_compared(run: Run, tiny_base: Path, examples: Path, tmp_path: Path) -> None:
+    ran = run(
+        "eval", "--tasks", examples, "--tasks.shots=2", "--methods=examples-in-context,examples-adapted", *QUICK,
+        "--model", tiny_base, "--out", tmp_path / "eval", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    found = json.loads(ran.out)
+    assert [row["method"] for row in found["rows"]] == ["examples-in-context", "examples-adapted"]
+    assert found["tasks"]["source"] == str(examples)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -87,6 +98,8 @@ def test_solve_learns_and_answers(run: Run, tiny_base: Path, examples: Path, tmp
         (["adapt", "--examples", "{examples}", "--out", "{new}", "--budget_s=0"], "budget_s is 0"),
         (["solve", "x", "--examples", "{examples}", "--no_adapt"], "--no_adapt and --examples are both given"),
         (["solve", "x", "--examples", "{examples}", "--adapted", "x"], "--examples and --adapted are both given"),
+        (["eval", "--tasks", "{examples}", "--tasks.shots=2", "--tasks.levels=[1]"], "not for few-shot tasks"),
+        (["eval", "--tasks", "{examples}", "--tasks.shots=9"], "9 examples of 4 rows; expected 1 to 3"),
         (["solve", "x", "--adapted", "nowhere"], "nowhere has no examples.json"),
     ],
 )

@@ -95,6 +95,15 @@ def test_distinct_prompts_of_blocks() -> None:
     assert _begins(_distinct([a, b, a, c], 1)[0], 1) == [0, 1, 2]
 
 
+def test_each_prompt_keeps_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one prompt is the beginning of the others, its logits still have to be computed."""
+    monkeypatch.setattr(module, "WASTE", 1)
+    assert module._common([(1, 2, 3), (1, 2)], 1) == [(1,)]
+    assert module._common([(1, 2, 3), (1, 2, 4), (5, 2, 3), (5, 2)], 2) == [(1, 2), (5,)]
+    assert module._common([(1, 2, 3), (1, 2, 4), (5, 2, 3), (6, 2)], 2) == []
+    assert module._common([(1, 2, 3)], 1) == []
+
+
 @pytest.mark.parametrize("tokens", [4096, 50, 1])
 def test_segments_cover_all_places_once(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOKENS", tokens)

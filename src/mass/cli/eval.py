@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mass.cli import console, options
+from mass.cli import console, given_examples, options
 from mass.cli.failures import INTERRUPTED
 from mass.cli.folders import dated_folder, new_folder
 from mass.config import EvalConfig
@@ -52,7 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     check_against(given.against, check_methods(methods))
     if given.tasks.source is None:
         raise ConfigError(f"--tasks is missing; expected one of: {options.TASKS_HELP.rstrip('.')}")
-    tasks, source = options.load_tasks(given)
+    few = given.tasks.shots is not None
+    tasks, source = given_examples.few_shot_tasks(given) if few else options.load_tasks(given)
     if note := note_of_golds(tasks):
         console.note(f"note: {note}")
     train_tasks = _train_tasks(given)

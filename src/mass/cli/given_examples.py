@@ -84,6 +84,23 @@ def questions(given: Namespace) -> list[Task]:
     return few_shot.questions(Path(group.source).expanduser(), fields, verifier)[: group.size]
 
 
+def few_shot_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
+    """Load the few-shot tasks of --tasks and --tasks.shots, and say where they come from, for records.
+
+    Raises:
+        ConfigError: An option is not for few-shot tasks.
+        DataError: The tasks cannot be loaded.
+    """
+    group = given.tasks
+    for name in ("part", "levels", "subjects"):
+        if getattr(group, name) is not None:
+            raise ConfigError(f"--tasks.{name} is not for few-shot tasks (--tasks.shots); leave one of the two out")
+    seed = given.seed if group.seed is None else group.seed
+    chosen: dict[str, Any] = {name: getattr(group, name) for name in ("fields", "verifier", "size")}
+    found = few_shot.load_sets(Path(group.source).expanduser(), group.shots, seed, **chosen)
+    return found, {"source": group.source, "split": None, "seed": seed, "shots": group.shots}
+
+
 def answer(given: Namespace, adapted: AdaptedModel, problems: Sequence[str | Task]) -> list[Solution]:
     """Answer the questions in batches, and print each answer as soon as its batch is there."""
     from mass.cli import records

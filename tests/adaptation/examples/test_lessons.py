@@ -106,6 +106,16 @@ def test_a_stack_learns_as_each_adapter_alone(lm: LM) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 16])
+def test_losses_do_not_depend_on_the_micro_batch(lm: LM, size: int) -> None:
+    lessons = made(lm, [taught(4), taught(4)])
+    adapter = random_adapter(lm, count=2)
+    with torch.no_grad():
+        alone = torch.cat([lessons.losses(adapter, torch.tensor([i])) for i in range(16)])
+        parts = torch.arange(16).split(size)
+        assert torch.allclose(torch.cat([lessons.losses(adapter, part) for part in parts]), alone, atol=1e-9)
+
+
 @pytest.mark.parametrize("rows", ["plain", "leave-one-out", "permuted"])
 def test_what_is_learned_becomes_likelier(lm: LM, rows: str) -> None:
     start = lm.init_adapter(1)

@@ -135,11 +135,6 @@ class Lessons:
         return len(self.weights)
 
     @property
-    def adapters(self) -> int:
-        """B."""
-        return int(self.owners.max()) + 1
-
-    @property
     def micro_batch(self) -> int:
         """Rows of a pass: those of a step, or a part of them where they are many tokens."""
         most = rows_per_pass(self.lm.device.type, self.batch.input_ids.shape[1]) or self.rows_per_step
@@ -149,7 +144,7 @@ class Lessons:
         """Return the losses of the rows `index` under the stack: the argument `losses` of `mass.metagrad.adapt`."""
         owners = self.owners if index is None else self.owners[index]
         # The rows of a whole step are equal consecutive blocks, for which no adapter has to be copied to each row.
-        whole = len(owners) == self.rows_per_step and len(owners) % self.adapters == 0 and int(owners[0]) == 0
+        whole = torch.equal(owners, self.owners[: self.rows_per_step])
         return self.lm.losses(self.batch.select(index), params, None if whole else owners)
 
 
