@@ -15,8 +15,7 @@ from mass.errors import ShapeError
 from mass.lm import LM
 from mass.training.outer import Solutions, policy_losses, sample_solutions, verifier_losses
 from mass.training.policy import clipped_policy_loss, truncated_ratio
-from mass.types import Example, Sample, Verdict
-from mass.types import _example as example_of  # pyright: ignore[reportPrivateUsage]
+from mass.types import Example, Sample, Verdict, example_of
 from small_lms import random_adapter, small_sums
 
 CONFIG = OuterConfig(sampling=SamplingConfig(max_new_tokens=12), samples=4)
