@@ -112,6 +112,6 @@ def test_a_piece_is_interrupted_when_its_time_is_over_and_its_exit_code_is_kept(
         "try:\n    threading.Event().wait()\n"
         "except KeyboardInterrupt:\n    pathlib.Path(sys.argv[1]).write_text('kept')\n    sys.exit(130)"
     )
-    assert real_table.run_piece(piece(tmp_path, "waits", waits), 3.0) == real_table.LEFT
+    assert real_table.run_piece(piece(tmp_path, "waits", waits), 8.0) == real_table.LEFT
     assert (tmp_path / "waits").read_text() == "kept"
     assert real_table.run_piece(piece(tmp_path, "fails", "raise SystemExit(2)"), 60.0) == 2

@@ -14,7 +14,7 @@ from servers import ADAPTING, BASE, KEYS, Running
 
 from mass.config import ServeConfig
 from mass.errors import ConfigError
-from mass.serving.app import create_app
+from mass.serving.app import PAGE, create_app
 from mass.serving.errors import RequestError
 from mass.serving.keys import Keys, is_loopback, keys_of
 from mass.serving.records import owner_of
@@ -33,7 +33,7 @@ def test_the_routes_are_those_that_the_documentation_lists() -> None:
     named = {
         path.replace("NAME", BASE).replace("ID", "x") for path in re.findall(r"(?:GET|POST|DELETE) (/\S*?)`", table)
     }
-    assert named | {"/app.js", "/style.css"} == {path for _, path in ROUTES}
+    assert named | set(PAGE) == {path for _, path in ROUTES}
 
 
 @pytest.mark.parametrize(("method", "path"), [*ROUTES, ("GET", "/v1/none"), ("GET", "//v1/models"), ("GET", "/docs")])

@@ -16,14 +16,13 @@ from rich.text import Text
 from mass.cli import console
 from mass.config import ExamplesConfig
 from mass.errors import ConfigError
-from mass.tasks import few_shot
-from mass.types import Task, shortened
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from mass.model import AdaptedModel, Mass
-    from mass.types import Candidate, Solution
+    from mass.tasks import few_shot
+    from mass.types import Candidate, Solution, Task
 
 HELP = (
     "Examples of the task, one JSON object a line: input and output, messages, or names mapped by --examples.fields. "
@@ -58,6 +57,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 def read(given: Namespace) -> few_shot.Examples:
     """Read the examples. Raises DataError."""
+    from mass.tasks import few_shot
+
     group = given.examples
     return few_shot.load(Path(group.source).expanduser(), group.fields, group.verifier)
 
@@ -76,6 +77,8 @@ def learn(given: Namespace, model: Mass, examples: few_shot.Examples) -> Adapted
 
 def questions(given: Namespace) -> list[Task]:
     """Return the rows of --tasks as questions like the examples."""
+    from mass.tasks import few_shot
+
     group = given.tasks
     for name in ("levels", "subjects", "part"):
         if getattr(group, name) is not None:
@@ -91,6 +94,8 @@ def few_shot_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
         ConfigError: An option is not for few-shot tasks.
         DataError: The tasks cannot be loaded.
     """
+    from mass.tasks import few_shot
+
     group = given.tasks
     for name in ("part", "levels", "subjects"):
         if getattr(group, name) is not None:
@@ -128,6 +133,8 @@ def _without_examples(solution: Solution) -> Solution:
 
 
 def _answered(problem: str | Task, solution: Solution) -> RenderableType:
+    from mass.types import Task, shortened
+
     text = problem.problem if isinstance(problem, Task) else problem
     record = solution.adaptation
     verdict = None if record is None else record.verdict
@@ -176,6 +183,8 @@ def _marked(one: Candidate, chosen: Candidate) -> Text:
 
 
 def _losses(adapted: AdaptedModel) -> Table:
+    from mass.types import shortened
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("example", ratio=1)
     table.add_column("its output")

@@ -72,7 +72,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     for path in _config_files(arguments):
         _check_keys(path, parser)
     try:
-        return parser.instantiate(parser.parse_args(spelled_out(arguments)))
+        return parser.instantiate(parser.parse_args(spelled_out(arguments, _known(parser))))
     except argparse.ArgumentError as error:
         raise ConfigError(_one_line(str(error), parser)) from error
 
@@ -263,26 +263,11 @@ def load_tasks(given: Namespace) -> tuple[list[Task], dict[str, Any]]:
     from mass import tasks
 
     group: Namespace = given.tasks
-    if group.shots is not None:
-        return _few_shot(group, given.seed)
     found = load_task_set(group, given.seed)
     split = group.split if tasks.has_splits(group.source) else None
     seed = given.seed if group.seed is None else group.seed
     chosen = {name: value for name in ("part", "levels", "subjects") if (value := getattr(group, name)) is not None}
     return found, {"source": group.source, "split": split, "seed": seed, **chosen}
-
-
-def _few_shot(group: Namespace, seed: int) -> tuple[list[Task], dict[str, Any]]:
-    """Load few-shot tasks, and say where they come from. Raises ConfigError and DataError."""
-    from mass.tasks import few_shot
-
-    for name in ("part", "levels", "subjects"):
-        if getattr(group, name) is not None:
-            raise ConfigError(f"--tasks.{name} is not for few-shot tasks (--tasks.shots); leave one of the two out")
-    seed = seed if group.seed is None else group.seed
-    chosen: dict[str, Any] = {name: getattr(group, name) for name in ("fields", "verifier", "size")}
-    found = few_shot.load_sets(Path(group.source).expanduser(), group.shots, seed, **chosen)
-    return found, {"source": group.source, "split": None, "seed": seed, "shots": group.shots}
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:
@@ -397,7 +382,7 @@ def name_groups(parser: ArgumentParser) -> None:
         if nested or (len(names) == 1 and group.title not in ("options", "positional arguments")):
             group.title = names[0]
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
-        if action.dest in SHORT:  # a whole group, which jsonargparse would read from a file
+        if SHORT.get(action.dest) in _known(parser):  # a whole group, which jsonargparse would read from a file
             action.help, action.metavar = f"Short for --{SHORT[action.dest]}.", SHORT[action.dest].split(".")[1].upper()
 
 

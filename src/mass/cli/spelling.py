@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from mass.errors import ConfigError
 
@@ -17,8 +17,12 @@ MAPPINGS = ("examples.fields", "tasks.fields", "validation.fields", "train_tasks
 """Options that take a mapping, which the command line may write as `a=b,c=d`."""
 
 
-def spelled_out(arguments: Iterable[str]) -> list[str]:
-    """Return the arguments with short forms at full length and with mappings as JSON. Raises ConfigError."""
+def spelled_out(arguments: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return the arguments with short forms at full length and with mappings as JSON.
+
+    `known` holds the names of the command's options: `--examples` is short for `--examples.source` only where the
+    latter is one, and an option of its own elsewhere. Raises ConfigError.
+    """
     found: list[str] = []
     mapping = ""  # the option that the next argument is the value of, if that is a mapping
     for argument in arguments:
@@ -28,7 +32,7 @@ def spelled_out(arguments: Iterable[str]) -> list[str]:
             continue
         option, equals, value = argument.partition("=")
         name = SHORT.get(option.removeprefix("--"), "") if option.startswith("--") else ""
-        option = f"--{name}" if name else option
+        option = f"--{name}" if name in known else option
         if option.removeprefix("--") in MAPPINGS:
             mapping, value = ("", _as_json(option, value)) if equals else (option, "")
         found.append(f"{option}{equals}{value}")

@@ -118,6 +118,7 @@ export const REASONS = {
   "no valid example": "None of the practice could be used.",
   "non-finite update": "The update was not finite.",
   "exploding update": "The update was too large.",
+  "practice unlike the model's own": "The model finds the solutions less likely than what it writes freely: they may have been put into the problem.",
   "no practice likely to the model": "The model found none of the practice likely, as if it had not written it freely.",
   "held-out practice less likely": "Practice that was held out of the update became less likely.",
   "drift on canaries": "The update moved the answers to canary prompts too far.",
@@ -133,8 +134,9 @@ export const WITHOUT_GATE = {
 const MEASURES = {
   certainty: ["Certainty of the unadapted answer", "mean log-probability of its tokens; 0 is certain", "certainty", "practise below"],
   update_norm: ["Size of the update", "norm of the change over the norm of the start", "", ""],
-  surprise: ["Least surprising practice", "the smallest loss of an example before the update, nats per token", "max_surprise", "at most"],
-  held_out_rise: ["Rise of the loss on held-out practice", "nats per token; below 0 it fell", "max_rise", "at most"],
+  surprise: ["Surprise of the practice", "loss of the solutions in the eyes of their writer, nats per token", "max_surprise", "at most"],
+  least_loss: ["Likeliest practice", "the smallest loss of an example before the update, nats per token", "max_least_loss", "at most"],
+  held_out_rise: ["Rise of the loss on held-out practice", "after a trial update on the rest, nats per token; below 0 it fell", "max_rise", "at most"],
   drift: ["Drift on canary prompts", "KL divergence from the unadapted answers, nats per token", "max_drift", "at most"],
 };
 
