@@ -323,20 +323,30 @@ def practice_table(answers: Answers, of: str) -> str:
     return markdown_table(["", "before", "after"], lines)
 
 
+IN_CONTEXT = "in context"
+"""The optimizer of practice that was put before the problem instead of into the weights."""
+
+
 def room_table(room: dict[str, Any]) -> str:
     """Return the best point of each source of practice for each decoding, as differences from the unadapted answers."""
     names = list(room_decodings(room["unadapted"]["row"]))
     points_of: dict[str, list[dict[str, Any]]] = {}
     for point in room["points"]:
         if "skipped" not in point:
-            points_of.setdefault(point["source"], []).append(point)
+            name = point["source"] if point["optimizer"] != IN_CONTEXT else f"{point['source']}, {IN_CONTEXT}"
+            points_of.setdefault(name, []).append(point)
     lines = [["unadapted", "", *(_stored_share(p) for p in room_decodings(room["unadapted"]["row"]).values())]]
     for source, some in points_of.items():
-        best = [max(some, key=lambda p, n=n: room_decodings(p["row"])[n]["difference"] or -1.0) for n in names]
+        best = [max(some, key=lambda p, n=n: _gain_or_least(room_decodings(p["row"])[n]["difference"])) for n in names]
         lines.append(
             [source, str(len(some)), *(_stored_gain(point, name) for point, name in zip(best, names, strict=True))]
         )
     return markdown_table(["practice", "settings", *names], lines)
+
+
+def _gain_or_least(difference: float | None) -> float:
+    """Return the difference; where there is none, less than any."""
+    return -2.0 if difference is None else difference
 
 
 def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -345,8 +355,8 @@ def room_decodings(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def room_setting(point: Mapping[str, Any]) -> str:
     """Describe the inner loop of a point, and the sharpness of its weights."""
-    if point["optimizer"] == "in context":
-        return "in the context"
+    if point["optimizer"] == IN_CONTEXT:
+        return "no step"
     text = f"{point['optimizer']} {point['rate']:g}, K = {point['steps']}"
     return text if point.get("sharpness") is None else f"{text}, sharpness {point['sharpness']:g}"
 

@@ -188,7 +188,7 @@ def _total(rows: Sequence[Mapping[str, Any]], start: str) -> float | None:
 
 
 def room_of(folder: Path) -> dict[str, Any]:
-    """Return what `benchmarks/headroom.py` measured in the stored form, without subjects and levels of each point."""
+    """Return the stored form of what `benchmarks/headroom.py` measured, without answers, subjects and levels."""
     data = _json(folder / ROOM_FILE)
     seed = data["settings"]["seed"]
     points = [_without_groups({k: v for k, v in point.items() if k != "answers"}) for point in data["points"].values()]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from research.document.tables import room_table
 from research.results import collect, difference, estimate, ratio, read, series
 from research.results.data import crossing, curves, needed_as_many_as
 from research.results.estimates import Some
@@ -284,3 +285,17 @@ def test_results_on_real_models_are_read_from_beside_and_without_answers(tmp_pat
     assert stored["unadapted"]["right"] == [True, None]
     assert "answers" not in json.dumps(stored)
     assert set(read(tmp_path / "stored" / "real").parts) == {"code"}
+
+
+def test_of_a_source_the_best_point_is_shown_also_where_it_gains_nothing(tmp_path: Path) -> None:
+    data = json.loads((room(tmp_path / "r" / "mbpp") / "headroom.json").read_text())
+    (point,) = [p for key, p in data["points"].items() if key == "own, sgd 1"]
+    harm, nothing, shown = (json.loads(json.dumps(point)) for _ in range(3))
+    for one, gain, rate in ((harm, -0.25, 3.0), (nothing, 0.0, 0.5), (shown, 0.125, 0.0)):
+        one["rate"] = rate
+        one["row"] |= {"difference": gain, "difference_interval": [gain, gain]}
+    shown["optimizer"] = "in context"
+    table = room_table({"unadapted": data["unadapted"], "points": [harm, nothing, shown]})
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["unadapted", "own", "own, in context"]
+    assert "(sgd 0.5, K = 1)" in table.splitlines()[3].split("|")[3]
+    assert "+12.5" in table
