@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from serve_process import WAIT_S, started
 
 from mass.serving import run as server
 
 Fails = Callable[..., str]
-WAIT_S = 120.0
 BODY = {
     "messages": [{"role": "user", "content": "Find the malk of the vector (9, 7)."}],
     "mass": {"adapt": "always", "seed": 0},
@@ -70,29 +67,6 @@ def test_records_that_cannot_be_kept(run: Any, tmp_path: Path) -> None:
     (tmp_path / "records.sqlite3").write_text("not a database, and long enough not to be taken for an empty one" * 20)
     found = run("serve", "--port", "0", "--records", tmp_path)
     assert (found.code, found.err.count("error: ")) == (2, 1)
-
-
-@contextmanager
-def started(*arguments: str) -> Generator[tuple[subprocess.Popen[str], str], None, None]:
-    """Start the command in a process of its own; yields it and its address once it answers."""
-    command = [sys.executable, "-m", "mass", "serve", "--port", "0", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MASS_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    watchdog = threading.Timer(WAIT_S, process.kill)
-    watchdog.start()
-    try:
-        assert process.stderr is not None
-        address = ""
-        for line in process.stderr:
-            if found := re.search(r"serving .* at (http://\S+)/v1", line):
-                address = found[1]
-                break
-        assert address
-        yield process, address
-    finally:
-        process.kill()
-        process.wait()
-        watchdog.cancel()
 
 
 def test_it_stops_when_it_is_told_to_and_finishes_what_it_began(tmp_path: Path) -> None:
