@@ -100,6 +100,25 @@ def test_a_number_that_json_lacks_is_null_and_reads_back(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("practises")
+def test_the_gate_s_decision_is_shown_and_replayed(solve: Callable, tmp_path: Path) -> None:
+    ran = solve("What is 3 + 4?", "--adapt.gate.enabled", "true", "--adapt.gate.max_surprise", "0")
+    assert "Fell back to the unadapted answer: practice unlike the model's own." in ran.out
+    assert "gate: practice unlike the model's own  update norm " in ran.out
+    some = ("--adapt.gate.enabled", "true", "--adapt.gate.max_least_loss", "null", "--adapt.gate.max_drift", "0")
+    stored = solve("What is 3 + 4?", *some, "--json")
+    gate = json.loads(stored.out)["adaptation"]["gate"]
+    assert (gate["adapt"], gate["reason"]) == (False, "drift on canaries")
+    assert gate["measures"]["drift"] > 0
+    (tmp_path / "record.json").write_text(stored.out)
+    again = solve("--json", "--replay", tmp_path / "record.json")
+    assert json.loads(again.out)["adaptation"]["gate"] == gate
+    assert "gate:" not in solve("What is 3 + 4?").out
+    missing = solve("What is 3 + 4?", *some, "--adapt.gate.canaries", tmp_path / "none")
+    assert missing.code == 2
+    assert "cannot be read" in missing.err
+
+
+@pytest.mark.usefixtures("practises")
 def test_people_see_practice_answers_and_times(solve: Callable, tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "t.jsonl", {"problem": "What is 3 + 4?", "answer": "7"})
     ran = solve("--tasks", tasks)

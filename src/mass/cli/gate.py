@@ -67,7 +67,7 @@ def _parser() -> ArgumentParser:
         "gate",
         "[options]",
         "Measure on validation problems with gold when practice is worth its time and when an update has gone astray, "
-        "and keep the bounds in the checkpoint. `mass serve` and `--adapt.gate.enabled true` decide by them.",
+        "and keep the bounds in the checkpoint. `--adapt.gate.enabled true` decides by them.",
         EXAMPLES,
     )
     options.add_model_options(parser, checkpoint="A run folder of mass train; a shipped model's own by default.")
