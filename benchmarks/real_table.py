@@ -226,7 +226,8 @@ def run_all(args: argparse.Namespace) -> int:
 def run_piece(piece: Piece, left_s: float) -> int:
     """Run a piece for at most so many seconds; LEFT if it was interrupted."""
     _say(f"{piece.name}: {shlex.join(piece.arguments())}")
-    process = subprocess.Popen(piece.arguments(), cwd=ROOT)
+    # A process that was started in the background ignores interrupts, and would hand that on to the piece.
+    process = subprocess.Popen(piece.arguments(), cwd=ROOT, preexec_fn=_hear_interrupts)  # noqa: PLW1509 (no threads)
     try:
         return process.wait(left_s)
     except subprocess.TimeoutExpired:
@@ -240,6 +241,10 @@ def run_piece(piece: Piece, left_s: float) -> int:
     except KeyboardInterrupt:
         process.wait()
         raise
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

@@ -30,10 +30,10 @@ STUDY = StudyConfig(
         "first-order": TrainingConfig("mass.yaml", {"adapt.inner.mode": "first_order", "train.gamma": 0.5}),
     },
     evaluations={
-        "test": EvaluationConfig({"mass": "mass"}, set={"methods": "base,mass", "size": 10}),
+        "test": EvaluationConfig({"mass": "mass"}, set={"methods": "base,mass", "tasks.size": 10}),
         "base": EvaluationConfig(set={"methods": "base"}, seeds=[0]),
     },
-    analyses={"practised": AnalysisConfig("mass", set={"size": 5}, seeds=[3])},
+    analyses={"practised": AnalysisConfig("mass", set={"tasks.size": 5}, seeds=[3])},
 )
 
 

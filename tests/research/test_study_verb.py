@@ -23,7 +23,8 @@ def study_file(base: Path, folder: Path, steps: int = 1) -> Path:
         "outer.samples": 2, "adapt.synthesis.examples": 2, "outer.sampling.max_new_tokens": 6,
         "adapt.synthesis.sampling.max_new_tokens": 6, "test.answer.max_new_tokens": 6,
     }  # fmt: skip
-    options = {"model": str(base), "methods": "base,mass", "tasks": "minimath", "size": 2, "answer.max_new_tokens": 6}
+    options = {"model": str(base), "methods": "base,mass", "tasks": "minimath", "tasks.size": 2}
+    options |= {"answer.max_new_tokens": 6}
     study = {
         "seeds": [1],
         "trainings": {"mine": {"set": short}},
@@ -109,14 +110,14 @@ def test_the_study_of_hard_problems_is_tested_on_a_level_that_nothing_is_trained
 def test_the_study_of_unseen_subjects_leaves_out_each_once_and_trains_on_all_others() -> None:
     study = yaml.safe_load((RECIPES / "minimath-terms" / "unseen.yaml").read_text())
     evaluations = study["evaluations"]
-    tested = {group: evaluations[group]["set"]["subjects"] for group in "abc"}
+    tested = {group: evaluations[group]["set"]["tasks.subjects"] for group in "abc"}
     assert sorted(subject for subjects in tested.values() for subject in subjects) == sorted(SUBJECTS)
     for name, training in study["trainings"].items():
         others = [subject for subject in SUBJECTS if subject not in tested[name[-1]]]
         assert training["set"]["tasks.subjects"] == training["set"]["validation.subjects"] == others
     for name, evaluation in evaluations.items():
         group = name[-1]
-        assert evaluation["set"]["subjects"] == tested[group]
+        assert evaluation["set"]["tasks.subjects"] == tested[group]
         if name.startswith("likelihood"):  # not trained
             assert "checkpoints" not in evaluation
             continue

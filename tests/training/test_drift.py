@@ -140,7 +140,8 @@ def test_the_gradient_through_the_inner_loop_is_that_of_differences(wide: LM, ta
         slope = (8 * (value(h) - value(-h)) - value(2 * h) + value(-2 * h)) / (12 * h)
         expected = sum(float((g * along[name]).sum()) for name, g in gradient.items())
         assert abs(expected) > 1e-5, group
-        assert slope == pytest.approx(expected, rel=1e-6), group
+        # Central differences are off by a third derivative and by rounding, which differ between processors.
+        assert slope == pytest.approx(expected, rel=2e-5), group
 
 
 def tasks_of(sums: Path, base: Path, count: int = 2) -> list[Task]:

@@ -37,15 +37,25 @@ if TYPE_CHECKING:
     from mass.lm import LM
 
 PASSED = "passed"
+"""The reason of a decision for the update: no test failed."""
 CERTAIN = "certain without practice"
+"""The model was certain of its own answer, and did not practise."""
 NO_EXAMPLE = "no valid example"
+"""None of the practice could be used."""
 NOT_FINITE = "non-finite update"
+"""A number of the update is infinite or not a number."""
 EXPLODING = "exploding update"
+"""The update is larger than `inner.max_update_norm`."""
 SURPRISING = "practice unlike the model's own"
+"""The loss of the solutions in the eyes of their writer is above `gate.max_surprise`."""
 UNLIKELY = "no practice likely to the model"
+"""The loss of each of the solutions before the update is above `gate.max_least_loss`."""
 LESS_LIKELY = "held-out practice less likely"
+"""A trial update raised the loss on held-out examples by more than `gate.max_rise`."""
 DRIFTED = "drift on canaries"
+"""The answers to canary prompts moved further than `gate.max_drift`."""
 UNREFUSED = "a refusal was lost"
+"""The adapted weights answered a canary prompt that the unadapted ones refuse."""
 REASONS = (PASSED, CERTAIN, NO_EXAMPLE, NOT_FINITE, EXPLODING, SURPRISING, UNLIKELY, LESS_LIKELY, DRIFTED, UNREFUSED)
 """All reasons of a decision."""
 
