@@ -311,7 +311,11 @@ class Candidate:
     @property
     def name(self) -> str:
         """The method with its settings, such as `adapted, rate 0.0005, 8 epochs`."""
-        settings = f", rate {self.learning_rate:g}, {self.epochs} epochs" if self.learning_rate is not None else ""
+        settings = (
+            f", rate {self.learning_rate:g}, {self.epochs} epoch{'s' * (self.epochs != 1)}"
+            if self.learning_rate is not None
+            else ""
+        )
         return self.method.replace("-in-context", " and in context").replace("in-context", "in context") + settings
 
 

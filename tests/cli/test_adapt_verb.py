@@ -57,7 +57,7 @@ def test_what_was_tried_is_shown_and_a_prompt_leaves_no_adapter(
     out = tmp_path / "adapter"
     shown = run("adapt", "--examples", examples, "--out", out, "--model", tiny_base, *QUICK)
     assert shown.code == 0, shown
-    for method in ("zero-shot", "in context", "adapted, rate 0.0005, 1 epochs"):
+    for method in ("zero-shot", "in context", "adapted, rate 0.0005, 1 epoch "):
         assert method in shown.out
     other = tmp_path / "prompt"
     said = run("adapt", "--examples", examples, "--out", other, "--model", tiny_base, "--learn.method=in-context")
@@ -97,6 +97,7 @@ def test_few_shot_tasks_are_compared(run: Run, tiny_base: Path, examples: Path, 
         (["adapt", "--examples", "{examples}", "--out", "{new}", "--learn.epochs=[8,4]"], "rising numbers"),
         (["adapt", "--examples", "{examples}", "--out", "{new}", "--budget_s=0"], "budget_s is 0"),
         (["solve", "x", "--examples", "{examples}", "--no_adapt"], "--no_adapt and --examples are both given"),
+        (["solve", "x", "--adapted", "x", "--save_adapter", "{new}"], "--save_adapter and --adapted are both given"),
         (["solve", "x", "--examples", "{examples}", "--adapted", "x"], "--examples and --adapted are both given"),
         (["eval", "--tasks", "{examples}", "--tasks.shots=2", "--tasks.levels=[1]"], "not for few-shot tasks"),
         (["eval", "--tasks", "{examples}", "--tasks.shots=9"], "9 examples of 4 rows; expected 1 to 3"),

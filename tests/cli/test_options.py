@@ -92,6 +92,8 @@ def test_free_keys_below_a_mapping_are_not_unknown(run: Callable, tmp_path: Path
         (["--adapt.inner.steps", "two"], "adapt.inner.steps is 'two'; expected int"),
         (["--adapt.inner.stepz", "2"], "did you mean '--adapt.inner.steps'?"),
         (["--seeed", "2"], "--seeed is not an option of mass train"),
+        (["--adapt.inner.lr", "2"], "not an option of mass train; known: "),
+        (["--adapt.synthesis.verify", "true"], "adapt.synthesis.verify is a group of options; give one of them, as in"),
         (["--train.steps"], "expected one argument"),
         (["--config", "none.yaml"], "'none.yaml' cannot be read (No such file or directory)"),
         ([], "--out is missing"),
@@ -203,6 +205,10 @@ FORMER = {
 @pytest.mark.parametrize("old", FORMER)
 def test_a_former_name_is_answered_with_todays(fails: Callable, old: str) -> None:
     assert f"{old.partition('=')[0]} is now called {FORMER[old]}; use that name" in fails("eval", old)
+
+
+def test_the_gate_has_one_seed_of_tasks(fails: Callable) -> None:
+    assert "--tasks-seed is now called --tasks.seed" in fails("gate", "--tasks-seed=3")
 
 
 @pytest.mark.parametrize(

@@ -61,5 +61,5 @@ def test_no_gold_of_a_question_is_used(model: Mass, tasks: list[Task]) -> None:
 
 
 def test_tasks_without_examples_are_one_line(model: Mass) -> None:
-    with pytest.raises(ConfigError, match="examples uses solved examples, and the tasks have none"):
+    with pytest.raises(ConfigError, match=r"the tasks have none; expected --tasks\.shots N"):
         evaluate(model, [Task("Compute 1 + 1.", answer="2")], ["examples"], config=CONFIG)

@@ -74,9 +74,6 @@ def _parser() -> ArgumentParser:
     options.add_task_options(parser, default="minimath-terms", split="validation")
     parser.set_defaults({"tasks.size": 400})
     parser.add_argument("--seed", type=int, default=0, help="Every random draw is a function of it.")
-    parser.add_argument(
-        "--tasks-seed", type=int | None, default=None, help="Seed of built-in tasks; --seed by default."
-    )
     parser.add_argument("--stack", type=int, default=32, help="Problems practised on side by side.")
     parser.add_argument("--no_write", action="store_true", help="Print the bounds, and keep nothing.")
     return parser

@@ -32,7 +32,7 @@ TASKS_HELP = (
     "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
 MODEL_HELP = "tiny-terms, tiny, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
-LIKE, SAME_LEVEL = 0.55, 0.1
+LIKE, SAME_LEVEL = 0.7, 0.1
 """Likeness (between 0 and 1) from which a known name is suggested for a wrong one, and what is added to it for a name
 on the same level."""
 CONFIG_HELP = "A YAML file of the options below; options on the command line come on top."
@@ -353,6 +353,9 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
             return f"{option} is now called --{new}; use that name"
         return f"{option} is not an option of {parser.prog}{_near_option(option, parser)}"
     if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.S):
+        inner = [name for name in _option_names(parser) if name.startswith(f"{match[1]}.")]
+        if inner and "Unable to load config" in match[2]:
+            return f"{match[1]} is a group of options; give one of them, as in --{min(inner)} VALUE"
         reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(match[2].split()))
         union = r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] .*Given value: (.*)"
         reason = re.sub(union, lambda m: f"is {m[2]!r}; expected {_alternatives(m[1])}", reason)

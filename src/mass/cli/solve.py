@@ -106,7 +106,10 @@ def _check_given(given: Namespace) -> None:
     if given.examples.source is not None and given.adapted is not None:
         raise ConfigError("--examples and --adapted are both given; expected one: what is to be learned, or what was")
     name = "--examples" if given.examples.source is not None else "--adapted" if given.adapted is not None else ""
-    for option, value in (("--replay", given.replay), ("--no_adapt", given.no_adapt or None)):
+    refused = {"--replay": given.replay, "--no_adapt": given.no_adapt or None}
+    if given.adapted is not None:  # its adapter is written already
+        refused["--save_adapter"] = given.save_adapter
+    for option, value in refused.items():
         if name and value is not None:
             raise ConfigError(f"{option} and {name} are both given; expected one of them; leave one out")
 

@@ -55,8 +55,8 @@ class Learners:
     def _model(self, method: str, contestant: Contestant, examples: tuple[Pair, ...], verifier: str) -> AdaptedModel:
         if not examples:
             raise ConfigError(
-                f"{method} uses solved examples, and the tasks have none; expected --shots N, which gives N of each "
-                "file's rows with the others"
+                f"{method} uses solved examples, and the tasks have none; expected --tasks.shots N, which gives N of "
+                "each file's rows with the others"
             )
         key = (method, verifier, examples)
         if key not in self.known:

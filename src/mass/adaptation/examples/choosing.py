@@ -70,7 +70,7 @@ class Chooser:
         notes = self.examples.notes
         folds = divide(self.examples, self.config.folds, derive(self.seed, "folds"))
         if not folds:
-            reason = "one example cannot be held out, so it is shown before each question; nothing was tried"
+            reason = "with one input nothing can be held out, so it is shown before each question; nothing was tried"
             return Choice(Candidate("in-context"), (), reason, 0, notes)
         tried = [self._ask("zero-shot", folds)]
         grid, cut = self._affordable(folds, tried[0])

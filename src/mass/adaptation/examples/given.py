@@ -48,23 +48,26 @@ def clean(lm: LM, tasks: Sequence[Task], config: ExamplesConfig) -> ExampleSet:
     different = _distinct(tasks)
     notes: list[str] = []
     if repeated := len(tasks) - len(different):
-        notes.append(f"{_count(repeated, 'example')} repeated; each counts once")
+        notes.append(f"{_count(repeated, 'example is', 'examples are')} repeated; each counts once")
     by_input: dict[str, list[Task]] = {}
     for task in different:
         by_input.setdefault(one_line(task.problem), []).append(task)
     if torn := [found for found in by_input.values() if len(found) > 1]:
         outputs = " and ".join(repr(shortened(task.solution, 24)) for task in torn[0][:3])
         which = f"{shortened(torn[0][0].problem, 40)!r} has {outputs}"
-        notes.append(f"{_count(len(torn), 'input')} with contradictory outputs ({which}); all are kept")
+        notes.append(f"{_count(len(torn), 'input has', 'inputs have')} contradictory outputs ({which}); all are kept")
     limit = min(config.max_example_tokens, lm.context)
     fitting = [task for task in different if lm.example_tokens(task.problem, task.solution) <= limit]
     if not fitting:
+        more = ", or raise learn.max_example_tokens" if config.max_example_tokens < lm.context else ""
         raise DataError(
-            f"all {len(different)} examples are longer than {limit} tokens; expected shorter ones; cut them, or raise "
-            "max_example_tokens"
+            f"{'the only example is' if len(different) == 1 else f'all {len(different)} examples are'} longer than "
+            f"{limit} tokens; expected shorter ones; cut them{more}"
         )
     if left := len(different) - len(fitting):
-        notes.append(f"{_count(left, 'example')} longer than {limit} tokens, prompt included, and left out")
+        notes.append(
+            f"{_count(left, 'example is', 'examples are')} longer than {limit} tokens, prompt included, and left out"
+        )
     labels = labels_of(fitting)
     weights = _weights(fitting, labels) if config.balance else [1.0] * len(fitting)
     if max(weights) > 1.5 * min(weights):
@@ -120,5 +123,5 @@ def divide(examples: ExampleSet, folds: int, seed: int) -> list[list[int]]:
     return [sorted(i for unit in units[at::count] for i in unit) for at in range(count)]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
