@@ -56,7 +56,7 @@ def test_long_examples_are_left_out_and_none_left_is_an_error(lm: LM) -> None:
     found = clean(lm, tasks(("a", "x"), long), ExamplesConfig(max_example_tokens=60))
     assert found.pairs == (("a", "x"),)
     assert "1 example is longer than 60 tokens" in found.notes[0]
-    with pytest.raises(DataError, match="the only example is longer than 60 tokens.* raise learn.max_example_tokens"):
+    with pytest.raises(DataError, match=r"the only example is longer than 60 tokens.* raise learn\.max_example_tokens"):
         clean(lm, tasks(long), ExamplesConfig(max_example_tokens=60))
 
 
