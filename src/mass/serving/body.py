@@ -57,8 +57,12 @@ def _require_json(content_type: str | None) -> None:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, seen = "", set[str]()  # one pass: a body may have a hundred thousand keys
+        for name, _ in pairs:
+            if name in seen:
+                twice = name
+                break
+            seen.add(name)
         raise ValueError(f"key {twice[:40]!r} stands twice")
     return found
 
