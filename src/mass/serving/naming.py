@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mass.errors import ConfigError
@@ -9,7 +10,8 @@ from mass.errors import ConfigError
 
 def base_name(name: str) -> str:
     """Return a base's name for clients: a local folder or file by its last part, so that no path is told."""
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+    # Unlike `Path.exists`, this takes any text: a name of thousands of characters is no file either.
+    return Path(name).name if Path(name).is_absolute() or os.path.exists(name) else name
 
 
 def checkpoint_folders(given: list[str]) -> dict[str, str]:
