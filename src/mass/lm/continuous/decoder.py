@@ -202,8 +202,9 @@ class ContinuousDecoder:
 
     def _running(self) -> list[Row]:
         """Return the rows of the batches, and those whose prompts are read, that have not ended."""
-        reading = [row for row in self._reading.rows if not row.ended] if self._reading else []
-        return [*reading, *(row for batch in self._batches for row in batch.live)]
+        reading = self._reading  # looked up once: metrics ask for it beside the decoder's thread
+        read = [row for row in reading.rows if not row.ended] if reading else []
+        return [*read, *(row for batch in self._batches for row in batch.live)]
 
     def _drop_cancelled(self) -> None:
         for row in self._running():
