@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -14,6 +17,7 @@ from servers import ADAPTING, BASE, PROBLEM, WAIT_S, Running, config, serving, u
 
 from mass.model import Mass
 from mass.serving import answering, streams
+from mass.serving.job import Text
 from mass.serving.streams import events
 from mass.types import GateDecision
 
@@ -275,3 +279,88 @@ def test_unknown_paths_and_methods_have_the_same_form(server: Running) -> None:
         assert found.status_code in (404, 405)
         assert set(found.json()["error"]) == {"message", "type", "param", "code"}
     assert "script-src 'self'" in server.get("/health").headers["content-security-policy"]
+
+
+def streamed(server: Running, **body: Any) -> tuple[str, str]:
+    """Return what a stream says in all, and the text of its answer."""
+    body = {"model": ADAPTING, "messages": QUESTION, "stream": True, **body}
+    said = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=WAIT_S).text
+    chunks = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: {")]
+    parts = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk.get("choices", ())]
+    return said, "".join(parts)
+
+
+def test_practice_that_ends_after_the_deadline_does_not_answer_too(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, told = threading.Event(), threading.Event()
+    right, practised = answering.Answering.answers, accepted(answering.practised)
+
+    def practising(*arguments: Any) -> Any:
+        found = practised(*arguments)
+        assert go.wait(WAIT_S)
+        return found
+
+    async def answers(self: Any, *arguments: Any, stage: str = "answer", **more: Any) -> Any:
+        if stage != "unadapted answer":
+            try:
+                return await right(self, *arguments, stage=stage, **more)
+            finally:
+                told.set()
+        # It is still sampled when the deadline passes, and when the practice ends after that.
+        await asyncio.to_thread(until, lambda: self.work.stopped)
+        go.set()
+        for _ in range(100):  # turns of the loop, in which an adapted answer would begin
+            await asyncio.sleep(0)
+            await asyncio.to_thread(int)
+        if self.started.is_set():
+            await asyncio.to_thread(told.wait, WAIT_S)
+        return await right(self, *arguments, stage=stage, **more)
+
+    monkeypatch.setattr(answering, "practised", practising)
+    monkeypatch.setattr(answering.Answering, "answers", answers)
+    said, text = streamed(server, mass={**ALWAYS, "deadline_s": 3.0})
+    assert '"fallback":"deadline"' in said
+    monkeypatch.undo()
+    assert text == streamed(server, mass={"adapt": "never"})[1]
+
+
+def test_half_an_adapted_answer_is_followed_by_an_error_and_no_other_answer(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Any, *_: Any) -> Any:
+        self.job.publish(Text(0, "half of an"))
+        raise RuntimeError
+
+    monkeypatch.setattr(answering.Answering, "_adapted_answers", fail)
+    monkeypatch.setattr(answering, "practised", accepted(answering.practised))
+    said, text = streamed(server, mass=ALWAYS)
+    assert text == "half of an"
+    assert json.loads(said.splitlines()[-2][6:])["error"]["code"] == "internal_error"
+
+
+def accepted(practised: Any) -> Any:
+    """Return practice whose weights may answer whatever the gate says."""
+
+    def practise(*arguments: Any) -> Any:
+        record, adapter = practised(*arguments)
+        return replace(record, fallback=""), adapter
+
+    return practise
+
+
+def test_metrics_are_told_while_rows_leave(server: Running) -> None:
+    """The decoder's thread ends the reading of prompts between two looks at it."""
+    decoder = next(iter(server.service._decoders.values()))
+
+    class Leaving(type(decoder)):
+        _looks = 0
+
+        @property
+        def _reading(self) -> Any:
+            type(self)._looks += 1
+            return SimpleNamespace(rows=[]) if self._looks == 1 else None
+
+    one = object.__new__(Leaving)
+    one._batches = []
+    assert one._running() == []

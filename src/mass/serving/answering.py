@@ -23,6 +23,7 @@ from mass.config import AdaptConfig, SamplingConfig, ServeConfig
 from mass.lm import LM
 from mass.lm.continuous import Cancelled, ContinuousDecoder, current_request
 from mass.serving import decoding
+from mass.serving.errors import internal
 from mass.serving.failures import described
 from mass.serving.inner_loops import InnerLoops, Learned
 from mass.serving.job import Job, Outcome, Practice, Text, Unadapted
@@ -48,6 +49,9 @@ class Workshop:
     """By the name of the model; empty where the gate is off."""
     threads: Executor
     """Threads that practise, one for each request that practises at once."""
+    learning: Executor
+    """One thread that learns examples: a set at a time, so that the memory is that of one, and no thread that practises
+    waits for it."""
     tokenising: Executor
     loops: InnerLoops
     stopping: Callable[[], bool] = lambda: False
@@ -60,14 +64,15 @@ class Workshop:
 class Work:
     """The request as sampling sees it (`mass.lm.continuous.Request`)."""
 
-    job: Job
+    job: Job | None
+    """None for work that several requests wait for: it ends when it is stopped, not with one of them."""
     owner: str
     urgent: bool = False
     stopped: bool = False
 
     @property
     def cancelled(self) -> bool:
-        return self.stopped or self.job.cancelled
+        return self.stopped or (self.job is not None and self.job.cancelled)
 
 
 class Unfit(Exception):
@@ -172,6 +177,7 @@ class Answering:
             samples = await practice
             unadapted = await plain
         except Unfit as why:
+            practice.cancel()  # else what practised to its end meanwhile would answer beside the unadapted answer
             return await self._fall_back(prompt, plain, why)
         finally:
             self.work.stopped = True
@@ -193,6 +199,7 @@ class Answering:
     async def _fall_back(self, prompt: list[int], plain: asyncio.Future[tuple[Sample, ...]], why: Unfit) -> Outcome:
         """Answer with the unadapted answer, which may still be on its way."""
         self.work.stopped = True
+        self.require_unbegun()
         samples = await plain
         if self.job.request.stream:
             for index, sample in enumerate(samples):
@@ -225,6 +232,11 @@ class Answering:
         except Exception as error:  # whatever went wrong, there is an unadapted answer
             self.log_failure(error)
             raise Unfit(FAILED) from error
+
+    def require_unbegun(self) -> None:
+        """Raise a `RequestError` where a part of the adapted answer is with the client: another cannot follow it."""
+        if self.job.answer_begun:
+            raise internal()
 
     def log_failure(self, error: Exception) -> None:
         """Log what failed, without any text of the request."""

@@ -93,6 +93,11 @@ class Job:
         """True once there is an outcome or an error."""
         return self._error is not None or (bool(self._events) and isinstance(self._events[-1], Outcome))
 
+    @property
+    def answer_begun(self) -> bool:
+        """True once a part of an answer was told."""
+        return any(isinstance(event, Text) for event in self._events)
+
     def admit(self) -> None:
         """Say that the request can be answered: its prompt fits, and there is room for it."""
         self._admitted.set()
