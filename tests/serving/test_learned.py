@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from servers import ADAPTING, BASE, WAIT_S, Running
+from servers import ADAPTING, BASE, WAIT_S, Running, until
 
 from mass.config import ExamplesConfig, ServeConfig
+from mass.lm.continuous import check_cancelled
 from mass.model import Mass
 from mass.serving.learned import ExamplesKey, LearnedExamples
 
@@ -118,11 +120,78 @@ def test_examples_that_cannot_be_learned_are_shown(locked: Running, monkeypatch:
     assert learned(locked, "alice-key") == []
 
 
-@pytest.mark.parametrize("values", [{"model": BASE}, {"mass": {"examples": "messages", "adapt": "never"}}])
-def test_examples_are_not_ignored_in_silence(server: Running, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"model": BASE}, "mass.examples"),
+        ({"mass": {"examples": "messages", "adapt": "never"}}, "mass.examples"),
+        ({"mass": {"examples": "messages", "steps": 2}}, "mass.steps"),
+    ],
+)
+def test_examples_are_not_ignored_in_silence(server: Running, values: dict[str, Any], param: str) -> None:
     body = {"model": ADAPTING, "messages": turns(PAIRS, "2 + 2"), "mass": {"examples": "messages"}, **values}
     found = server.post(**body)
-    assert (found.status_code, found.json()["error"]["param"]) == (400, "mass.examples")
+    assert (found.status_code, found.json()["error"]["param"]) == (400, param)
+
+
+def test_answers_by_examples_are_recorded_and_replayed(locked: Running, counted: list[Any]) -> None:
+    reply = ask(locked, "alice-key", "2 + 2")
+    path = f"/v1/mass/adaptations/{reply['id']}"
+    found = locked.get(path, "alice-key").json()
+    assert found["adapted"]
+    assert found["record"]["text"] == reply["choices"][0]["message"]["content"]
+    again = locked.post(f"{path}/replay", "alice-key").json()
+    assert (again["same"], again["text"]) == (True, found["record"]["text"])
+    assert len(counted) == 2
+
+
+def test_the_unadapted_answer_after_learning_failed_is_recorded(
+    locked: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError
+
+    locked.loop.call_soon_threadsafe(locked.service.learned.clear)
+    monkeypatch.setattr(Mass, "adapt", fail)
+    path = f"/v1/mass/adaptations/{ask(locked, 'alice-key', '2 + 2')['id']}"
+    assert locked.get(path, "alice-key").json()["fallback"] == "failed"
+    assert locked.post(f"{path}/replay", "alice-key").json()["same"]
+
+
+def test_learning_goes_on_without_the_request_that_began_it(
+    locked: Running, counted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, right = threading.Event(), threading.Event(), Mass.adapt
+
+    def adapt(self: Mass, *arguments: Any, **more: Any) -> Any:
+        begun.set()
+        assert go.wait(WAIT_S)
+        check_cancelled()  # as all sampling does
+        return right(self, *arguments, **more)
+
+    monkeypatch.setattr(Mass, "adapt", adapt)
+    jobs = locked.service._jobs
+    body = {"model": ADAPTING, "messages": turns(PAIRS, "2 + 2"), "mass": {"examples": "messages"}}
+
+    async def ask_twice() -> httpx2.Response:
+        async with httpx2.AsyncClient(timeout=WAIT_S, headers={"Authorization": "Bearer alice-key"}) as client:
+            first = asyncio.ensure_future(client.post(f"{locked.url}/v1/chat/completions", json=body))
+            await asyncio.to_thread(begun.wait, WAIT_S)
+            second = asyncio.ensure_future(client.post(f"{locked.url}/v1/chat/completions", json=body))
+            (learning,) = locked.service.learned._learning.values()
+            await asyncio.to_thread(until, lambda: learning.waiting == 2)
+            first.cancel()
+            await asyncio.to_thread(until, lambda: len(jobs) == 1)
+            go.set()
+            return await second
+
+    assert asyncio.run(ask_twice()).json()["mass"]["adapted"]
+    assert len(counted) == 1
+
+
+def test_learning_examples_keeps_no_thread_from_practising(locked: Running) -> None:
+    assert locked.service._shop.learning is not locked.service._shop.threads
+    assert locked.service._shop.learning._max_workers == 1  # a set at a time
 
 
 # --- the cache alone
@@ -213,3 +282,28 @@ def test_learning_is_cancelled_with_the_last_request_that_waits() -> None:
 
     assert asyncio.run(use()) == [False, True]
     assert not one.has("a", "1")
+
+
+def test_a_request_that_comes_as_learning_is_given_up_learns_anew() -> None:
+    one = cache()
+
+    async def use() -> str:
+        begun = asyncio.Event()
+
+        async def endless() -> Any:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def quick() -> Any:
+            return SimpleNamespace(adapter={"a": torch.zeros(4)}, choice=None)
+
+        key = ExamplesKey("a", "h", "1")
+        first = asyncio.ensure_future(one.kept.learn(key, "m", endless))
+        await begun.wait()
+        # Both in one turn of the loop: the learning that is given up has not ended when the next request comes.
+        first.cancel()
+        second = asyncio.ensure_future(one.kept.learn(key, "m", quick))
+        return (await second).id
+
+    assert asyncio.run(use()).startswith("examples-")
+    assert one.has("a", "1")

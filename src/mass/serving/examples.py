@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 import time
 from collections.abc import Sequence
 
 from mass.adaptation.adapted import AdaptedModel
-from mass.config import SamplingConfig
-from mass.lm.continuous import current_request
+from mass.config import ExamplesConfig, SamplingConfig
+from mass.lm.continuous import check_cancelled, current_request
 from mass.serving import decoding
 from mass.serving.answering import DEADLINE, FAILED, STOPPING, Answering, Unfit, Work, Workshop
 from mass.serving.job import Job, Outcome
 from mass.serving.learned import ExamplesKey, Kept, LearnedExamples
-from mass.types import Sample
+from mass.types import Choice, Sample
 
 SEED = 0
 """Seed of learning: one adapter serves requests of all seeds."""
-_one_at_a_time = threading.Lock()
-"""Held while examples are learned, so that the memory is that of one set."""
 
 
 class AnsweringByExamples(Answering):
@@ -29,6 +26,8 @@ class AnsweringByExamples(Answering):
     def __init__(self, job: Job, shop: Workshop, kept: LearnedExamples) -> None:
         super().__init__(job, shop)
         self.kept = kept
+        self.choice: Choice | None = None
+        """How the examples were used, once they were."""
 
     async def outcome(self) -> Outcome:
         """Return the outcome; the unadapted answer, with the examples in the prompt, where learning fails."""
@@ -42,11 +41,14 @@ class AnsweringByExamples(Answering):
                 raise Unfit(DEADLINE)
             kept, prompt, samples = await working
         except Unfit as why:
+            working.cancel()  # else what is learned meanwhile would answer beside the unadapted answer
+            self.require_unbegun()
             return await self._unadapted(why)
         finally:
             self.work.stopped = True
             working.cancel()
         record = kept.model.adaptation
+        self.choice = kept.model.choice
         self.record = dataclasses.replace(record, problem=self.job.request.problem, **self.job.served.mass.origin)
         return self.plain_outcome(
             prompt,
@@ -63,8 +65,9 @@ class AnsweringByExamples(Answering):
             if self.shop.stopping():
                 raise Unfit(STOPPING)
             kept = await self.kept.learn(key, self.job.served.name, self._learned_model)
-            prompt = await self.in_thread(self.shop.tokenising, lambda: _prompt(self, kept.model))
+            prompt = await self.in_thread(self.shop.tokenising, lambda: prompt_of(self.job, kept.model))
             config = self._sampling(kept.model, len(prompt))
+            self.config = dataclasses.replace(self.config, answer=config)
             if self.job.request.stream:
                 self.started.set()
             samples = await self.answers(prompt, config, kept.model.adapter, streams=True, lm=kept.model.lm)
@@ -76,10 +79,11 @@ class AnsweringByExamples(Answering):
             raise Unfit(FAILED) from error
 
     async def _learned_model(self) -> AdaptedModel:
-        work = Work(self.job, self.job.id)
+        work = Work(None, self.job.id)
+        config = ExamplesConfig(budget_s=self.shop.config.learned_budget_s)
         began = time.perf_counter()
         try:
-            return await self.in_thread(self.shop.threads, lambda: learned(self, work))
+            return await self.in_thread(self.shop.learning, lambda: learned(self.job, work, config))
         finally:
             work.stopped = True
             self.timeline.divided(began, {"learning examples": time.perf_counter() - began})
@@ -94,24 +98,22 @@ class AnsweringByExamples(Answering):
         """Answer with the examples in the prompt, as a server without practice would."""
         prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
         config = decoding.sampling_of(self.job, len(prompt))
+        self.config = dataclasses.replace(self.config, answer=config)
         samples = await self.answers(prompt, config, self.start(), streams=True)
         return self.plain_outcome(prompt, samples, fallback=why.reason)
 
 
-def learned(answering: Answering, work: Work) -> AdaptedModel:
+def learned(job: Job, work: Work, config: ExamplesConfig) -> AdaptedModel:
     """Learn the examples of a request, in a thread. Raises DataError for examples that cannot be used."""
-    request = answering.job.request
     current_request.set(work)
-    with _one_at_a_time:
-        budget_s = answering.shop.config.learned_budget_s
-        return answering.job.served.mass.adapt(
-            request.mass.examples, instruction=request.instruction, budget_s=budget_s, seed=SEED
-        )
+    check_cancelled()
+    request = job.request
+    return job.served.mass.adapt(request.mass.examples, instruction=request.instruction, config=config, seed=SEED)
 
 
-def _prompt(answering: Answering, model: AdaptedModel) -> list[int]:
+def prompt_of(job: Job, model: AdaptedModel) -> list[int]:
     """Return the prompt of the question, after as many of the examples to show as fit."""
-    turns = [(m.role, m.text) for m in answering.job.request.messages if m.role != "system"]
+    turns = [(m.role, m.text) for m in job.request.messages if m.role != "system"]
     most = model.lm.context - model.answer.max_new_tokens
     return next(
         prompt

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mass.config import SamplingConfig, config_hash, to_dict
+from mass.config import ExamplesConfig, SamplingConfig, config_hash, to_dict
 from mass.lm.prompts import to_json
 from mass.serving.answering import Answering
+from mass.serving.examples import AnsweringByExamples
 from mass.serving.job import Outcome
 from mass.serving.models import Served
 from mass.serving.naming import base_name
@@ -36,7 +37,8 @@ def entry_of(answering: Answering, outcome: Outcome) -> Entry:
         "request": dataclasses.asdict(request),
         "texts": [sample.text for sample in outcome.samples],
         "answer_seed": answering.answer_seed,
-        "sampling": record.config["answer"],
+        "sampling": to_dict(answering.config.answer),
+        "learned": _learned(answering),
     }
     entry = Entry.of(
         record,
@@ -50,6 +52,27 @@ def entry_of(answering: Answering, outcome: Outcome) -> Entry:
     return dataclasses.replace(
         entry, summary=dataclasses.replace(entry.summary, model=job.served.name, adapted=outcome.adapted)
     )
+
+
+def _learned(answering: Answering) -> dict[str, Any] | None:
+    """Return how the examples of a request were learned, as options of `ExamplesConfig`; None where none were."""
+    choice = answering.choice if isinstance(answering, AnsweringByExamples) else None
+    if choice is None:
+        return None
+    used = choice.chosen
+    rates = () if used.learning_rate is None else (used.learning_rate,)
+    epochs = () if used.epochs is None else (used.epochs,)
+    given = {"learning_rates": rates, "epochs": epochs}
+    return {"method": used.method, **{name: value for name, value in given.items() if value}}
+
+
+def learned_by(entry: Entry) -> ExamplesConfig | None:
+    """Return how the examples of an entry are learned again; None where none were learned."""
+    given: dict[str, Any] | None = entry.extra.get("learned")
+    if given is None:
+        return None
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    return ExamplesConfig(**values)
 
 
 def _without_practice(answering: Answering) -> Adaptation:

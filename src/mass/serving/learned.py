@@ -94,20 +94,26 @@ class LearnedExamples:
         learning = self._learning.get(key)
         if learning is None:
             learning = self._learning[key] = _Learning(asyncio.ensure_future(self._run(key, name, learn)))
-            learning.task.add_done_callback(lambda _: self._learning.pop(key, None))
+            learning.task.add_done_callback(lambda _: self._forget(key, learning))
         learning.waiting += 1
         try:
             return await asyncio.shield(learning.task)
         finally:
             learning.waiting -= 1
             if not learning.waiting and not learning.task.done():
+                self._forget(key, learning)  # a request that comes before it has ended learns anew
                 learning.task.cancel()
+
+    def _forget(self, key: ExamplesKey, learning: _Learning) -> None:
+        if self._learning.get(key) is learning:
+            del self._learning[key]
 
     async def _run(self, key: ExamplesKey, name: str, learn: Callable[[], Awaitable[AdaptedModel]]) -> Kept:
         model = await learn()
         size = sum(t.numel() * t.element_size() for t in model.adapter.values())
         found = Kept(f"examples-{uuid.uuid4().hex}", key, name, model, size, time.time(), self._clock())
-        if not self._learning[key].dropped and size <= self._bytes and self._most:
+        learning = self._learning.get(key)
+        if learning is not None and not learning.dropped and size <= self._bytes and self._most:
             self._kept[key] = found
             self._shrink()
         return found

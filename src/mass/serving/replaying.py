@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from mass.adaptation import checkpoint as checkpoint_files
 from mass.adaptation.adapt import practise
+from mass.config import ExamplesConfig
 from mass.lm.continuous import current_request
 from mass.lm.lora import pick
-from mass.serving import decoding, kept
+from mass.serving import decoding, examples, kept
 from mass.serving.answering import Answering, Work, Workshop
 from mass.serving.job import Job, Outcome
 from mass.serving.records import Entry
@@ -23,10 +24,23 @@ class Replaying(Answering):
 
     async def outcome(self) -> Outcome:
         """Return the outcome of the same request, with the weights that the recorded practice makes."""
+        learned_by = kept.learned_by(self._entry)
+        if learned_by is not None:
+            return await self._by_examples(learned_by)
         prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
         adapter = await self.in_thread(self.shop.threads, self._relearned)
         samples = await self.answers(prompt, kept.sampling_of(self._entry), adapter, streams=True)
         return self.plain_outcome(prompt, samples)
+
+    async def _by_examples(self, config: ExamplesConfig) -> Outcome:
+        """Return the outcome with the weights that the request's examples make, used as they were."""
+        work = Work(self.job, self.job.id)
+        model = await self.in_thread(self.shop.learning, lambda: examples.learned(self.job, work, config))
+        prompt = await self.in_thread(self.shop.tokenising, lambda: examples.prompt_of(self.job, model))
+        sampling = kept.sampling_of(self._entry)
+        return self.plain_outcome(
+            prompt, await self.answers(prompt, sampling, model.adapter, streams=True, lm=model.lm)
+        )
 
     def _relearned(self) -> Params | None:
         """Return the weights that answered: those that the practice makes, or the unadapted ones after a fallback.

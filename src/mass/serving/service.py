@@ -79,12 +79,14 @@ class Service:
         self.config, self.models, self.records = config, models, records
         self._decoders = dict(decoders)
         self._practising = ThreadPoolExecutor(config.max_adapting, thread_name_prefix="practice")
+        self._learning = ThreadPoolExecutor(1, thread_name_prefix="examples")
         self._tokenising = ThreadPoolExecutor(TOKENISING_THREADS, thread_name_prefix="tokens")
         self._shop = Workshop(
             config,
             self._decoders,
             dict(canaries),
             self._practising,
+            self._learning,
             self._tokenising,
             InnerLoops(config.max_stack),
             lambda: self.stopping,
@@ -113,6 +115,12 @@ class Service:
                 "mass.examples is given, and the request is answered plainly; expected a model with a parent and no "
                 "mass.adapt of 'never'; leave the examples out, or send them as messages",
                 param="mass.examples",
+            )
+        if request.mass.examples and request.mass.steps is not None:
+            raise RequestError(
+                "mass.steps is given with mass.examples, whose learning is chosen by answers to held-out examples; "
+                "leave one of the two out",
+                param="mass.steps",
             )
         same = None if identity is None else self._same(identity, request)
         if same is not None:
@@ -246,7 +254,7 @@ class Service:
         self.stopping = True
         for decoder in set(self._decoders.values()):
             decoder.close()
-        for pool in (self._practising, self._tokenising):
+        for pool in (self._practising, self._learning, self._tokenising):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
