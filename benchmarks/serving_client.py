@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,7 @@ def served(*arguments: str, model: str = MODEL) -> Generator[Served, None, None]
     """
     command = [sys.executable, "-m", "mass", "serve", "--model", model, "--port", "0", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MASS_")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or a benchmark that is stopped leaves its server behind
     with TemporaryFile("w+") as said:
         began = time.perf_counter()
         process = subprocess.Popen(command, stderr=said, env=environment)

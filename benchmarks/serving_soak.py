@@ -198,7 +198,7 @@ class Soak:
 
     def keep(self) -> None:
         if self.given.out is not None:
-            data = {**asdict(self.found), "verdicts": {k: dict(v) for k, v in self.found.verdicts.items()}}
+            data = {**vars(self.found), "seconds": round(self.found.seconds, 1)}
             keep(Path(self.given.out), "soak", data, table(self.found))
 
 
