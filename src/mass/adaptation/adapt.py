@@ -80,7 +80,7 @@ def adapt_stack(
         stack = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size))(
             start, practice.pick(weights), rates
         )
-        norms = _update_norms(stack, start)
+        norms = update_norms(stack, start)
         fallbacks = [
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)
         ]
@@ -92,11 +92,11 @@ def adapt_stack(
     adapted = Adapted(stack, _annotate(groups, practice, columns), tuple(fallbacks), tuple(norms), ())
     if not judge.config.enabled:
         return judged_by({}, adapted, start, judge)
-    lesson = Lesson(practice, scores, weights, columns["loss_before"], start, rates)
+    lesson = Lesson(practice, scores, weights, trust, columns["loss_before"], start, rates)
     return judged(lm, problems, adapted, lesson, config, judge, clock)
 
 
-def _update_norms(stack: Params, start: Params) -> list[float]:
+def update_norms(stack: Params, start: Params) -> list[float]:
     """Return ‖θ_K - θ_0‖ / ‖θ_0‖ of each adapter, in float64."""
 
     def squares(tensors: list[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from mass.seeds import derive
 from mass.types import Adaptation, Candidate, Choice, Pair, Params, Solution, Task, shortened
 
 SAVED = "examples.json"
-"""What a saved model needs beside its adapter: prompts, examples to show, the record and the choice."""
+"""The file of a saved model with all that it needs beside its adapter: prompts, examples to show, record and choice."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mass.adaptation.canaries import Canaries, prepare_canaries
 from mass.config import GateConfig
 from mass.lm import room
 from mass.types import GateDecision, Params, Sample
@@ -120,27 +119,3 @@ def after(measures: Mapping[str, float], config: GateConfig, *, unrefused: bool 
 def with_measures(decision: GateDecision, earlier: Mapping[str, float]) -> GateDecision:
     """Return the decision with what was measured earlier beside its own measures."""
     return dataclasses.replace(decision, measures={**earlier, **decision.measures})
-
-
-__all__ = [
-    "CERTAIN",
-    "DRIFTED",
-    "EXPLODING",
-    "LESS_LIKELY",
-    "NOT_FINITE",
-    "NO_EXAMPLE",
-    "PASSED",
-    "REASONS",
-    "SURPRISING",
-    "UNLIKELY",
-    "UNREFUSED",
-    "Canaries",
-    "GateDecision",
-    "after",
-    "before",
-    "certainties",
-    "held_out",
-    "mean_over",
-    "prepare_canaries",
-    "with_measures",
-]

@@ -49,7 +49,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Judge:
-    """What the gate judges updates with."""
+    """The bounds of the gate, and the canaries or recorded decisions that it judges updates with."""
 
     config: GateConfig
     canaries: Canaries | None = None
@@ -67,11 +67,13 @@ class Judge:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What was learned, with what it is judged by."""
+    """The practice of an update, with the weights, losses and rates from which the gate repeats a part of it."""
 
     practice: Practice
     scores: Float[Tensor, "B m"]
     weights: Float[Tensor, "B m"]
+    trust: Float[Tensor, "B m"] | None
+    """Factors of the weights by how far verified practice is trusted; None for equal ones."""
     losses: Float[Tensor, " N"]
     """Losses of the valid examples before the update."""
     start: Params
@@ -153,7 +155,7 @@ def _rise(lesson: Lesson, valid: Bool[Tensor, "B m"], config: AdaptConfig) -> li
     if not held.any():
         return [None] * len(valid)
     practice, learned = lesson.practice, valid & ~held
-    weights = scoring.normalise(lesson.scores, learned, config.scoring.normalise)
+    weights = scoring.normalise(lesson.scores, learned, config.scoring.normalise, lesson.trust)
     if config.scoring.normalise == "sigmoid":  # the others weigh together what all would
         weights = weights * (valid.sum(1, keepdim=True) / learned.sum(1, keepdim=True).clamp_min(1))
     some, apart = practice.only(learned), practice.only(held)

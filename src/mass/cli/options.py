@@ -384,8 +384,9 @@ def name_groups(parser: ArgumentParser) -> None:
         nested = len(names) > 1 and names[1].startswith(f"{names[0]}.")
         if nested or (len(names) == 1 and group.title not in ("options", "positional arguments")):
             group.title = names[0]
+    known = _known(parser)
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
-        if SHORT.get(action.dest) in _known(parser):  # a whole group, which jsonargparse would read from a file
+        if SHORT.get(action.dest) in known:  # a whole group, which jsonargparse would read from a file
             action.help, action.metavar = f"Short for --{SHORT[action.dest]}.", SHORT[action.dest].split(".")[1].upper()
 
 

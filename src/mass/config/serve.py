@@ -22,7 +22,7 @@ class ServeConfig:
     admin_key_env: str = "MASS_ADMIN_KEY"
     """Environment variable with the operator's key, which switches the model called default."""
     adapt_default: Literal["auto", "always", "never"] = "auto"
-    """Whether a request that does not say is answered after practice; auto: where the model is not certain."""
+    """Practice for requests that do not say; auto: where the model is not certain of its own answer."""
     deadline_s: float | None = None
     """Seconds for a request that does not say, after which the unadapted answer is given; null: no deadline."""
     records: str | None = None
@@ -62,7 +62,7 @@ class ServeConfig:
     comment_s: float = 5.0
     """Seconds between two comments in a stream while it practises."""
     drain_s: float = 30.0
-    """Seconds that requests get to finish when the server is told to stop."""
+    """Seconds in which requests may finish after the server was asked to stop."""
 
     def __post_init__(self) -> None:
         require_known(self, "")

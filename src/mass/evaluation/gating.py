@@ -37,9 +37,9 @@ class Measured:
     """One validation problem."""
 
     measures: dict[str, float]
-    """What the gate measured, by name."""
+    """The measures of the gate, by name."""
     right: bool
-    """Whether the answer without practice is right."""
+    """True if the answer without practice is right."""
     adapted_right: bool
 
 

@@ -45,7 +45,7 @@ class Runner:
 
     @cached_property
     def learners(self) -> Learners:
-        """What learns the examples that the tasks bring."""
+        """The models that learn the examples given with the tasks."""
         return Learners(self.config.learn, self.learning_seed, sharing_of(self.tasks))
 
     def check_lengths(self) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mass.adaptation import gate
-from mass.adaptation.gate import Canaries
+from mass.adaptation.canaries import Canaries
 from mass.config import AdaptConfig, SamplingConfig, ServeConfig
 from mass.lm import LM
 from mass.lm.continuous import Cancelled, ContinuousDecoder, current_request

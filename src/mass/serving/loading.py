@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mass.adaptation import gate
-from mass.adaptation.gate import Canaries
+from mass.adaptation.canaries import Canaries, prepare_canaries
 from mass.config import ServeConfig
 from mass.errors import ModelError
 from mass.lm import LM
@@ -62,9 +61,7 @@ def _shared(served: Served, decoder: ContinuousDecoder) -> Served:
 
 def _canaries(served: Served, config: ServeConfig) -> Canaries:
     own = served.mass
-    return gate.prepare_canaries(
-        own.lm, own.state.theta, replace(own.config.gate, enabled=True, canaries=config.canaries)
-    )
+    return prepare_canaries(own.lm, own.state.theta, replace(own.config.gate, enabled=True, canaries=config.canaries))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mass.adaptation import synthesis
 from mass.adaptation.adapt import practise
-from mass.adaptation.gate import Canaries
+from mass.adaptation.canaries import Canaries
 from mass.config import AdaptConfig, config_hash, to_dict
 from mass.lm import room
 from mass.lm.continuous import check_cancelled

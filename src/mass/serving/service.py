@@ -8,12 +8,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from mass.adaptation.gate import Canaries
+from mass.adaptation.canaries import Canaries
 from mass.config import ServeConfig
 from mass.lm.continuous import ContinuousDecoder, Load
 from mass.serving import kept
@@ -154,20 +155,13 @@ class Service:
     async def _run(self, job: Job, identity: Identity | None) -> None:
         """Answer one job; whatever happens, it ends."""
         try:
-            answering = self._answering(job)
-            outcome = await answering.outcome()
-            await self._keep_record(answering, outcome)
-            self.metrics.answered(job, outcome)
-            self._mean_s += SMOOTHING * (time.perf_counter() - job.started - self._mean_s)
-            job.publish(outcome)
-        except RequestError as error:
-            job.fail(error)
-        except asyncio.CancelledError:
-            job.cancelled = True
-            job.fail(unavailable("the request was given up", "cancelled"))
-        except Exception as error:
-            log.error("a request failed: %s", described(error))
-            job.fail(internal())
+            with _failing(job, "a request"):
+                answering = self._answering(job)
+                outcome = await answering.outcome()
+                await self._keep_record(answering, outcome)
+                self.metrics.answered(job, outcome)
+                self._mean_s += SMOOTHING * (time.perf_counter() - job.started - self._mean_s)
+                job.publish(outcome)
         finally:
             self._jobs.discard(job)
             if identity is not None and self._by_identity.get(identity, (None, None))[1] is job:
@@ -216,16 +210,8 @@ class Service:
         }
 
     async def _run_replay(self, job: Job, entry: Entry) -> None:
-        try:
+        with _failing(job, "a replay"):
             job.publish(await Replaying(job, self._shop, entry).outcome())
-        except RequestError as error:
-            job.fail(error)
-        except asyncio.CancelledError:
-            job.cancelled = True
-            job.fail(unavailable("the request was given up", "cancelled"))
-        except Exception as error:
-            log.error("a replay failed: %s", described(error))
-            job.fail(internal())
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
@@ -262,3 +248,18 @@ def _digest(request: AnswerRequest) -> str:
     """Return a hash of all that a request says."""
     values: dict[str, Any] = asdict(request)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _failing(job: Job, what: str) -> Generator[None, None, None]:
+    """End the job with an error where the block raises one, whatever it is."""
+    try:
+        yield
+    except RequestError as error:
+        job.fail(error)
+    except asyncio.CancelledError:
+        job.cancelled = True
+        job.fail(unavailable("the request was given up", "cancelled"))
+    except Exception as error:
+        log.error("%s failed: %s", what, described(error))
+        job.fail(internal())

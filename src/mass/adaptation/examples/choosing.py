@@ -42,7 +42,7 @@ CHANCE = 0.1
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried of learning."""
+    """The rates and numbers of epochs with which learning is tried."""
 
     folds: list[list[int]]
     rates: tuple[float, ...]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mass.adaptation.adapt import update_norms
 from mass.adaptation.checkpoint import MetaState
 from mass.adaptation.examples.asking import asking_as_is, fitting
 from mass.adaptation.examples.choosing import Chooser
@@ -128,14 +129,8 @@ def _learn(
         dataclasses.replace(one, weight=part.weight, loss_before=b, loss_after=a)
         for one, part, b, a in zip([*given, *used], parts, before, after, strict=True)
     )
-    norm = _change(adapter, theta)
+    (norm,) = update_norms(*({name: t[None] for name, t in params.items()} for params in (adapter, theta)))
     limit = inner_config(config, rate, lessons.steps).max_update_norm
     reason = "the update is not finite" if not math.isfinite(norm) else "the update exploded" if norm > limit else ""
     rejected = tuple(one for one in written if not one.valid)
     return (theta if reason else adapter), (*taught, *rejected), reason, norm
-
-
-def _change(adapter: Params, theta: Params) -> float:
-    """Return ‖θ_K - θ_0‖ / ‖θ_0‖ over all tensors."""
-    change = sum(float((adapter[name] - theta[name]).double().square().sum()) for name in theta)
-    return math.sqrt(change / max(sum(float(t.double().square().sum()) for t in theta.values()), 1e-300))
