@@ -28,6 +28,8 @@ from peers import plain  # noqa: E402
 
 SMALL = Setting(steps=3, examples=3, length=12, width=32, layers=1, vocabulary=50)
 COMPILED = [n for n, r in ROUTES.items() if r.compiled or not r.torch]
+COMPILED_ONCE = [n for n in COMPILED if n != "mass, micro_batch 1, compiled"]
+"""Without one whose compiled pass is that of the others: a compilation takes most of a minute."""
 IN_TORCH = [n for n, r in ROUTES.items() if r.part != "unit" and n not in (*COMPILED, "betty, darts")]
 OTHER = {"mass, finite_difference": (1e-7, 1e-2), "mass, truncated(1)": (1e-2, 10.0), "mass, first_order": (1e-2, 10.0)}
 """Routes that compute something near: least and greatest error."""
@@ -64,7 +66,7 @@ def test_a_route_gives_the_meta_gradient(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", COMPILED_ONCE)
 def test_a_compiled_route_gives_the_meta_gradient(name: str) -> None:
     found = errors(prepared(name)(), reference())
     assert max(found["error_w"] or 1.0, found["error_theta"] or 1.0) < 2e-5

