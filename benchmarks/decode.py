@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from research.models import TINY
+
 from mass.cli.allocator import restart_with_kept_memory
 from mass.runs.folder import replace_text
 
@@ -300,7 +302,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", default="tiny", help="A folder that transformers and mass read.")
+    parser.add_argument("--model", default=str(TINY), help="A folder that transformers and mass read.")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, default=Path("results/decode"))
     parser.add_argument("--rows", type=int, nargs="+", default=list(WAYS), choices=list(WAYS))

@@ -33,6 +33,7 @@ from typing import Any
 import gpu_flops
 import stack
 import torch
+from research.models import TINY
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -41,7 +42,6 @@ from mass.errors import ConfigError
 from mass.lm import LM
 from mass.lm.lora import LoraSites
 from mass.lm.prompts import PLAIN
-from mass.lm.source import TINY, find_source
 from mass.runs.folder import replace_text
 from mass.types import Params
 
@@ -65,7 +65,7 @@ class Plan:
     timed: tuple[tuple[int, int, int], ...]
     """(m, row length, K)."""
     stacks: dict[str, LlamaConfig | None]
-    """Name -> architecture; None: the shipped tiny model."""
+    """Name -> architecture; None: the tiny model."""
     stack_tasks: tuple[int, ...]
     stack_lengths: tuple[int, ...]
     stack_examples: int
@@ -120,7 +120,7 @@ def build(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LM:
         model: Any = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     sites = LoraSites(model, LoraConfig(r=RANK, lora_alpha=2.0 * RANK))
-    return LM(model, AutoTokenizer.from_pretrained(find_source(TINY).place), "random Llama", PLAIN, sites)
+    return LM(model, AutoTokenizer.from_pretrained(TINY), "random Llama", PLAIN, sites)
 
 
 def meta_gradient(lm: LM, examples: int, tokens: int, steps: int, memory_gb: float) -> list[Tensor]:

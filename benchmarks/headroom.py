@@ -1,6 +1,6 @@
 """A model on validation problems -> its headroom: what practice could bring at best, before any training.
 
-    python benchmarks/headroom.py --model tiny --checkpoint untrained --size 140 --out results/headroom/base
+    python benchmarks/headroom.py --checkpoint untrained --size 140 --out results/headroom/base
     python benchmarks/headroom.py --model qwen2.5-coder-0.5b.gguf --dtype float32 --threads 1 \
         --tasks mbpp_validation.jsonl --train-tasks mbpp_train.jsonl --size 40 --samples 0 \
         --sources "gold nearest" --sgd --clipped 1 --adamw --steps 1 2 --out runs/headroom
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from headroom_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_of, writes
 from headroom_report import write_report
+from research.models import TINY
 
 from mass.adaptation.checkpoint import init_state
 from mass.cli.allocator import restart_with_kept_memory
@@ -303,8 +304,10 @@ def say(text: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", default="tiny")
-    made.add_argument("--checkpoint", default=UNTRAINED, help="a run folder of mass train, tiny/NAME, or untrained")
+    made.add_argument("--model", default=str(TINY))
+    made.add_argument(
+        "--checkpoint", default=UNTRAINED, help="a run folder of mass train, tiny-terms/NAME, or untrained"
+    )
     made.add_argument("--tasks", default="minimath", help="minimath, minimath-terms, or a JSONL file")
     made.add_argument("--split", default="validation", help="of minimath: validation or train")
     made.add_argument("--allow-test", action="store_true", help="let oracles look at test problems")

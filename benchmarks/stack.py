@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from research.models import TINY
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,7 +82,7 @@ def small_llama(tokenizer: Any, width: int, layers: int, vocabulary: int, device
 
 def load(name: str, device: str, dtype: Literal["float32", "bfloat16", "float64"] = "float32") -> LM:
     """`tiny`, or `WIDTHxLAYERS` of a Llama at random weights."""
-    tiny = load_lm(ModelConfig(name="tiny", device=device, dtype=dtype), LoraConfig())
+    tiny = load_lm(ModelConfig(name=str(TINY), device=device, dtype=dtype), LoraConfig())
     if name == "tiny":
         return tiny
     width, layers = (int(part) for part in name.split("x"))
