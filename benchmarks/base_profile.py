@@ -96,11 +96,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-tokens", type=int, default=72, help="of an answer")
+    parser.add_argument("--max_new_tokens", type=int, default=72, help="of an answer")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     result = json.dumps(
-        profile(args.model, args.tasks, args.split, args.size, args.samples, args.seed, args.max_tokens), indent=2
+        profile(args.model, args.tasks, args.split, args.size, args.samples, args.seed, args.max_new_tokens), indent=2
     )
     print(result)
     if args.out:

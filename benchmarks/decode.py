@@ -287,7 +287,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         prompts = f"{folder}/prompts.json"
-        command = [sys.executable, __file__, "--model", given.model, "--write-prompts", prompts]
+        command = [sys.executable, __file__, "--model", given.model, "--write_prompts", prompts]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         found: list[dict[str, Any]] = []
         for turn in range(given.rounds):
@@ -312,7 +312,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", default="", help="The model's file for llama.cpp.")
     parser.add_argument("--vllm", default="", help="Where a vLLM serves the model, as http://127.0.0.1:8000.")
     parser.add_argument("--point", help=argparse.SUPPRESS)
-    parser.add_argument("--write-prompts", help=argparse.SUPPRESS)
+    parser.add_argument("--write_prompts", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
