@@ -1,6 +1,6 @@
 """A base model on minimath -> what it shows and what it knows: greedy, pass@1, pass@k and maj@k, by subject and level.
 
-    python benchmarks/base_profile.py --model tiny --split test --size 1000 --out profile.json
+    python benchmarks/base_profile.py --split test --size 1000 --out profile.json
 
 pass@k: at least one of k samples at temperature 1 is right; maj@k: the most frequent of their answers is.
 """
@@ -12,6 +12,8 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+from research.models import TINY
 
 from mass import tasks, verify
 from mass.config import LoraConfig, ModelConfig, SamplingConfig
@@ -88,17 +90,17 @@ def profile(name: str, source: str, split: str, size: int, k: int, seed: int, ma
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--tasks", default="minimath", choices=list(tasks.minimath.SOURCES))
     parser.add_argument("--split", default="test")
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-tokens", type=int, default=72, help="of an answer")
+    parser.add_argument("--max_new_tokens", type=int, default=72, help="of an answer")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     result = json.dumps(
-        profile(args.model, args.tasks, args.split, args.size, args.samples, args.seed, args.max_tokens), indent=2
+        profile(args.model, args.tasks, args.split, args.size, args.samples, args.seed, args.max_new_tokens), indent=2
     )
     print(result)
     if args.out:

@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from research.models import TINY
+
 from mass.cli.allocator import restart_with_kept_memory
 from mass.runs.folder import replace_text
 
@@ -285,7 +287,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         prompts = f"{folder}/prompts.json"
-        command = [sys.executable, __file__, "--model", given.model, "--write-prompts", prompts]
+        command = [sys.executable, __file__, "--model", given.model, "--write_prompts", prompts]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         found: list[dict[str, Any]] = []
         for turn in range(given.rounds):
@@ -300,7 +302,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", default="tiny", help="A folder that transformers and mass read.")
+    parser.add_argument("--model", default=str(TINY), help="A folder that transformers and mass read.")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, default=Path("results/decode"))
     parser.add_argument("--rows", type=int, nargs="+", default=list(WAYS), choices=list(WAYS))
@@ -310,7 +312,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", default="", help="The model's file for llama.cpp.")
     parser.add_argument("--vllm", default="", help="Where a vLLM serves the model, as http://127.0.0.1:8000.")
     parser.add_argument("--point", help=argparse.SUPPRESS)
-    parser.add_argument("--write-prompts", help=argparse.SUPPRESS)
+    parser.add_argument("--write_prompts", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

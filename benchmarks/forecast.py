@@ -1,4 +1,4 @@
-"""What `mass train --dry-run` says of a step, beside the step itself: seconds by stage, and the peak of the process.
+"""What `mass train --dry_run` says of a step, beside the step itself: seconds by stage, and the peak of the process.
 
     python benchmarks/forecast.py --config recipes/qwen2.5-0.5b/cpu.yaml --model.name FOLDER --tasks.source FILE \
         --validation.source FILE --train.steps 1 --train.eval_every 0 --out results/forecast.json
@@ -42,7 +42,7 @@ def main() -> None:
     own.add_argument("--out", type=Path, help="JSON file")
     own.add_argument("--threads", type=int, default=torch.get_num_threads())
     own.add_argument(
-        "--cpu-time", action="store_true", help="count the process's own time: for a machine that is shared"
+        "--cpu_time", action="store_true", help="count the process's own time: for a machine that is shared"
     )
     args, rest = own.parse_known_args()
     if args.cpu_time:

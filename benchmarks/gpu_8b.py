@@ -1,6 +1,6 @@
 """Llama-3.1-8B's architecture at random weights in bf16 -> what fits the card, its speed, and stacks against loops.
 
-    python benchmarks/gpu_8b.py --out results/gpu --time-limit-s 540     # again until it says that all is done
+    python benchmarks/gpu_8b.py --out results/gpu --time_limit_s 540     # again until it says that all is done
     python benchmarks/gpu_8b.py --out results/small --small              # the same script in small, on a CPU
 
 LoRA of rank 16 on all linear layers. A meta-gradient is an adaptation and its backward from random cotangents to the
@@ -33,6 +33,7 @@ from typing import Any
 import gpu_flops
 import stack
 import torch
+from research.models import TINY
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -41,7 +42,6 @@ from mass.errors import ConfigError
 from mass.lm import LM
 from mass.lm.lora import LoraSites
 from mass.lm.prompts import PLAIN
-from mass.lm.source import TINY, find_source
 from mass.runs.folder import replace_text
 from mass.types import Params
 
@@ -65,7 +65,7 @@ class Plan:
     timed: tuple[tuple[int, int, int], ...]
     """(m, row length, K)."""
     stacks: dict[str, LlamaConfig | None]
-    """Name -> architecture; None: the shipped tiny model."""
+    """Name -> architecture; None: the tiny model."""
     stack_tasks: tuple[int, ...]
     stack_lengths: tuple[int, ...]
     stack_examples: int
@@ -120,7 +120,7 @@ def build(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LM:
         model: Any = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     sites = LoraSites(model, LoraConfig(r=RANK, lora_alpha=2.0 * RANK))
-    return LM(model, AutoTokenizer.from_pretrained(find_source(TINY).place), "random Llama", PLAIN, sites)
+    return LM(model, AutoTokenizer.from_pretrained(TINY), "random Llama", PLAIN, sites)
 
 
 def meta_gradient(lm: LM, examples: int, tokens: int, steps: int, memory_gb: float) -> list[Tensor]:
@@ -322,10 +322,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))
     parser.add_argument("--parts", nargs="+", default=["fit", "time", "stack"], choices=["fit", "time", "stack"])
-    parser.add_argument("--time-limit-s", type=float, default=math.inf, help="stop before a point that may not fit it")
+    parser.add_argument("--time_limit_s", type=float, default=math.inf, help="stop before a point that may not fit it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--memory-gb", type=float, help="budget; otherwise what the card has free (8 on a CPU)")
-    parser.add_argument("--peak-tflops", type=float, help="of the device in bf16; known for H100, H200 and A100")
+    parser.add_argument("--memory_gb", type=float, help="budget; otherwise what the card has free (8 on a CPU)")
+    parser.add_argument("--peak_tflops", type=float, help="of the device in bf16; known for H100, H200 and A100")
     parser.add_argument("--small", action="store_true", help="the same architecture in small, few points, float32")
     parser.add_argument("--shrink", type=int, default=8, help="with --small: divide the widths by this")
     args = parser.parse_args()

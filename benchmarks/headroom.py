@@ -1,13 +1,13 @@
 """A model on validation problems -> its headroom: what practice could bring at best, before any training.
 
-    python benchmarks/headroom.py --model tiny --checkpoint untrained --size 140 --out results/headroom/base
+    python benchmarks/headroom.py --checkpoint untrained --size 140 --out results/headroom/base
     python benchmarks/headroom.py --model qwen2.5-coder-0.5b.gguf --dtype float32 --threads 1 \
-        --tasks mbpp_validation.jsonl --train-tasks mbpp_train.jsonl --size 40 --samples 0 \
+        --tasks mbpp_validation.jsonl --train_tasks mbpp_train.jsonl --size 40 --samples 0 \
         --sources "gold nearest" --sgd --clipped 1 --adamw --steps 1 2 --out runs/headroom
 
 Measured unadapted: greedy and sampled accuracy, pass@N, maj@N, best-of-N by the checkpoint's scorer. Then the same
 after practice of each source (`headroom_practice.py`) over a grid of inner optimiser, rate and K, and with practice of
-`--in-context` before the problem instead of in the weights. Practice that is chosen by looking at answers is an
+`--in_context` before the problem instead of in the weights. Practice that is chosen by looking at answers is an
 oracle: its rows are a ceiling, not a method, and only validation problems may be used. The prompts are those of the
 kind of problem (`mass prompts`), or of `--prompts`.
 
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from headroom_practice import LIKELY, SCORED, SOURCES, Practice, Problems, problems_of, writes
 from headroom_report import write_report
+from research.models import TINY
 
 from mass.adaptation.checkpoint import init_state
 from mass.cli.allocator import restart_with_kept_memory
@@ -272,7 +273,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
 def make_headroom(args: argparse.Namespace) -> Headroom:
     named_test = args.split == "test" or "test" in Path(args.tasks).stem.split("_")
     if named_test and not args.allow_test:
-        raise ConfigError("oracle practice looks at gold; expected a split other than test, or --allow-test")
+        raise ConfigError("oracle practice looks at gold; expected a split other than test, or --allow_test")
     problems = problems_of(args)
     lora = None if args.rank is None else LoraConfig(r=args.rank, lora_alpha=2.0 * args.rank)
     model = load(args.model, args.checkpoint, dtype=args.dtype, decode_rows=args.decode_rows, lora=lora,
@@ -303,18 +304,20 @@ def say(text: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", default="tiny")
-    made.add_argument("--checkpoint", default=UNTRAINED, help="a run folder of mass train, tiny/NAME, or untrained")
+    made.add_argument("--model", default=str(TINY))
+    made.add_argument(
+        "--checkpoint", default=UNTRAINED, help="a run folder of mass train, tiny-terms/NAME, or untrained"
+    )
     made.add_argument("--tasks", default="minimath", help="minimath, minimath-terms, or a JSONL file")
     made.add_argument("--split", default="validation", help="of minimath: validation or train")
-    made.add_argument("--allow-test", action="store_true", help="let oracles look at test problems")
+    made.add_argument("--allow_test", action="store_true", help="let oracles look at test problems")
     made.add_argument("--part", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the file, by hash of the text")
-    made.add_argument("--train-tasks", help="JSONL file of gold practice, where the problems are not minimath's")
-    made.add_argument("--train-part", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    made.add_argument("--train_tasks", help="JSONL file of gold practice, where the problems are not minimath's")
+    made.add_argument("--train_part", type=float, nargs=2, metavar=("LOW", "HIGH"))
     made.add_argument("--dtype", default="auto")
     made.add_argument("--threads", type=int, help="of torch; all cores by default")
     made.add_argument("--prompts", help="a prompts file, as of `mass prompts`")
-    made.add_argument("--rank", type=int, help="of the LoRA of an untrained model, with alpha twice that")
+    made.add_argument("--r", dest="rank", type=int, help="of the LoRA of an untrained model, with alpha twice that")
     made.add_argument("--nearest", default="words", choices=("words", "states"),
                       help="what 'gold nearest' compares: TF-IDF of words, or mean states of the base")  # fmt: skip
     made.add_argument("--minutes", type=float, help="begin no point that would end later than this")
@@ -323,12 +326,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=8, help="N: answers sampled per problem and temperature")
     made.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 1.0])
     made.add_argument("--examples", type=int, default=6, help="m: practice examples")
-    made.add_argument("--answer-tokens", type=int, default=96)
-    made.add_argument("--practice-tokens", type=int, default=128)
-    made.add_argument("--practice-temperature", type=float, default=1.0)
-    made.add_argument("--verify-solutions", type=int, default=4, help="of 'own verified', where answers are compared")
-    made.add_argument("--no-losses", action="store_true", help="do not measure the losses of practice: two passes less")
-    made.add_argument("--in-context", nargs="*", default=[], choices=SOURCES, metavar="SOURCE",
+    made.add_argument("--answer_tokens", type=int, default=96)
+    made.add_argument("--practice_tokens", type=int, default=128)
+    made.add_argument("--practice_temperature", type=float, default=1.0)
+    made.add_argument("--verify_solutions", type=int, default=4, help="of 'own verified', where answers are compared")
+    made.add_argument("--no_losses", action="store_true", help="do not measure the losses of practice: two passes less")
+    made.add_argument("--in_context", nargs="*", default=[], choices=SOURCES, metavar="SOURCE",
                       help="practice to put before the problem")  # fmt: skip
     made.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, metavar="SOURCE",
                       help=", ".join(SOURCES))  # fmt: skip
@@ -339,7 +342,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--sharpness", type=float, nargs="+", default=[3.0, 10.0, 30.0],
                       help=f"of {LIKELY}: what the mean log-probability of a solution is multiplied by")  # fmt: skip
     made.add_argument("--stack", type=int, default=32, help="problems adapted side by side")
-    made.add_argument("--decode-rows", type=int, default=256)
+    made.add_argument("--decode_rows", type=int, default=256)
     made.add_argument("--out", type=Path, required=True, help="a folder; a used one goes on where it was")
     return made
 

@@ -139,7 +139,7 @@ class Practice:
         if self.contestant.lm.kind == CODE:
             pool = [dataclasses.replace(task, solution=fenced(task.solution)) for task in pool]
         if not pool:
-            raise ConfigError("gold practice needs training problems with worked solutions; give --train-tasks")
+            raise ConfigError("gold practice needs training problems with worked solutions; give --train_tasks")
         return pool
 
     def _gold_same(self) -> Groups:

@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats of each point")
     parser.add_argument("--threads", type=int, default=1, help="cores that a route may use")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--max-gib", type=float, default=10.0, help="points that need more memory are skipped")
+    parser.add_argument("--max_gib", type=float, default=10.0, help="points that need more memory are skipped")
     parser.add_argument("--settings", nargs="*", default=[], help="only settings whose key contains one of these")
     parser.add_argument("--routes", nargs="*", default=[], help="only these routes, and the unroll")
     parser.add_argument("--point", default="", help=argparse.SUPPRESS)

@@ -57,7 +57,7 @@ class Row:
 def main() -> None:
     given = arguments()
     tasks = list(load(given.tasks, size=given.size, seed=given.seed))
-    sampling = SamplingConfig(given.max_tokens, given.temperature, given.top_p)
+    sampling = SamplingConfig(given.max_new_tokens, given.temperature, given.top_p)
     config = SynthesisConfig(examples=given.examples, sampling=sampling)
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -147,9 +147,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--prompts", nargs="+", default=[""])
     parser.add_argument("--examples", type=int, default=6)
-    parser.add_argument("--max-tokens", type=int, default=320)
+    parser.add_argument("--max_new_tokens", type=int, default=320)
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from research.models import TINY
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -85,8 +86,8 @@ class WideNorm(torch.nn.Module):
 
 
 def given_model(name: str, seed: int) -> tuple[Any, Any]:
-    """The model in float32 as it is given, and a tokenizer: the shipped one, or a Llama at random weights."""
-    tiny = load_lm(ModelConfig(name="tiny", device="cpu"), LoraConfig())
+    """The model in float32 as it is given, and a tokenizer: the tiny one, or a Llama at random weights."""
+    tiny = load_lm(ModelConfig(name=str(TINY), device="cpu"), LoraConfig())
     if name == "tiny":
         model = copy.deepcopy(tiny.model)
         for module in model.modules():

@@ -109,10 +109,10 @@ def _headroom(args: argparse.Namespace) -> Piece:
     folder = args.out / args.family / "headroom"
     command = (
         "benchmarks/headroom.py", "--model", args.model, "--dtype", args.dtype, "--tasks", _file(args, "validation"),
-        "--train-tasks", _file(args, "train"), "--size", str(min(100, family.validation_size)),
-        "--samples", "8", "--temperatures", "0.7", "--examples", "6", "--rank", "32", "--nearest", "states",
-        "--answer-tokens", str(family.answer_tokens), "--practice-tokens", "384", "--practice-temperature", "0.8",
-        "--stack", "16", "--decode-rows", "512", "--sources", *ORACLES, *OWN, *majority, "--in-context", "own",
+        "--train_tasks", _file(args, "train"), "--size", str(min(100, family.validation_size)),
+        "--samples", "8", "--temperatures", "0.7", "--examples", "6", "--r", "32", "--nearest", "states",
+        "--answer_tokens", str(family.answer_tokens), "--practice_tokens", "384", "--practice_temperature", "0.8",
+        "--stack", "16", "--decode_rows", "512", "--sources", *ORACLES, *OWN, *majority, "--in_context", "own",
         "gold nearest", "--sgd", "--clipped", "0.03", "0.1", "0.3", "--adamw", "0.0002", "--steps", "1", "2",
         "--sharpness", "10", "--out", str(folder),
     )  # fmt: skip
@@ -261,7 +261,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--seeds", type=int, default=3, help="of what is trained")
     made.add_argument("--sizes", type=int, nargs="*", default=[30, 100], help="training problems of data efficiency")
-    made.add_argument("--memory-gb", type=float, default=60.0, help="of the inner loop")
+    made.add_argument("--memory_gb", type=float, default=60.0, help="of the inner loop")
     made.add_argument("--minutes", type=float, default=9.0)
     made.add_argument("--only", default="", help="the beginning of the pieces' names: headroom, train/mass, validation")
     made.add_argument("--test", action="store_true", help="compare on test problems too: once, at the end")

@@ -231,7 +231,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="the first is what others go by")
-    parser.add_argument("--plain-clients", type=int, default=8)
+    parser.add_argument("--plain_clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=192, help="most answers of a measurement; 16 of each client")
     parser.add_argument("--seconds", type=float, default=60.0, help="a measurement begins no request after so many")

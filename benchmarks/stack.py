@@ -5,7 +5,7 @@
 A point is B tasks with m practice examples of L tokens each. `loop` adapts one task after the other; `n` passes n rows
 of the whole stack at a time, each row with the adapter of its task, as `mass.adaptation.batch` does. One meta-gradient
 is an adaptation and its backward from random cotangents to the weights, the start and the rates. The routes of a point
-take turns in one process; each is compared with the loop of its own round. Passes over --max-tokens are not run, and
+take turns in one process; each is compared with the loop of its own round. Passes over --max_tokens are not run, and
 said.
 
 Writes stack.json, stack.md and stack.png; run again with the same --out it goes on where it stopped.
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from research.models import TINY
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,7 +82,7 @@ def small_llama(tokenizer: Any, width: int, layers: int, vocabulary: int, device
 
 def load(name: str, device: str, dtype: Literal["float32", "bfloat16", "float64"] = "float32") -> LM:
     """`tiny`, or `WIDTHxLAYERS` of a Llama at random weights."""
-    tiny = load_lm(ModelConfig(name="tiny", device=device, dtype=dtype), LoraConfig())
+    tiny = load_lm(ModelConfig(name=str(TINY), device=device, dtype=dtype), LoraConfig())
     if name == "tiny":
         return tiny
     width, layers = (int(part) for part in name.split("x"))
@@ -239,7 +240,7 @@ def summary(values: list[float], loop: list[float], point: Point, error: float) 
 
 
 def grid(args: argparse.Namespace, model: str) -> Iterator[Point]:
-    """Leaves out the points whose loop over tasks passes more than --max-work tokens, all steps together."""
+    """Leaves out the points whose loop over tasks passes more than --max_work tokens, all steps together."""
     for steps, tokens, examples, tasks in itertools.product(args.steps, args.tokens, args.examples, args.tasks):
         if tasks * examples * tokens * steps <= args.max_work:
             yield Point(model, tasks, examples, tokens, steps)
@@ -354,10 +355,10 @@ def main() -> None:
     parser.add_argument("--examples", nargs="+", type=int, default=[2, 6])
     parser.add_argument("--tokens", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--max-tokens", type=int, default=16384, help="largest pass")
-    parser.add_argument("--max-work", type=int, default=1 << 30, help="leave out points of more tokens x steps")
+    parser.add_argument("--max_tokens", type=int, default=16384, help="largest pass")
+    parser.add_argument("--max_work", type=int, default=1 << 30, help="leave out points of more tokens x steps")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--point-seconds", type=float, default=5.0)
+    parser.add_argument("--point_seconds", type=float, default=5.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
     parser.add_argument("--out", type=Path, default=Path("results/stack"))

@@ -13,19 +13,19 @@ PROBLEM = "Find the dot product of (3, 4) and (2, 5)."
 
 
 def test_what_a_notebook_shows_fits_a_few_lines() -> None:
-    model = mass.load("tiny")
+    model = mass.load()
     solution, adapted = model.solve(PROBLEM, return_adapted=True)
     shown = repr(solution)
     assert solution.answer is not None
     assert (len(shown) < 600, shown.count("\n")) == (True, 1)
-    assert repr(model).startswith("Mass('tiny', float32 on cpu")
+    assert repr(model).startswith("Mass('tiny-terms', float32 on cpu")
     assert PROBLEM[:20] in repr(adapted)
     assert adapted.sample([PROBLEM]) == [solution.text]
 
 
 def test_the_adapted_model_is_not_given_where_nothing_adapts() -> None:
     with pytest.raises(ConfigError, match="return_adapted"):
-        mass.load("tiny").solve(PROBLEM, adapt=False, return_adapted=True)  # type: ignore[call-overload]
+        mass.load().solve(PROBLEM, adapt=False, return_adapted=True)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("name", [name for name in mass.__all__])

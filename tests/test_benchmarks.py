@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -124,3 +125,13 @@ def test_every_plan_names_routes_that_exist_and_measures_the_baseline(plan: str)
     entries = metagrad_plan.PLANS[plan](Setting())
     assert len({entry.setting.key for entry in entries}) == len(entries)
     assert all(BASELINE in entry.routes and set(entry.routes) <= set(ROUTES) for entry in entries)
+
+
+def test_options_have_underscores() -> None:
+    """ADR 22, for the scripts too: in their parsers, docstrings and calls of each other, and on the pages."""
+    pages = [path for path in (BENCHMARKS.parent / "docs").rglob("*.md") if "0022" not in path.name]
+    lines = [line for path in pages for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
+    texts = [path.read_text(encoding="utf-8") for path in BENCHMARKS.rglob("*.py")]
+    called = [line for line in lines if "benchmarks/" in line]
+    assert called
+    assert [found for text in [*texts, *called] for found in re.findall(r"--[a-z]+-[a-z-]+", text)] == []

@@ -28,9 +28,9 @@ def run_script(name: str, *arguments: str) -> str:
 @pytest.mark.slow
 def test_the_gpu_script_measures_every_point_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     arguments = ("--small", "--shrink", "64", "--device", "cpu", "--out", str(tmp_path))
-    assert "time limit reached" in run_script("gpu_8b.py", *arguments, "--time-limit-s", "0")
+    assert "time limit reached" in run_script("gpu_8b.py", *arguments, "--time_limit_s", "0")
     assert not json.loads((tmp_path / "gpu.json").read_text())["points"]
-    assert "all points are done" in run_script("gpu_8b.py", *arguments, "--peak-tflops", "0.1")
+    assert "all points are done" in run_script("gpu_8b.py", *arguments, "--peak_tflops", "0.1")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert set(found["largest"].values()) == {4}
     assert all(p["share_of_peak"] > 0 for key, p in found["points"].items() if key.startswith("time"))
@@ -41,7 +41,7 @@ def test_the_gpu_script_measures_every_point_and_goes_on_where_it_stopped(tmp_pa
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_a_recorded_point(tmp_path: Path) -> None:
-    arguments = ("--small", "--shrink", "64", "--device", "cpu", "--parts", "fit", "--memory-gb", "1e-5")
+    arguments = ("--small", "--shrink", "64", "--device", "cpu", "--parts", "fit", "--memory_gb", "1e-5")
     run_script("gpu_8b.py", *arguments, "--out", str(tmp_path))
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert set(found["largest"].values()) == {0}

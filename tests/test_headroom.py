@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import headroom
 import headroom_practice
 
-SMALL = ["--size", "4", "--samples", "2", "--examples", "3", "--answer-tokens", "24", "--practice-tokens", "24",
+SMALL = ["--size", "4", "--samples", "2", "--examples", "3", "--answer_tokens", "24", "--practice_tokens", "24",
          "--clipped", "0.05", "--adamw", "--steps", "1", "--temperatures", "1.0"]  # fmt: skip
 
 
@@ -91,9 +91,9 @@ def test_test_problems_are_kept_from_oracles(
 ) -> None:
     arguments = ["--model", str(taught_base), "--out", str(tmp_path), *SMALL, "--split", "test", "--sgd"]
     assert headroom.main(arguments) == 2
-    assert "--allow-test" in capsys.readouterr().err
+    assert "--allow_test" in capsys.readouterr().err
     assert not (tmp_path / "headroom.json").exists()
-    assert headroom.main([*arguments, "--allow-test", "--clipped"]) == 0
+    assert headroom.main([*arguments, "--allow_test", "--clipped"]) == 0
 
 
 def test_gold_practice_is_of_the_training_split_and_of_the_kind(taught_base: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_source_that_cannot_be_judged_is_skipped_and_says_so(taught_base: Path
     skipped = {p["source"]: p["skipped"] for p in found["points"].values() if "skipped" in p}
     assert set(skipped) == {"gold same", "gold nearest", "gold random", "own correct"}
     assert "nobody can say which practice" in skipped["own correct"]
-    assert "give --train-tasks" in skipped["gold random"]
+    assert "give --train_tasks" in skipped["gold random"]
     assert "Not measured: gold same" in (tmp_path / "out" / "headroom.md").read_text()
 
 
@@ -148,7 +148,7 @@ def test_the_nearest_gold_is_of_the_same_words_and_no_problem_is_practised_for_i
     others = ["Compute the area of a square.", "Compute the sum of a tuple.", "Compute the sum of a list."]
     for file, texts in ((tasks, asked), (train, others)):
         file.write_text("".join(json.dumps({"problem": t, "answer": "1", "solution": "1"}) + "\n" for t in texts))
-    files = ["--tasks", str(tasks), "--train-tasks", str(train), "--examples", "1"]
+    files = ["--tasks", str(tasks), "--train_tasks", str(train), "--examples", "1"]
     args = headroom.parser().parse_args(["--model", str(taught_base), "--out", str(tmp_path), *SMALL, *files])
     groups = headroom.make_headroom(args).practice.groups("gold nearest")
     assert [group[0].problem for group in groups] == others[:2]
@@ -162,7 +162,7 @@ def test_the_nearest_gold_is_of_the_same_words_and_no_problem_is_practised_for_i
 def test_practice_in_the_context_is_a_point_and_nothing_is_written_or_answered_twice(
     taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--sgd", "1", "--clipped", "--sources", "own", "--in-context", "own"]
+    options = ["--sgd", "1", "--clipped", "--sources", "own", "--in_context", "own"]
     first = run(taught_base, tmp_path, *options)
     assert set(first["points"]) == {"own, in context", "own, sgd 1, K = 1"}
     assert first["points"]["own, in context"]["update_norm"] is None
@@ -179,7 +179,7 @@ def test_practice_in_the_context_is_a_point_and_nothing_is_written_or_answered_t
 
 def test_no_point_begins_after_the_given_minutes(taught_base: Path, tmp_path: Path) -> None:
     given = ["--model", str(taught_base), "--out", str(tmp_path), *SMALL, "--sgd", "1", "--clipped", "--sources",
-             "gold same", "--no-losses"]  # fmt: skip
+             "gold same", "--no_losses"]  # fmt: skip
     assert headroom.main([*given, "--minutes", "0"]) == headroom.LEFT
     assert json.loads((tmp_path / "headroom.json").read_text())["points"] == {}
     assert headroom.main(given) == 0

@@ -34,7 +34,7 @@ from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
 from mass.lm.lora import pick
 from mass.lm.prompts import KINDS, Prompts, PromptSet, kind_of
-from mass.lm.source import DEFAULT_MODEL, SHIPPED_MODELS, shipped_folder
+from mass.lm.source import DEFAULT_MODEL, SHIPPED_MODELS, require_no_former, shipped_folder
 from mass.seeds import derive
 from mass.tasks import few_shot
 from mass.types import Adaptation, Example, Solution, Task
@@ -295,8 +295,8 @@ def load(
     """Load a base model and its checkpoint.
 
     Args:
-        name: 'tiny-terms' or 'tiny' (part of the package), 'smollm2' (a real model of 135 M parameters), a local
-            folder, a GGUF file, a hub name, or owner/name:file.gguf on the hub.
+        name: 'tiny-terms' (part of the package), 'smollm2' (a real model of 135 M parameters), a local folder, a
+            GGUF file, a hub name, or owner/name:file.gguf on the hub.
         checkpoint: A run folder of `mass train`, 'owner/name' on the hub, 'tiny-terms/NAME' for one that is part of the
             package, or 'untrained'. None: the package's own checkpoint for its models, else untrained.
         config: Test-time configuration. None: the checkpoint's own, or `untrained_config`.
@@ -402,7 +402,7 @@ def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> 
 
 
 def _place_in_package(checkpoint: Path) -> str | None:
-    """Return 'tiny/NAME' for a checkpoint in the package, whatever base it is used with; None for any other."""
+    """Return 'tiny-terms/NAME' for a checkpoint in the package, whatever base it is used with; None for any other."""
     for model in SHIPPED_MODELS:
         folder = shipped_folder(model)
         if folder is not None and checkpoint.resolve().is_relative_to(folder.resolve()):
@@ -431,6 +431,7 @@ def folder_of(checkpoint: str | Path) -> Path:
     shipped = shipped_folder(first)
     if rest and shipped is not None:
         return shipped.joinpath(*rest)
+    require_no_former(str(checkpoint))
     return hub.pull(str(checkpoint)) if hub.is_name(str(checkpoint)) else folder
 
 

@@ -169,7 +169,7 @@ class Adaptation:
     """The resolved test-time configuration."""
     config_hash: str
     checkpoint: str | None = None
-    """The starting point: a folder as given to `mass.load`, 'tiny/NAME' for a checkpoint in the package, or
+    """The starting point: a folder as given to `mass.load`, 'tiny-terms/NAME' for a checkpoint in the package, or
     'untrained'; None for the default checkpoint of a model in the package."""
     state_seed: int | None = None
     """Seed of an untrained start; None for a trained one."""

@@ -52,13 +52,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_a_checkpoint_that_was_pushed_is_loaded_by_its_name(hub: Hub, tmp_path: Path) -> None:
-    shipped = shipped_folder("tiny")
+    shipped = shipped_folder("tiny-terms")
     assert shipped is not None
     run = tmp_path / "run" / "checkpoints" / "best"
     shutil.copytree(shipped / "mass", run)
     (run.parents[1] / "README.md").write_text("the card")
     (run / "optimizer.pt").write_text("not for sharing")
-    model = mass.load("tiny", run.parents[1])
+    model = mass.load(checkpoint=run.parents[1])
     assert model.push_to_hub("me/tiny-mass", private=True) == "https://hub/me/tiny-mass/commit/1"
     pushed = hub.root / "me/tiny-mass"
     assert {p.relative_to(pushed).as_posix() for p in pushed.rglob("*") if p.is_file()} == {
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_was_pushed_is_loaded_by_its_name(hub: Hub, tmp_path: 
         "adapter/adapter_model.safetensors",
     }
     assert (hub.private["me/tiny-mass"], (pushed / "README.md").read_text()) == (True, "the card")
-    again = mass.load("tiny", checkpoint="me/tiny-mass")
+    again = mass.load(checkpoint="me/tiny-mass")
     assert again.solve("Find the dot product of (3, 4) and (2, 5).").text == (
         model.solve("Find the dot product of (3, 4) and (2, 5).").text
     )
@@ -79,31 +79,33 @@ def test_only_the_card_of_a_run_goes_with_its_checkpoint(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint copied elsewhere, given by a relative name, takes no README that happens to lie above it."""
-    shipped = shipped_folder("tiny")
+    shipped = shipped_folder("tiny-terms")
     assert shipped is not None
     (tmp_path / "README.md").write_text("about something else")
     shutil.copytree(shipped / "mass", tmp_path / "models" / "mine")
     monkeypatch.chdir(tmp_path / "models")
-    mass.load("tiny", "mine").push_to_hub("me/tiny-mass")
+    mass.load(checkpoint="mine").push_to_hub("me/tiny-mass")
     assert not (hub.root / "me/tiny-mass" / "README.md").exists()
 
 
 def test_a_name_that_is_nowhere_is_a_one_line_error(hub: Hub) -> None:  # noqa: ARG001
     with pytest.raises(ModelError, match=r"'me/nothing' is not a folder here, and the hub gave none \(404"):
-        mass.load("tiny", checkpoint="me/nothing")
+        mass.load(checkpoint="me/nothing")
+    with pytest.raises(ModelError, match=r"'tiny/mass' no longer ships with the package"):
+        mass.load(checkpoint="tiny/mass")
 
 
 def test_what_cannot_be_pushed_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="untrained"):
-        mass.load("tiny", checkpoint="untrained").push_to_hub("me/tiny")
-    model = mass.load("tiny")
+        mass.load(checkpoint="untrained").push_to_hub("me/tiny")
+    model = mass.load()
     with pytest.raises(ModelError, match="expected 'owner/name'"):
-        mass.load("tiny", checkpoint="tiny/mass").push_to_hub("tiny")
+        mass.load(checkpoint="tiny-terms/mass").push_to_hub("tiny")
 
     def refused(*_: Any, **__: Any) -> None:
         raise OSError("401 Unauthorized")
 
     monkeypatch.setattr(hub, "create_repo", refused)
     with pytest.raises(ModelError, match=r"did not take 'me/tiny' \(401"):
-        mass.load("tiny", checkpoint="tiny/mass").push_to_hub("me/tiny")
+        mass.load(checkpoint="tiny-terms/mass").push_to_hub("me/tiny")
     assert len(repr(model)) < 200

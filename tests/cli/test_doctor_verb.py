@@ -16,10 +16,10 @@ from mass.preflight.doctor.report import Check, DoctorReport, Loaded, Reach
 
 
 def test_the_shipped_model_is_healthy(run: Callable) -> None:
-    ran = run("doctor", "tiny", "--attention", "sdpa", "--model.dtype", "bfloat16")
+    ran = run("doctor", "tiny-terms", "--attention", "sdpa", "--model.dtype", "bfloat16")
     assert ran.code == 0
     lines = ran.out.splitlines()
-    assert lines[0] == "tiny: LlamaForCausalLM"
+    assert lines[0] == "tiny-terms: LlamaForCausalLM"
     assert "the first 2 of 4 layers" in ran.out
     assert "28 linear layers (q_proj, " in ran.out
     assert all(
@@ -73,10 +73,14 @@ def test_what_was_not_finite_is_null_in_json(run: Callable, monkeypatch: pytest.
     [
         ((), "no model is given"),
         (("./nowhere",), "does not exist"),
-        (("tiny", "--model.dtype", "bf16"), "--model.dtype is 'bf16'; expected one of auto, float32, bfloat16"),
-        (("tiny", "--attention", ","), "--attention is empty"),
-        (("tiny", "--layers", "0"), "--layers is 0"),
-        (("tiny", "--layers", "9"), "expected 1 to 4"),
+        (
+            ("tiny",),
+            "'tiny' no longer ships with the package, and is in research/models/tiny of the repository; give a ",
+        ),
+        (("tiny-terms", "--model.dtype", "bf16"), "--model.dtype is 'bf16'; expected one of auto, float32, bfloat16"),
+        (("tiny-terms", "--attention", ","), "--attention is empty"),
+        (("tiny-terms", "--layers", "0"), "--layers is 0"),
+        (("tiny-terms", "--layers", "9"), "expected 1 to 4"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run: Callable, arguments: tuple[str, ...], text: str) -> None:

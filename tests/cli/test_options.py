@@ -161,13 +161,15 @@ def test_options_of_a_model_and_of_tasks_are_called_as_in_a_recipe() -> None:
 
 @pytest.mark.parametrize("verb", ["train", "eval"])
 def test_the_short_forms_are_the_same_everywhere(run: Callable, verb: str) -> None:
-    short = run(verb, "--model", "tiny", "--tasks=a.jsonl", "--tasks.fields", "problem=q,answer=a", "--print_config")
-    full = run(verb, "--model.name", "tiny", "--tasks.source=a.jsonl", "--tasks.fields={problem: q, answer: a}",
+    short = run(
+        verb, "--model", "tiny-terms", "--tasks=a.jsonl", "--tasks.fields", "problem=q,answer=a", "--print_config"
+    )
+    full = run(verb, "--model.name", "tiny-terms", "--tasks.source=a.jsonl", "--tasks.fields={problem: q, answer: a}",
                "--print_config")  # fmt: skip
     assert short.code == 0, short.err
     assert short.out == full.out
     found = yaml.safe_load(short.out)
-    assert (found["model"]["name"], found["tasks"]["source"]) == ("tiny", "a.jsonl")
+    assert (found["model"]["name"], found["tasks"]["source"]) == ("tiny-terms", "a.jsonl")
     assert found["tasks"]["fields"] == {"problem": "q", "answer": "a"}
 
 
@@ -217,7 +219,7 @@ def test_the_gate_has_one_seed_of_tasks(fails: Callable) -> None:
         ("eval", "decode_rows: 8", "'decode_rows' is now called 'model.decode_rows'"),
         ("eval", "engine: {url: 'http://a:1'}", "'engine' is now called 'model.engine'"),
         ("eval", "tasks: minimath", "'tasks' is 'minimath'; expected keys below it, as in tasks: {source: minimath}"),
-        ("train", "model: tiny", "'model' is 'tiny'; expected keys below it, as in model: {name: tiny}"),
+        ("train", "model: mine", "'model' is 'mine'; expected keys below it, as in model: {name: mine}"),
         ("train", "lora: {rank: 4}", "'lora.rank' is now called 'lora.r'"),
         ("train", "outer: {sampling: {max_tokens: 9}}", "is now called 'outer.sampling.max_new_tokens'"),
     ],

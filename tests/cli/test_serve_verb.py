@@ -93,7 +93,7 @@ def test_a_change_of_the_base_is_told() -> None:
     from mass.errors import ModelError
     from mass.serving.loading import parts_of, require_unchanged
 
-    parts = parts_of(mass.load("tiny"), {}, ServeConfig())
+    parts = parts_of(mass.load(), {}, ServeConfig())
     require_unchanged(parts)
     weight = parts.lm.model.get_input_embeddings().weight
     weight.data[0, 0] += 1e-3

@@ -351,7 +351,7 @@ def test_alone_nothing_is_gathered(made: Made) -> None:
 
 
 def test_a_model_must_be_named() -> None:
-    with pytest.raises(ConfigError, match=r"^pretrained is missing in --model_args; expected pretrained=tiny"):
+    with pytest.raises(ConfigError, match=r"^pretrained is missing in --model_args; expected pretrained=tiny-terms"):
         Model()
 
 

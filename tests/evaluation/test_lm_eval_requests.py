@@ -174,8 +174,16 @@ def test_generation_is_read_as_the_harness_reads_it() -> None:
 
 
 def test_model_arguments() -> None:
-    found = arguments_of({"pretrained": "tiny", "adapt": "False", "steps": "0", "examples": 3, "max_batch_size": None})
-    assert (found.pretrained, found.adapt, found.steps, found.examples, found.batch_size) == ("tiny", False, 0, 3, 1)
+    found = arguments_of(
+        {"pretrained": "tiny-terms", "adapt": "False", "steps": "0", "examples": 3, "max_batch_size": None}
+    )
+    assert (found.pretrained, found.adapt, found.steps, found.examples, found.batch_size) == (
+        "tiny-terms",
+        False,
+        0,
+        3,
+        1,
+    )
     assert arguments_of({"batch_size": "auto:4"}).batch_size == AUTO_BATCH
     assert arguments_of({"device": "cuda:0", "checkpoint": None}).device == "auto"
 

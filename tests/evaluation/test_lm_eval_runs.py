@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from research.models import TINY
 
 from likelihoods import check_by_likelihood
 from mass import tasks as task_sets
@@ -32,6 +33,7 @@ from mass.types import Task
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
+TRAINED = TINY.with_name("mass")
 LOCAL = ROOT / "examples" / "lm_eval_tasks"
 FILES = {"gsm8k_train": 8, "gsm8k_test": 4, "math500": 3, "mmlu_stem": 4}
 """Rows of each file that the tests ask."""
@@ -64,8 +66,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(prompts: Prompts = PLAIN) -> Mass:
-    """The shipped model; practice is asked for in its own words, problems are solved in those of `prompts`."""
-    model = load("tiny")
+    """The tiny model; practice is asked for in its own words, problems are solved in those of `prompts`."""
+    model = load(str(TINY), TRAINED)
     model.lm.prompts = dataclasses.replace(prompts, synthesis=PLAIN.synthesis, example=PLAIN.example)
     model.lm._stop = StopStrings(model.lm.tokenizer, prompts.stop)
     config = model.config
@@ -139,7 +141,7 @@ def test_unadapted_numbers_are_those_of_the_harness_own_model(data: Path) -> Non
     """`--model hf` on the same base, shots and cut contexts included."""
     from lm_eval.models.huggingface import HFLM
 
-    base, limit = load("tiny", "untrained"), {"max_gen_toks": 16}
+    base, limit = load(str(TINY), "untrained"), {"max_gen_toks": 16}
     lm, theirs, ours = register()(model=base, adapt=False, batch_size=3), {}, {}
     for tasks, shots in ((TASKS[:1], 8), (TASKS[1:], None)):
         other = HFLM(base.lm.model, tokenizer=base.lm.tokenizer, device="cpu")
@@ -292,7 +294,7 @@ def written(value: Any) -> Any:
 @pytest.mark.timeout(900)
 def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> None:
     """The command itself, with an uneven share: 4 and 3 documents."""
-    given = "pretrained=tiny,max_gen_toks=12,examples=2,out=" + str(tmp_path / "log")
+    given = f"pretrained={TINY},checkpoint={TRAINED},max_gen_toks=12,examples=2,out={tmp_path / 'log'}"
     arguments = ["--model", "mass", "--model_args", given, "--tasks", "minerva_math500_local,mmlu_local",
                  "--include_path", str(LOCAL), "--metadata", f"data={data}", "--log_samples",
                  "--output_path", str(tmp_path / "two"), "--num_fewshot", "1"]  # fmt: skip
@@ -303,7 +305,7 @@ def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> No
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ran.stdout.count("|mmlu_local") == 1, "one table"
-    lm = register()(model=load("tiny"), max_gen_toks=12, examples=2)
+    lm = register()(model=load(str(TINY), TRAINED), max_gen_toks=12, examples=2)
     one = run(lm, data, ("minerva_math500_local", "mmlu_local"), num_fewshot=1)
     for task, samples in one.items():
         (file,) = (tmp_path / "two").rglob(f"samples_{task}_*.jsonl")

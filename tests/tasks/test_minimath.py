@@ -31,7 +31,7 @@ CELLS = [(kind, level) for kind in WORDED for level in LEVELS]
 IDS = [f"{kind.name}-{level}" for kind, level in CELLS]
 PER_CELL = 30
 SHIPPED_TEST_SET = "f38dbfdc76f5ea1a02dc720663a6597d7c43f6ec98416f5705da1d64823ed5ee"
-"""The 1,000 problems that the shipped numbers were measured on (src/mass/models/tiny/profile.json)."""
+"""The 1,000 problems that the shipped numbers were measured on (research/models/tiny/profile.json)."""
 
 
 def problems(kind: minimath.Kind, level: int, count: int = PER_CELL) -> list[Problem]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "mass demo",
     "mass demo --tasks.size 70 --seed 1",
-    "mass demo --model tiny",
     "mass demo --model smollm2",
     "mass demo --model ./my-model --checkpoint runs/mine",
 )

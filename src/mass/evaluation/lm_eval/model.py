@@ -69,7 +69,7 @@ class MassModel:
         given = self.arguments
         if not given.pretrained:
             raise ConfigError(
-                "pretrained is missing in --model_args; expected pretrained=tiny, a folder, or a hub name"
+                "pretrained is missing in --model_args; expected pretrained=tiny-terms, a folder, or a hub name"
             )
         return load(
             given.pretrained,
