@@ -1,5 +1,5 @@
-"""The types around continuous decoding: a row that is asked for, its pieces, limits, errors, what decodes, and the request
-that a thread works for.
+"""The types around continuous decoding: a row that is asked for, its pieces, limits, errors, what decodes, and whom a
+thread works for.
 """
 
 from __future__ import annotations
