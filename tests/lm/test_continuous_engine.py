@@ -31,7 +31,7 @@ from mass.lm.continuous import (
     Cancelled,
     ContinuousDecoder,
     Limits,
-    LocalEngine,
+    SharedEngine,
     check_cancelled,
     current_request,
     share,
@@ -103,7 +103,7 @@ def test_views_stop_at_their_own_texts(lm: LM) -> None:
     with ContinuousDecoder(lm) as decoder:
         shared = share(lm, decoder)
         views = [shared, shared.writing(), shared.asking("code"), share(shared, decoder)]
-        assert all(isinstance(view.engine, LocalEngine) for view in views)
+        assert all(isinstance(view.engine, SharedEngine) for view in views)
         asked = [lm.synthesis_prompt(problem) for problem in PROBLEMS]
         wanted = lm.writing().sample(asked, settings(48), [1, 2, 3, 4])
         assert [s.text for s in shared.writing().sample(asked, settings(48), [1, 2, 3, 4])] == [s.text for s in wanted]

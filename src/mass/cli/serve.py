@@ -57,7 +57,9 @@ def _load(given: Namespace, folders: dict[str, str], config: ServeConfig) -> Par
 
     model = load(given.model.name, **options.loading(given))
     console.notes(model.notes)
-    return parts_of(model, folders, config)
+    parts = parts_of(model, folders, config)
+    console.notes(parts.notes)
+    return parts
 
 
 def _require_extra() -> None:

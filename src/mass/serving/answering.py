@@ -21,7 +21,7 @@ from mass.adaptation import gate
 from mass.adaptation.canaries import Canaries
 from mass.config import AdaptConfig, SamplingConfig, ServeConfig
 from mass.lm import LM
-from mass.lm.continuous import Cancelled, ContinuousDecoder, current_request
+from mass.lm.continuous import Cancelled, Decoder, current_request
 from mass.serving import decoding
 from mass.serving.errors import internal
 from mass.serving.failures import described
@@ -43,7 +43,7 @@ class Workshop:
     """What answers requests, shared by all of them."""
 
     config: ServeConfig
-    decoders: dict[str, ContinuousDecoder]
+    decoders: dict[str, Decoder]
     """By the name of the model."""
     canaries: dict[str, Canaries]
     """By the name of the model; empty where the gate is off."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,19 @@ PAGE = {
 """The files of the page, by path."""
 
 
-def create_app(serving: Serving, config: ServeConfig, keys: Keys) -> FastAPI:
-    """Return the application. `serving` gets its service later, so that the server answers while the model loads."""
-    app = FastAPI(title="mass", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+def create_app(
+    serving: Serving,
+    config: ServeConfig,
+    keys: Keys,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """Return the application. `serving` gets its service later, so that the server answers while the model loads.
+
+    `lifespan` is entered before the first request, and left after the last, by servers that speak ASGI's lifespan.
+    """
+    app = FastAPI(
+        title="mass", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
+    )
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
     _add_answers(app, serving, config)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from mass.config import SamplingConfig
-from mass.errors import DataError, MassError
+from mass.errors import DataError, EngineError, MassError
 from mass.lm import LM
-from mass.lm.continuous import Ask, Closed, ContinuousDecoder, Piece, QueueFull
+from mass.lm.continuous import Ask, Closed, Decoder, Piece, QueueFull
 from mass.seeds import derive
 from mass.serving.errors import RequestError, too_busy, unavailable
+from mass.serving.failures import described
 from mass.serving.job import Job, Text
 from mass.types import Params, Sample
+
+log = logging.getLogger(__name__)
 
 
 def prompt_of(job: Job) -> list[int]:
@@ -91,12 +95,12 @@ def asks(
     return [ask(index) for index in range(request.n)]
 
 
-async def sampled(decoder: ContinuousDecoder, rows: Sequence[Ask]) -> tuple[Sample, ...]:
+async def sampled(decoder: Decoder, rows: Sequence[Ask]) -> tuple[Sample, ...]:
     """Sample the rows. Cancelling this cancels them, so that they leave the batch before the next step."""
     return await collected(submitted(decoder, rows))
 
 
-def submitted(decoder: ContinuousDecoder, rows: Sequence[Ask]) -> list[Future[Sample]]:
+def submitted(decoder: Decoder, rows: Sequence[Ask]) -> list[Future[Sample]]:
     """Submit the rows. Raises a `RequestError`."""
     try:
         return decoder.submit_all(rows)
@@ -109,19 +113,22 @@ def submitted(decoder: ContinuousDecoder, rows: Sequence[Ask]) -> list[Future[Sa
 
 
 async def collected(futures: Sequence[Future[Sample]]) -> tuple[Sample, ...]:
-    """Wait for submitted rows, and cancel all of them if this is cancelled or one fails."""
+    """Wait for submitted rows, and cancel all of them if this is cancelled or one fails. Raises a `RequestError`."""
     try:
         return tuple(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
     except Closed as error:
         raise unavailable("the server is stopping; try again", "stopping") from error
+    except EngineError as error:
+        log.error("the sampling server failed: %s", described(error))
+        raise unavailable("the sampling server gave no answer; try again", "sampling_failed") from error
     finally:
         for future in futures:
             future.cancel()
 
 
-def decoders_for(lms: Sequence[LM], make: Callable[[LM], ContinuousDecoder]) -> list[ContinuousDecoder]:
+def decoders_for(lms: Sequence[LM], make: Callable[[LM], Decoder]) -> list[Decoder]:
     """Return a decoder for each model; those with adapters of the same shape share one."""
-    shared: dict[object, ContinuousDecoder] = {}
+    shared: dict[object, Decoder] = {}
     for lm in lms:
         if lm.adapters.config not in shared:
             shared[lm.adapters.config] = make(lm)

@@ -87,6 +87,9 @@ class Guards:
         if not self._keys.required and not is_loopback(_name(host)):
             # Without a key only the address protects: a page elsewhere could point a name of its own at this machine.
             raise forbidden("the Host header names another machine; expected 127.0.0.1 or localhost, or set a key")
+        client = scope.get("client")
+        if not self._keys.required and client and not is_loopback(client[0]):  # another server may have bound the port
+            raise forbidden("the request comes from another machine, and no key is set; set one, or ask from this one")
         origin = headers.get("origin")
         if origin is not None and _authority(origin) != host:
             raise forbidden("the request comes from a page of another site; expected none, or the page of this server")

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -150,7 +150,7 @@ async def _serve(
     server = Server(_uvicorn(starting), drain)
     server_made(server)
     running = asyncio.create_task(server.serve(sockets=[bound]))
-    loading = asyncio.create_task(asyncio.to_thread(_loaded, load, config))
+    loading = asyncio.create_task(asyncio.to_thread(loaded, load, config))
     try:
         await asyncio.wait({running, loading}, return_when=asyncio.FIRST_COMPLETED)
         parts, records = await loading  # also where it was told to stop meanwhile: a thread cannot be left behind
@@ -159,13 +159,13 @@ async def _serve(
                 services.append(_open(starting, config, keys, parts, records))
                 ready(parts, services[0])
                 await _until(running, records, config)
-            await asyncio.to_thread(_close, parts, services)
+            await asyncio.to_thread(close, parts, services)
     finally:
         server.should_exit = True
         await running
 
 
-def _loaded(load: Callable[[], Parts], config: ServeConfig) -> tuple[Parts, Records | None]:
+def loaded(load: Callable[[], Parts], config: ServeConfig) -> tuple[Parts, Records | None]:
     """Load the model, and open the records. The modules that need torch are imported here, in a thread."""
     importlib.import_module("mass.serving.app")  # so that the event loop does not wait for it
     from mass.serving.records import Records
@@ -191,14 +191,14 @@ def _open(starting: Starting, config: ServeConfig, keys: Keys, parts: Parts, rec
 
 async def _until(running: asyncio.Task[None], records: Records | None, config: ServeConfig) -> None:
     """Wait until the server stops, and remove old records meanwhile."""
-    pruning = asyncio.create_task(_prune(records, config.keep_days))
+    pruning = asyncio.create_task(prune(records, config.keep_days))
     try:
         await running
     finally:
         pruning.cancel()
 
 
-def _close(parts: Parts, services: list[Service]) -> None:
+def close(parts: Parts, services: Sequence[Service]) -> None:
     """End all threads, and check the base's weights. Raises ModelError."""
     from mass.serving.loading import require_unchanged
 
@@ -209,7 +209,7 @@ def _close(parts: Parts, services: list[Service]) -> None:
     require_unchanged(parts)
 
 
-async def _prune(records: Records | None, keep_days: float | None) -> None:
+async def prune(records: Records | None, keep_days: float | None) -> None:
     """Remove old records, now and then once an hour."""
     while records is not None and keep_days is not None:
         try:

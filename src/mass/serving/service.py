@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mass.adaptation.canaries import Canaries
 from mass.config import ServeConfig
-from mass.lm.continuous import ContinuousDecoder, Load
+from mass.lm.continuous import Decoder, Load
 from mass.serving import kept
 from mass.serving.answering import Answering, Workshop
 from mass.serving.errors import RequestError, internal, too_busy, unavailable
@@ -72,7 +72,7 @@ class Service:
         self,
         config: ServeConfig,
         models: Models,
-        decoders: Mapping[str, ContinuousDecoder],
+        decoders: Mapping[str, Decoder],
         canaries: Mapping[str, Canaries],
         records: Records | None = None,
     ) -> None:

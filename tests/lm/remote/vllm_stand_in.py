@@ -73,6 +73,8 @@ class StandIn:
         self.tokenizer, self.model = _loaded(base)
         self.runtime_updating, self.enable_lora, self.api_key = True, True, ""
         self.ignores_adapters, self.adds_token = False, None
+        self.mixes_base = False
+        """Whether rows of the base get an adapter that is loaded, as on a CPU (vllm issue 48421)."""
         self.unsupported_modules: set[str] = set()
         self.paths: dict[str, Path] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
@@ -199,6 +201,12 @@ class StandIn:
             del self._models[next(iter(self._models))]
         return self._models[name]
 
+    def _applied(self, name: str) -> str | None:
+        """The adapter that a row gets; None for the base."""
+        if self.ignores_adapters or name not in self.names:
+            return None if self.ignores_adapters else name
+        return next(reversed(self.paths), None) if self.mixes_base else None
+
     def _place_again(self, name: str) -> Any:
         """For a request. vLLM's engine ends where the folder is gone by then."""
         try:
@@ -218,7 +226,8 @@ class StandIn:
                 raise Wrong(404, text, "NotFoundError", "model")
             if self.dead:
                 raise Wrong(500, ENGINE_DEAD, "InternalServerError")
-            model = self.model if name in self.names or self.ignores_adapters else self._place_again(name)
+            applied = self._applied(name)
+            model = self.model if applied is None else self._place_again(applied)
         if self.adds_token is not None:
             prompt = [self.adds_token, *prompt]
         body = {**body, "max_tokens": self._room(len(prompt), body["max_tokens"])}

@@ -4,6 +4,7 @@ from mass.lm.continuous.ask import (
     Ask,
     Cancelled,
     Closed,
+    Decoder,
     Limits,
     Load,
     Piece,
@@ -13,19 +14,20 @@ from mass.lm.continuous.ask import (
     current_request,
 )
 from mass.lm.continuous.decoder import ContinuousDecoder
-from mass.lm.continuous.engine import LocalEngine, share
+from mass.lm.continuous.engine import SharedEngine, share
 
 __all__ = [
     "Ask",
     "Cancelled",
     "Closed",
     "ContinuousDecoder",
+    "Decoder",
     "Limits",
     "Load",
-    "LocalEngine",
     "Piece",
     "QueueFull",
     "Request",
+    "SharedEngine",
     "check_cancelled",
     "current_request",
     "share",

@@ -1,19 +1,24 @@
-"""The types around continuous decoding: a row that is asked for, the pieces it arrives in, limits, errors, and the
-request that a thread works for.
+"""The types around continuous decoding: a row that is asked for, its pieces, limits, errors, what decodes, and whom a
+thread works for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mass.config import SamplingConfig
 from mass.config.checks import require
-from mass.errors import MassError
+from mass.errors import DataError, MassError, ShapeError
+from mass.lm.lora import LoraSites, changes_nothing
 from mass.lm.sampling import StopStrings
-from mass.types import Params
+from mass.types import Params, Sample
+
+if TYPE_CHECKING:
+    from mass.lm.model import LM
 
 
 class QueueFull(MassError):
@@ -101,6 +106,39 @@ class Load:
     """Steps since the start, each of one token for each running row."""
     held: int
     """Bytes of keys and values."""
+
+
+class Decoder(Protocol):
+    """What decodes the rows of many threads: this process (`ContinuousDecoder`), or a server
+    (`mass.lm.remote.decoder.RemoteDecoder`)."""
+
+    lm: LM
+
+    def submit_all(self, asks: Sequence[Ask], *, wait: bool = False) -> list[Future[Sample]]: ...
+
+    def load(self) -> Load: ...
+
+    def close(self) -> None: ...
+
+
+def adapters_of(asks: Sequence[Ask], sites: LoraSites) -> list[Params | None]:
+    """Return the adapter of each row, one object for all that have it in common; None for one that changes nothing.
+
+    Raises ShapeError for an adapter that does not fit the model, DataError for a prompt without tokens.
+    """
+    if not all(ask.prompt for ask in asks):
+        raise DataError("a prompt without tokens; expected at least one; give a text or a start token")
+    adapters = {id(ask.adapter): ask.adapter for ask in asks if ask.adapter is not None}
+    own = {key: _checked(adapter, sites) for key, adapter in adapters.items()}
+    return [own.get(id(ask.adapter)) for ask in asks]
+
+
+def _checked(adapter: Params, sites: LoraSites) -> Params | None:
+    """Return the adapter; None for one that changes nothing. Raises ShapeError."""
+    sites.check(adapter)
+    if any(tensor.dim() != 2 for tensor in adapter.values()):
+        raise ShapeError("a row has a stack of adapters; expected one adapter; use mass.lm.lora.pick")
+    return None if changes_nothing(adapter) else adapter
 
 
 class Request(Protocol):

@@ -16,17 +16,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mass.errors import DataError, ShapeError
 from mass.lm.continuous.admission import Admission
-from mass.lm.continuous.ask import Ask, Cancelled, Closed, Limits, Load, QueueFull
+from mass.lm.continuous.ask import Ask, Cancelled, Closed, Limits, Load, QueueFull, adapters_of
 from mass.lm.continuous.batch import Batch, Reading
 from mass.lm.continuous.mixture import LaidOut
 from mass.lm.continuous.queue import FairQueue, Group, grouped
 from mass.lm.continuous.row import Row
-from mass.lm.lora import changes_nothing
 from mass.lm.merging import can_be_merged
 from mass.lm.sampling import StopStrings, check_lengths, decoding_cache
-from mass.types import Params, Sample
+from mass.types import Sample
 
 if TYPE_CHECKING:
     from mass.lm.model import LM
@@ -117,27 +115,17 @@ class ContinuousDecoder:
 
     def _rows(self, asks: Sequence[Ask]) -> list[Row]:
         """Check what is asked for. Raises ShapeError or DataError."""
-        if not all(ask.prompt for ask in asks):
-            raise DataError("a prompt without tokens; expected at least one; give a text or a start token")
+        adapters = adapters_of(asks, self.lm.adapters)
         check_lengths(self.lm, [ask.prompt for ask in asks])
-        adapters = {id(ask.adapter): ask.adapter for ask in asks if ask.adapter is not None}
-        own = {key: self._checked(adapter) for key, adapter in adapters.items()}
         return [
             Row(
                 ask,
-                own.get(id(ask.adapter)),
+                adapter,
                 ask.stop if isinstance(ask.stop, StopStrings) else StopStrings(self.lm.tokenizer, ask.stop),
                 min(ask.config.max_new_tokens, self.lm.context - len(ask.prompt)),
             )
-            for ask in asks
+            for ask, adapter in zip(asks, adapters, strict=True)
         ]
-
-    def _checked(self, adapter: Params) -> Params | None:
-        """Return the adapter; None for one that changes nothing. Raises ShapeError."""
-        self.lm.adapters.check(adapter)
-        if any(tensor.dim() != 2 for tensor in adapter.values()):
-            raise ShapeError("a row has a stack of adapters; expected one adapter; use mass.lm.lora.pick")
-        return None if changes_nothing(adapter) else adapter
 
     def _require_open(self) -> None:
         if self._closed:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mass.config import SamplingConfig
 from mass.errors import ConfigError, ShapeError
-from mass.lm.continuous.ask import Ask, Cancelled, check_cancelled, current_request
+from mass.lm.continuous.ask import Ask, Cancelled, Decoder, check_cancelled, current_request
 from mass.lm.continuous.decoder import ContinuousDecoder
 from mass.lm.lora import detach, pick
 from mass.lm.sampling import count_adapters
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from mass.lm.model import LM
 
 
-class LocalEngine:
+class SharedEngine:
     """Samples for one view of a model through a decoder. Threads may share it."""
 
-    def __init__(self, view: LM, decoder: ContinuousDecoder) -> None:
+    def __init__(self, view: LM, decoder: Decoder) -> None:
         self._view, self._decoder = view, decoder
 
     def sample(
@@ -75,21 +75,22 @@ class LocalEngine:
                 future.cancel()
 
 
-def share(lm: LM, decoder: ContinuousDecoder) -> LM:
+def share(lm: LM, decoder: Decoder) -> LM:
     """Return a view of the decoder's model whose samples, and those of its own views, come from the decoder.
 
     A view with adapters of another shape (`LM.with_lora`) samples by itself. Raises ConfigError for another model, or
-    one that a server samples for.
+    one that a server samples for where the decoder is of this process.
     """
     if lm.model is not decoder.lm.model or lm.adapters is not decoder.lm.adapters:
         raise ConfigError(
             f"the decoder is for {decoder.lm.name!r} with its adapters; expected the same for {lm.name!r}; make a "
             "decoder for this model"
         )
-    if lm.engine is not None and not isinstance(lm.engine, LocalEngine):
+    at_server = lm.engine is not None and not isinstance(lm.engine, SharedEngine)
+    if at_server and isinstance(decoder, ContinuousDecoder):
         raise ConfigError(f"{lm.name!r} is sampled by a server; expected this process; leave out model.engine.url")
     return lm.sampled_by_engine(
-        lambda view: LocalEngine(view, decoder) if view.adapters is decoder.lm.adapters else None
+        lambda view: SharedEngine(view, decoder) if view.adapters is decoder.lm.adapters else None
     )
 
 

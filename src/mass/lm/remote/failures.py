@@ -29,6 +29,10 @@ class Refused(EngineError):
         self.status, self.message = status, message
 
 
+class UnknownAdapter(EngineError):
+    """An adapter that was loaded, and that the server does not know now: it was started anew, or is another one."""
+
+
 def message_of(body: str) -> str:
     """Return a server's error as one line: vLLM's `error.message` (older: `message`), FastAPI's `detail`, or a page."""
     try:

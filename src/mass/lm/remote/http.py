@@ -31,7 +31,7 @@ from mass.config import EngineConfig, SamplingConfig
 from mass.errors import DataError, EngineError, MassError, ShapeError
 from mass.lm.lora import changes_nothing, detach, pick
 from mass.lm.remote.answers import Asked, read_completion, request_body
-from mass.lm.remote.failures import Refused
+from mass.lm.remote.failures import Refused, UnknownAdapter
 from mass.lm.remote.folder import SharedFolder, check_loadable, fresh_name, older_than
 from mass.lm.remote.listing import Served, read_served
 from mass.lm.remote.protocol import Local
@@ -121,26 +121,49 @@ class HttpEngine:
         found: dict[int, Sample] = {}
 
         async def row(client: httpx2.AsyncClient, place: int, name: str) -> None:
-            limit = min(config.max_new_tokens, self.context - len(prompts[place]))
-            names = self.served.names if name == self.served.name else frozenset({name})
-            asked = Asked(tuple(prompts[place]), limit, names, with_logprobs)
-            found[place] = await self._complete(client, name, asked, config, seeds[place])
+            found[place] = await self.complete(
+                client, name, prompts[place], config, seeds[place], with_logprobs=with_logprobs
+            )
 
         _run(lambda: self._all(blocks, row))
         return [found[place] for place in range(len(prompts))]
 
-    async def _complete(
-        self, client: httpx2.AsyncClient, name: str, asked: Asked, config: SamplingConfig, seed: int
+    def session(self) -> httpx2.AsyncClient:
+        """Make a client with connections of its own; use it as an asynchronous context manager."""
+        return self._transport.session()
+
+    async def complete(
+        self,
+        client: httpx2.AsyncClient,
+        name: str,
+        prompt: Sequence[int],
+        config: SamplingConfig,
+        seed: int,
+        *,
+        with_logprobs: bool = False,
+        local: Local | None = None,
     ) -> Sample:
-        """Request one completion and read it. Raises EngineError."""
-        body = request_body(name, asked, self.local, seed=seed, temperature=config.temperature, top_p=config.top_p)
+        """Request one completion and read it.
+
+        Args:
+            name: the base or a loaded adapter, by its name at the server.
+            local: says what ends the text, where that is not as `self.local` has it.
+
+        Raises:
+            UnknownAdapter: the server does not know the adapter.
+            EngineError: any other failure.
+        """
+        local = local or self.local
+        names = self.served.names if name == self.served.name else frozenset({name})
+        asked = Asked(tuple(prompt), min(config.max_new_tokens, self.context - len(prompt)), names, with_logprobs)
+        body = request_body(name, asked, local, seed=seed, temperature=config.temperature, top_p=config.top_p)
         try:
             return await self._transport.ask(
-                client, COMPLETIONS, body, lambda response: read_completion(response, asked, self.local)
+                client, COMPLETIONS, body, lambda response: read_completion(response, asked, local)
             )
         except Refused as refused:
             if refused.status == 404 and name != self.served.name:
-                raise EngineError(
+                raise UnknownAdapter(
                     f"{refused}; the adapter was loaded a moment ago; expected one server at model.engine.url, "
                     "not a load balancer before several: an adapter loaded at one is unknown to the others"
                 ) from refused
@@ -169,7 +192,7 @@ class HttpEngine:
                         deadline.cancel()
 
                 async def block(one: Block) -> None:
-                    async with self._loaded(client, one.adapter) as name, anyio.create_task_group() as rows:
+                    async with self.loaded(client, one.adapter) as name, anyio.create_task_group() as rows:
                         for place in one.places:
                             rows.start_soon(guarded, requests, lambda place=place: row(client, place, name))
 
@@ -185,10 +208,10 @@ class HttpEngine:
             )
 
     @asynccontextmanager
-    async def _loaded(self, client: httpx2.AsyncClient, adapter: Params | None) -> AsyncGenerator[str, None]:
-        """Load an adapter for the length of the block; yields the name to request.
+    async def loaded(self, client: httpx2.AsyncClient, adapter: Params | None) -> AsyncGenerator[str, None]:
+        """Load an adapter for the length of the block; yields the name to request, that of the base for None.
 
-        However the block ends, the server unloads the adapter, and its files are deleted.
+        However the block ends, the server unloads the adapter, and its files are deleted. Raises EngineError.
         """
         if adapter is None:
             yield self.served.name

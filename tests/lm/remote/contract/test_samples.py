@@ -193,7 +193,8 @@ def test_a_model_that_only_resembles_the_server_s_is_refused(contract: Contract)
     kept = layer.weight.data.clone()
     try:
         layer.weight.data.mul_(4.0)
-        with pytest.raises(EngineError, match="other log-probabilities than"):
+        # Which of the two comparisons finds it first depends on the text that the server samples.
+        with pytest.raises(EngineError, match=r"other log-probabilities than|a test adapter in another way"):
             contract.connect(check=True)
     finally:
         layer.weight.data.copy_(kept)
