@@ -86,6 +86,21 @@ def test_a_replay_says_where_the_text_differs(server: Running) -> None:
     assert not server.post(f"{ROOT}/{reply['id']}/replay").json()["same"]
 
 
+@pytest.mark.parametrize("column", ["record", "extra"])
+def test_a_record_of_another_version_is_said_to_be_one(server: Running, column: str) -> None:
+    id, records = asked(server, seed=3)["id"], server.service.records
+    assert records is not None
+    with records._changing() as db:
+        (text,) = db.execute(f"SELECT {column} FROM adaptations WHERE id = ?", [id]).fetchone()
+        data = json.loads(text)
+        (data if column == "record" else data["request"])["of_tomorrow"] = 1
+        db.execute(f"UPDATE adaptations SET {column} = ? WHERE id = ?", [json.dumps(data), id])
+    found = server.post(f"{ROOT}/{id}/replay")
+    assert (found.status_code, found.json()["error"]["code"]) == (409, "other_version")
+    assert server.get(f"{ROOT}/{id}").status_code == (409 if column == "record" else 200)
+    assert httpx2.delete(f"{server.url}{ROOT}/{id}").status_code == 200
+
+
 def test_a_checkpoint_that_is_not_served_cannot_be_replayed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     reply = asked(server, seed=3)
     monkeypatch.setattr(server.service.models, "of", lambda _: None)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from servers import WAIT_S, until
 
-from mass.lm.continuous import Cancelled, current_request
-from mass.serving.inner_loops import InnerLoops, Learned, Lesson
+from mass.lm.continuous import Cancelled, check_cancelled, current_request
+from mass.serving.inner_loops import InnerLoops, Learned, Lesson, _run, _Waiting
 from mass.types import Adaptation
 
 
@@ -26,7 +26,9 @@ class Teacher:
     bad: frozenset[str] = frozenset()
 
     def learn(self, lessons: Sequence[Lesson]) -> list[Learned]:
-        assert current_request.get() is None
+        request = current_request.get()
+        assert request is not None
+        assert not request.cancelled
         self.stacks.append([one.problem for one in lessons])
         self.begun.set()
         assert self.go.wait(WAIT_S)
@@ -84,6 +86,23 @@ def test_a_cancelled_lesson_is_not_learned() -> None:
     lessons = [lesson("p0"), lesson("p1", cancelled=True), lesson("p2")]
     assert taught(InnerLoops(16), teacher, lessons) == ["p0", Cancelled, "p2"]
     assert not any("p1" in stack for stack in teacher.stacks)
+
+
+def test_a_stack_ends_between_two_steps_when_nobody_waits_for_it() -> None:
+    gone, steps = list[str](), list[int]()
+
+    def learn(_: Sequence[Lesson]) -> list[Learned]:
+        for step in range(10):
+            steps.append(step)
+            gone.append(f"p{step}")
+            check_cancelled()
+        raise AssertionError
+
+    names = ("p0", "p3")
+    waiting = [_Waiting(Lesson("k", name, (), 0, lambda name=name: name in gone), learn) for name in names]
+    _run(waiting)
+    assert steps == [0, 1, 2, 3]
+    assert [type(one.error) for one in waiting] == [Cancelled, Cancelled]
 
 
 def test_the_caller_keeps_its_own_request() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -255,6 +256,15 @@ def test_what_is_not_used_expires() -> None:
     one.now[0] = 179.0
     assert not one.has("a", "1")
     assert one.kept.of_owner(None) == []
+
+
+def test_what_has_expired_is_freed_though_nobody_asks() -> None:
+    one = cache(learned_minutes=1.0)
+    asyncio.run(one.learn("a", "1"))
+    (kept,) = (weakref.ref(found.model.adapter["a"]) for found in one.kept.of_owner(None))
+    one.now[0] = 61.0
+    one.kept.expire()
+    assert kept() is None
 
 
 def test_learning_is_cancelled_with_the_last_request_that_waits() -> None:

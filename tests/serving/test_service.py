@@ -145,6 +145,15 @@ def test_another_request_under_a_key_in_use_is_refused(server: Running, held: He
     assert first.result(WAIT_S).status_code == 200
 
 
+@pytest.mark.parametrize(("header", "status"), [("Idempotency-Key", 400), ("x-request-id", 200)])
+def test_a_key_too_long_to_be_kept_is_refused(server: Running, header: str, status: int) -> None:
+    body: dict[str, Any] = {"model": BASE, "messages": QUESTION}
+    found = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers={header: "k" * 201}, timeout=WAIT_S)
+    assert found.status_code == status
+    if status == 400:
+        assert "201 characters; expected at most 200" in found.json()["error"]["message"]
+
+
 def test_keys_of_two_clients_do_not_meet(locked: Running) -> None:
     body: dict[str, Any] = {"model": BASE, "messages": QUESTION}
     url = f"{locked.url}/v1/chat/completions"

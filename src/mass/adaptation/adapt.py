@@ -27,6 +27,7 @@ from mass.adaptation.gate import EXPLODING, NO_EXAMPLE, NOT_FINITE
 from mass.adaptation.judging import Adapted, Judge, Lesson, judged, judged_by, where
 from mass.config import AdaptConfig, SamplingConfig, config_hash, to_dict
 from mass.lm import LM
+from mass.lm.continuous import check_cancelled
 from mass.lm.lora import adapter_hash, pick, repeat
 from mass.lm.prompts import to_json
 from mass.metagrad.outer import inner_loop
@@ -51,6 +52,8 @@ def adapt_stack(
     losses: bool = True,
 ) -> Adapted:
     """Score the examples, weight them, and take K steps on them from theta, for B problems side by side.
+
+    Raises Cancelled between two steps where nobody waits for the result any more (`mass.lm.continuous`).
 
     Args:
         judge: what the gate judges with, where it is on; by default as the configuration says, with new canaries.
@@ -77,9 +80,8 @@ def adapt_stack(
     with clock.stage("inner loop"):
         # A learned rate may overflow in exp; an infinite one would be an error of `adapt` instead of a bad update.
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
-        stack = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size))(
-            start, practice.pick(weights), rates
-        )
+        run = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size), lambda *_: check_cancelled())
+        stack = run(start, practice.pick(weights), rates)
         norms = update_norms(stack, start)
         fallbacks = [
             _why_fall_back(n, bool(v), config.inner.max_update_norm) for n, v in zip(norms, valid.any(1), strict=True)

@@ -34,6 +34,8 @@ PAGE = {
     **{f"/{name}": (name, "text/javascript") for name in SCRIPTS},
 }
 """The files of the page, by path."""
+MAX_IDENTITY = 200
+"""Characters of an Idempotency-Key or an x-request-id at most."""
 
 
 def create_app(
@@ -186,12 +188,17 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _identity(request: Request, owner: str) -> Identity | None:
-    """Return what the client calls this request, if it does."""
-    for header, strict in (("idempotency-key", True), ("x-request-id", False)):
-        name = request.headers.get(header, "")
-        if 0 < len(name) <= 200:
-            return Identity(owner, f"{header}:{name}", strict)
-    return None
+    """Return what the client calls this request, if it does. Raises a `RequestError` for a key that is too long."""
+    key, id = request.headers.get("idempotency-key", ""), request.headers.get("x-request-id", "")
+    if len(key) > MAX_IDENTITY:
+        raise RequestError(
+            f"the Idempotency-Key has {len(key)} characters; expected at most {MAX_IDENTITY}; use a shorter one",
+            param="Idempotency-Key",
+        )
+    if key:
+        return Identity(owner, f"idempotency-key:{key}", strict=True)
+    # A request id is the client's own, for its logs as well: one that is too long to be kept names nothing here.
+    return Identity(owner, f"x-request-id:{id}", strict=False) if 0 < len(id) <= MAX_IDENTITY else None
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

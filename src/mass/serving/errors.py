@@ -50,6 +50,15 @@ def not_found(message: str, code: str = "not_found", param: str | None = None) -
     return RequestError(message, status=404, param=param, code=code)
 
 
+def other_version() -> RequestError:
+    """Return the error for a record that this version cannot read."""
+    return RequestError(
+        "the record was written by another version of mass, and this one cannot read it; use the version that wrote it",
+        status=409,
+        code="other_version",
+    )
+
+
 def too_large(message: str) -> RequestError:
     """Return the error for a body beyond the limit."""
     return RequestError(message, status=413, code="request_too_large")

@@ -18,7 +18,7 @@ from mass.config import ServeConfig
 from mass.encoding import finite
 from mass.errors import ConfigError
 from mass.serving import fields, kept
-from mass.serving.errors import RequestError, not_found
+from mass.serving.errors import RequestError, not_found, other_version
 from mass.serving.json_reply import Json
 from mass.serving.reading import caller_of, read_body
 from mass.serving.records import MOST, Entry, Filters, Records
@@ -97,7 +97,10 @@ def _records(service: Service) -> Records:
 
 async def _entry(service: Service, request: Request, id: str) -> Entry:
     records = _records(service)
-    found = await _read(lambda: records.get(id, owner=_owner(request)))
+    try:
+        found = await _read(lambda: records.get(id, owner=_owner(request)))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise other_version() from error
     if found is None:
         raise _missing(id)
     return found

@@ -26,6 +26,20 @@ class Lesson:
     cancelled: Callable[[], bool]
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Lessons that are learned together, as a request (`mass.lm.continuous.Request`) that ends with the last of them:
+    that of the thread which runs them must not end the lessons of the others."""
+
+    lessons: Sequence[Lesson]
+    owner: Hashable = None
+    urgent: bool = False
+
+    @property
+    def cancelled(self) -> bool:
+        return all(lesson.cancelled() for lesson in self.lessons)
+
+
 Learned = tuple[Adaptation, Params]
 Learn = Callable[[Sequence[Lesson]], list[Learned]]
 
@@ -90,8 +104,7 @@ def _run(stack: list[_Waiting]) -> None:
         if one.lesson.cancelled():
             one.error = Cancelled()
     live = [one for one in stack if not one.done]
-    # The stack belongs to several requests: that of this thread must not end the lessons of the others.
-    token = current_request.set(None)
+    token = current_request.set(Stack([one.lesson for one in live]))
     try:
         found = live[0].learn([one.lesson for one in live]) if live else []
         for one, learned in zip(live, found, strict=True):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
-from mass.config import ExamplesConfig, SamplingConfig, config_hash, to_dict
+from mass.adaptation import checkpoint as checkpoint_files
+from mass.config import AdaptConfig, ExamplesConfig, SamplingConfig, config_hash, to_dict
+from mass.errors import MassError
 from mass.lm.prompts import to_json
 from mass.serving.answering import Answering
+from mass.serving.errors import other_version
 from mass.serving.examples import AnsweringByExamples
 from mass.serving.job import Outcome
 from mass.serving.models import Served
@@ -66,9 +70,37 @@ def _learned(answering: Answering) -> dict[str, Any] | None:
     return {"method": used.method, **{name: value for name, value in given.items() if value}}
 
 
-def learned_by(entry: Entry) -> ExamplesConfig | None:
-    """Return how the examples of an entry are learned again; None where none were learned."""
-    given: dict[str, Any] | None = entry.extra.get("learned")
+@dataclass(frozen=True)
+class Recorded:
+    """What an entry says of how its request was answered."""
+
+    request: AnswerRequest
+    config: AdaptConfig
+    sampling: SamplingConfig
+    answer_seed: int
+    texts: list[str]
+    learned_by: ExamplesConfig | None
+    """How the examples of the request are learned again; None where none were learned."""
+
+
+def recorded(entry: Entry) -> Recorded:
+    """Read an entry whole, before anything of it is answered again. Raises a `RequestError` of status 409 for one that
+    another version wrote."""
+    extra = entry.extra
+    try:
+        return Recorded(
+            _request(extra["request"]),
+            checkpoint_files.adapt_config(entry.record.config),
+            SamplingConfig(**extra["sampling"]),
+            int(extra["answer_seed"]),
+            [str(text) for text in extra["texts"]],
+            _learned_by(extra["learned"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, MassError) as error:
+        raise other_version() from error
+
+
+def _learned_by(given: dict[str, Any] | None) -> ExamplesConfig | None:
     if given is None:
         return None
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
@@ -91,9 +123,8 @@ def _without_practice(answering: Answering) -> Adaptation:
     )
 
 
-def request_of(entry: Entry) -> AnswerRequest:
-    """Return the request of an entry. Raises TypeError or KeyError for one that another version wrote."""
-    values = dict[str, Any](entry.extra["request"])
+def _request(given: dict[str, Any]) -> AnswerRequest:
+    values = dict(given)
     options = dict[str, Any](values["mass"])
     options["examples"] = tuple((one, other) for one, other in options["examples"])
     values["mass"] = MassOptions(**options)
@@ -101,11 +132,6 @@ def request_of(entry: Entry) -> AnswerRequest:
     values["stop"] = tuple(values["stop"])
     values |= {"stream": False, "include_usage": False}
     return AnswerRequest(**values)
-
-
-def sampling_of(entry: Entry) -> SamplingConfig:
-    """Return how the entry's answers were sampled."""
-    return SamplingConfig(**entry.extra["sampling"])
 
 
 def shown(entry: Entry, served: Served | None) -> dict[str, Any]:

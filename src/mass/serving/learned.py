@@ -79,7 +79,7 @@ class LearnedExamples:
 
     def find(self, key: ExamplesKey) -> Kept | None:
         """Return the adapter of a key, and count this as a use."""
-        self._expire()
+        self.expire()
         found = self._kept.get(key)
         if found is not None:
             found.used = self._clock()
@@ -120,7 +120,7 @@ class LearnedExamples:
 
     def of_owner(self, owner: str | None) -> list[Kept]:
         """Return the adapters of an owner, the newest first; those of everybody for None."""
-        self._expire()
+        self.expire()
         found = [one for one in self._kept.values() if owner is None or one.key.owner == owner]
         return sorted(found, key=lambda one: one.made, reverse=True)
 
@@ -138,7 +138,8 @@ class LearnedExamples:
         for learning in self._learning.values():
             learning.dropped = True
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Drop what was not used for too long."""
         oldest = self._clock() - self._idle_s
         for key in [key for key, one in self._kept.items() if one.used < oldest]:
             del self._kept[key]

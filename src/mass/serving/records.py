@@ -219,7 +219,11 @@ class Records:
                 ) from error
 
     def get(self, id: str, *, owner: str | None) -> Entry | None:
-        """Return an entry; None where the owner has none of this id."""
+        """Return an entry; None where the owner has none of this id.
+
+        Raises:
+            KeyError, TypeError, AttributeError: Another version of mass wrote it.
+        """
         where, values = _whose([("id = ?", id)], owner)
         with self._reading() as db:
             row = db.execute(f"SELECT {_SELECTED}, record, extra FROM adaptations WHERE {where}", values).fetchone()

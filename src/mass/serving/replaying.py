@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from mass.adaptation import checkpoint as checkpoint_files
 from mass.adaptation.adapt import practise
 from mass.config import ExamplesConfig
 from mass.lm.continuous import current_request
 from mass.lm.lora import pick
-from mass.serving import decoding, examples, kept
+from mass.serving import decoding, examples
 from mass.serving.answering import Answering, Work, Workshop
 from mass.serving.job import Job, Outcome
-from mass.serving.records import Entry
-from mass.types import Params
+from mass.serving.kept import Recorded
+from mass.types import Adaptation, Params
 
 
 class Replaying(Answering):
     """One record while it is replayed."""
 
-    def __init__(self, job: Job, shop: Workshop, entry: Entry) -> None:
+    def __init__(self, job: Job, shop: Workshop, record: Adaptation, recorded: Recorded) -> None:
         super().__init__(job, shop)
-        self._entry = entry
-        self.answer_seed = int(entry.extra["answer_seed"])
+        self._record, self._recorded = record, recorded
+        self.answer_seed = recorded.answer_seed
 
     async def outcome(self) -> Outcome:
         """Return the outcome of the same request, with the weights that the recorded practice makes."""
-        learned_by = kept.learned_by(self._entry)
-        if learned_by is not None:
-            return await self._by_examples(learned_by)
+        if self._recorded.learned_by is not None:
+            return await self._by_examples(self._recorded.learned_by)
         prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
         adapter = await self.in_thread(self.shop.threads, self._relearned)
-        samples = await self.answers(prompt, kept.sampling_of(self._entry), adapter, streams=True)
+        samples = await self.answers(prompt, self._recorded.sampling, adapter, streams=True)
         return self.plain_outcome(prompt, samples)
 
     async def _by_examples(self, config: ExamplesConfig) -> Outcome:
@@ -37,26 +35,23 @@ class Replaying(Answering):
         work = Work(self.job, self.job.id)
         model = await self.in_thread(self.shop.learning, lambda: examples.learned(self.job, work, config))
         prompt = await self.in_thread(self.shop.tokenising, lambda: examples.prompt_of(self.job, model))
-        sampling = kept.sampling_of(self._entry)
-        return self.plain_outcome(
-            prompt, await self.answers(prompt, sampling, model.adapter, streams=True, lm=model.lm)
-        )
+        samples = await self.answers(prompt, self._recorded.sampling, model.adapter, streams=True, lm=model.lm)
+        return self.plain_outcome(prompt, samples)
 
     def _relearned(self) -> Params | None:
         """Return the weights that answered: those that the practice makes, or the unadapted ones after a fallback.
 
         The gate's decision is taken as it was, and nothing is decided again.
         """
-        record, mass = self._entry.record, self.job.served.mass
+        record, mass = self._record, self.job.served.mass
         if record.fallback:
             return self.start()
         current_request.set(Work(self.job, self.job.id))
-        config = checkpoint_files.adapt_config(record.config)
         _, adapted = practise(
             mass.lm,
             mass.state,
             [record.problem],
-            config,
+            self._recorded.config,
             [record.seed],
             None,
             [record.examples],

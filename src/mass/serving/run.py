@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_S = 3600.0
+EXPIRE_EVERY_S = 60.0
 LAST_SENDING_S = 5
 """Seconds for the last replies to be sent, once they are there."""
 
@@ -158,7 +159,7 @@ async def _serve(
             if not running.done():
                 services.append(_open(starting, config, keys, parts, records))
                 ready(parts, services[0])
-                await _until(running, records, config)
+                await _until(running, services[0], records, config)
             await asyncio.to_thread(close, parts, services)
     finally:
         server.should_exit = True
@@ -189,13 +190,14 @@ def _open(starting: Starting, config: ServeConfig, keys: Keys, parts: Parts, rec
     return serving.ready()
 
 
-async def _until(running: asyncio.Task[None], records: Records | None, config: ServeConfig) -> None:
-    """Wait until the server stops, and remove old records meanwhile."""
-    pruning = asyncio.create_task(prune(records, config.keep_days))
+async def _until(running: asyncio.Task[None], service: Service, records: Records | None, config: ServeConfig) -> None:
+    """Wait until the server stops; meanwhile remove old records, and learned examples that nobody uses."""
+    tidying = [asyncio.create_task(prune(records, config.keep_days)), asyncio.create_task(_expire(service))]
     try:
         await running
     finally:
-        pruning.cancel()
+        for task in tidying:
+            task.cancel()
 
 
 def close(parts: Parts, services: Sequence[Service]) -> None:
@@ -207,6 +209,13 @@ def close(parts: Parts, services: Sequence[Service]) -> None:
     for decoder in set(parts.decoders.values()):
         decoder.close()
     require_unchanged(parts)
+
+
+async def _expire(service: Service) -> None:
+    """Free learned examples that were not used for too long, also where nobody asks any more."""
+    while True:
+        service.learned.expire()
+        await asyncio.sleep(EXPIRE_EVERY_S)
 
 
 async def prune(records: Records | None, keep_days: float | None) -> None:

@@ -184,7 +184,8 @@ class Service:
             log.error("a record could not be written: %s", described(error))
 
     async def replay(self, entry: Entry) -> dict[str, Any]:
-        """Answer again from a record, and compare. Raises a `RequestError` where its checkpoint is not served."""
+        """Answer again from a record, and compare. Raises a `RequestError` where its checkpoint is not served, or
+        another version wrote it."""
         served = self.models.of(entry.summary.checkpoint_hash)
         if served is None:
             raise RequestError(
@@ -194,24 +195,24 @@ class Service:
             )
         if self.stopping or len(self._jobs) >= self.config.max_queue:
             raise too_busy(max(1, math.ceil(self._mean_s)))
-        job = Job(kept.request_of(entry), served, entry.summary.owner)
-        job.task = asyncio.create_task(self._run_replay(job, entry))
+        recorded = kept.recorded(entry)
+        job = Job(recorded.request, served, entry.summary.owner)
+        job.task = asyncio.create_task(self._run_replay(job, Replaying(job, self._shop, entry.record, recorded)))
         self._jobs.add(job)
         try:
             samples = (await job.outcome()).samples
         finally:
             self._jobs.discard(job)
-        texts, recorded = [sample.text for sample in samples], entry.extra["texts"]
         return {
             "id": entry.summary.id,
-            "same": texts == recorded,
-            "text": texts[0].strip(),
+            "same": [sample.text for sample in samples] == recorded.texts,
+            "text": samples[0].text.strip(),
             "recorded": entry.record.text,
         }
 
-    async def _run_replay(self, job: Job, entry: Entry) -> None:
+    async def _run_replay(self, job: Job, replaying: Replaying) -> None:
         with _failing(job, "a replay"):
-            job.publish(await Replaying(job, self._shop, entry).outcome())
+            job.publish(await replaying.outcome())
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)

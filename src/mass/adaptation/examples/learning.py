@@ -16,6 +16,7 @@ from torch import Tensor
 from mass.adaptation.examples.lessons import Lessons
 from mass.config import ExamplesConfig, InnerConfig
 from mass.lm import room
+from mass.lm.continuous import check_cancelled
 from mass.lm.lora import detach, repeat
 from mass.metagrad.outer import inner_loop
 from mass.types import Batch, Params
@@ -47,6 +48,7 @@ def learn(
     at = {epochs * lessons.steps_per_epoch: epochs for epochs in marks}
 
     def watch(step: int, params: Params) -> None:
+        check_cancelled()
         if step in at:
             kept[at[step]] = {name: tensor.clone() for name, tensor in detach(params).items()}
 
