@@ -43,15 +43,15 @@ class Replaying(Answering):
 
         The gate's decision is taken as it was, and nothing is decided again.
         """
-        record, mass = self._record, self.job.served.mass
-        if record.fallback:
+        record, mass, config = self._record, self.job.served.mass, self._recorded.config
+        if record.fallback or config is None:
             return self.start()
         current_request.set(Work(self.job, self.job.id))
         _, adapted = practise(
             mass.lm,
             mass.state,
             [record.problem],
-            self._recorded.config,
+            config,
             [record.seed],
             None,
             [record.examples],
