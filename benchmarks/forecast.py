@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from mass.adaptation import adapt, synthesis
+from mass import timing
+from mass.adaptation import synthesis
 from mass.cli import train as train_verb
 from mass.config import RunConfig
 from mass.lm import LM, load_lm
@@ -46,7 +47,7 @@ def main() -> None:
     )
     args, rest = own.parse_known_args()
     if args.cpu_time:
-        adapt.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+        timing.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     torch.set_num_threads(args.threads)
     parser = train_verb._parser()
     given = parser.instantiate(parser.parse_args(rest))

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mass
-from mass.adaptation.adapt import answer_all
+from mass.adaptation.answer import answer_all
 from mass.adaptation.gate import CERTAIN
 from mass.adaptation.synthesis import synthesise
 from mass.bootstrap import mean_interval, wilson

@@ -34,6 +34,7 @@ from headroom_report import write_report
 from research.models import TINY
 
 from mass.adaptation.checkpoint import init_state
+from mass.adaptation.origin import UNTRAINED
 from mass.cli.allocator import restart_with_kept_memory
 from mass.config import AdaptConfig, EvalConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig
 from mass.errors import ConfigError, MassError
@@ -44,7 +45,7 @@ from mass.evaluation.runner import Runner
 from mass.evaluation.table import Record, row_of
 from mass.evaluation.votes import Ballots, best_of
 from mass.lm.prompts import common_kind
-from mass.model import UNTRAINED, load
+from mass.model import load
 from mass.runs.folder import json_values, replace_text
 from mass.seeds import derive
 from mass.timing import duration

@@ -12,7 +12,7 @@ import torch
 
 import mass
 from mass.adaptation import checkpoint
-from mass.adaptation.adapt import answer_all
+from mass.adaptation.answer import answer_all
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, SamplingConfig, ScoringConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, ModelError
 from mass.model import AdaptedModel, load, load_for
@@ -167,7 +167,7 @@ def test_what_ships_with_the_package_is_recorded_by_its_place_in_it(
     trained: Path, taught_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = "tiny-terms"
-    for module in ("mass.model", "mass.lm.source"):
+    for module in ("mass.model", "mass.adaptation.origin", "mass.lm.source"):
         monkeypatch.setattr(f"{module}.shipped_folder", lambda name: tmp_path if name == shipped else None)
     shutil.copytree(taught_base, tmp_path / "base")
     assert load(shipped).solve(PROBLEM).adaptation.checkpoint == "untrained"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +12,14 @@ from typing import Any, Literal, overload
 from mass import verify
 from mass.adaptation import checkpoint as checkpoints
 from mass.adaptation import hub
-from mass.adaptation.adapt import answer_all, practise
+from mass.adaptation.adapt import practise
 from mass.adaptation.adapted import AdaptedModel, restored
+from mass.adaptation.answer import answer_all
 from mass.adaptation.canaries import Canaries, needs_canaries, prepare_canaries
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.adaptation.examples.use import use
+from mass.adaptation.origin import SHIPPED, UNTRAINED, folder_of, lora_of, origin_of
+from mass.adaptation.replay import require_same_base, require_same_result
 from mass.config import (
     AdaptConfig,
     EngineConfig,
@@ -27,21 +29,17 @@ from mass.config import (
     SamplingConfig,
     ScoringConfig,
     SynthesisConfig,
-    to_dict,
 )
 from mass.config.checks import require
 from mass.errors import DataError, ModelError
 from mass.lm import LM, default_prompts, load_lm
 from mass.lm.lora import pick
 from mass.lm.prompts import KINDS, Prompts, PromptSet, kind_of
-from mass.lm.source import DEFAULT_MODEL, SHIPPED_MODELS, require_no_former, shipped_folder
+from mass.lm.source import DEFAULT_MODEL, shipped_folder
 from mass.seeds import derive
 from mass.tasks import few_shot
 from mass.types import Adaptation, Example, Solution, Task
 
-UNTRAINED = "untrained"
-SHIPPED = "mass"
-"""The checkpoint that a shipped model is loaded with."""
 UNTRAINED_TOKENS = 512
 SMALL_PARAMETERS = 300_000_000
 """Parameters of a model below which it samples practice at a lower temperature; see `untrained_config`."""
@@ -199,12 +197,7 @@ class Mass:
         Raises:
             ModelError: The result differs from the record: another base, checkpoint or numeric environment.
         """
-        found, dtype = self.origin["base_fingerprint"], self.origin["dtype"]
-        if record.base_fingerprint and (record.base_fingerprint, record.dtype) != (found, dtype):
-            raise ModelError(
-                f"the record was made on base {record.model!r} in {record.dtype} ({record.base_fingerprint}), not on "
-                f"{self.lm.name!r} in {dtype} ({found}); replay with the base of the record"
-            )
+        require_same_base(record, self.lm)
         config, state = checkpoints.adapt_config(record.config), self.state
         if self.method == UNTRAINED and record.state_seed is not None:
             state = init_state(self.lm, config, record.state_seed)
@@ -213,25 +206,7 @@ class Mass:
         lm = self.lm.with_prompts(prompts, record.kind)
         decided = None if record.gate is None else [record.gate]
         (again,), _ = answer_all(lm, state, [record.problem], config, [record.seed], replay=groups, decided=decided)
-        same = again.adapter_hash == record.adapter_hash
-        if not same and not (record.stacked > 1 and _equal_but_for_rounding(again, record)):
-            start = "the shipped one" if record.checkpoint is None else repr(record.checkpoint)
-            raise ModelError(
-                f"the replayed update differs from the recorded one (adapter {again.adapter_hash[:12]}, recorded "
-                f"{record.adapter_hash[:12]}); replay with the model {record.model!r} and checkpoint ({start}) of the "
-                "record, on the machine that made it"
-            )
-        if again.text != record.text and record.engine != self.lm.sampled_by:
-            before, now = record.engine or "transformers", self.lm.sampled_by or "transformers"
-            raise ModelError(
-                f"the same update gave another text: {before!r} sampled the record, now {now!r} did, which rounds "
-                "otherwise; replay with the engine of the record"
-            )
-        if again.text != record.text:
-            raise ModelError(
-                "the same update gave another text than the record has; replay an unchanged record, on the machine "
-                "that made it"
-            )
+        require_same_result(again, record, self.lm.sampled_by)
         kept = {"tokens": record.tokens, "stacked": record.stacked, **self.origin, "state_seed": record.state_seed}
         return Solution(again.text, again.answer, replace(again, **kept))
 
@@ -386,65 +361,12 @@ def _by_kind(prompts: PromptSet | Prompts | None) -> PromptSet | None:
     return prompts
 
 
-def origin_of(lm: LM, checkpoint: str | Path | None, state_seed: int | None) -> dict[str, Any]:
-    """Return fields of `Adaptation`: the base, and the checkpoint (by its name in the package if it is part of
-    that)."""
-    name = UNTRAINED if checkpoint is None else _place_in_package(Path(checkpoint)) or str(checkpoint)
-    return {
-        "checkpoint": None if lm.name in SHIPPED_MODELS and name == f"{lm.name}/{SHIPPED}" else name,
-        "state_seed": state_seed,
-        "base_fingerprint": checkpoints.fingerprint(lm),
-        "dtype": lm.dtype,
-        "lora": to_dict(lm.adapters.config),
-        "quantization": lm.quantization,
-        "engine": lm.sampled_by,
-    }
-
-
-def _place_in_package(checkpoint: Path) -> str | None:
-    """Return 'tiny-terms/NAME' for a checkpoint in the package, whatever base it is used with; None for any other."""
-    for model in SHIPPED_MODELS:
-        folder = shipped_folder(model)
-        if folder is not None and checkpoint.resolve().is_relative_to(folder.resolve()):
-            return Path(model, checkpoint.resolve().relative_to(folder.resolve())).as_posix()
-    return None
-
-
 def load_for(record: Adaptation, *, model: str | None = None, checkpoint: str | None = None, **options: Any) -> Mass:
     """Load the model and checkpoint with which a record was made, or those given instead. Options are those of
     `load`."""
     name, folder = model or record.model, checkpoint or record.checkpoint
     options = {"dtype": record.dtype, "quantization": record.quantization, **options}
     return load(name, folder, lora=lora_of(record), seed=record.state_seed or 0, **options)
-
-
-def lora_of(record: Adaptation) -> LoraConfig:
-    """Return the shape of the record's adapter. Raises TypeError on unknown keys."""
-    return checkpoints.lora_config(record.lora) if record.lora else LoraConfig()
-
-
-def folder_of(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint: one that is here, one that ships with the package, or one of the hub, downloaded."""
-    folder, (first, *rest) = Path(checkpoint), Path(checkpoint).parts or ("",)
-    if folder.is_dir():
-        return folder
-    shipped = shipped_folder(first)
-    if rest and shipped is not None:
-        return shipped.joinpath(*rest)
-    require_no_former(str(checkpoint))
-    return hub.pull(str(checkpoint)) if hub.is_name(str(checkpoint)) else folder
-
-
-def _equal_but_for_rounding(one: Adaptation, other: Adaptation) -> bool:
-    """Return True if both have the same losses before and after the update, and the same size of update, to 5
-    digits."""
-
-    def measures(record: Adaptation) -> list[float]:
-        losses = [(e.loss_before or 0.0, e.loss_after or 0.0) for e in record.examples]
-        return [record.update_norm, *(loss for pair in losses for loss in pair)]
-
-    pairs = zip(measures(one), measures(other), strict=True)
-    return one.update_norm > 0 and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
 
 def _text(problem: object) -> str:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mass.adaptation.adapt import adapt_stack, answer_all
+from mass.adaptation.adapt import adapt_stack
+from mass.adaptation.answer import answer_all
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import (
     AdaptConfig,

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mass.adaptation import gate
-from mass.adaptation.adapt import adapt_stack, answer_all, practise
+from mass.adaptation.adapt import adapt_stack, practise
+from mass.adaptation.answer import answer_all
 from mass.adaptation.canaries import Canaries, prepare_canaries, read_canaries
 from mass.adaptation.checkpoint import MetaState, adapt_config, init_state
 from mass.adaptation.drift import Answers, drifts

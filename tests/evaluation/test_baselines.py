@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mass.adaptation import adapt, checkpoint
+from mass.adaptation import answer, checkpoint
 from mass.config import (
     AdaptConfig,
     EvalConfig,
@@ -192,7 +192,7 @@ def test_one_adaptation_serves_the_greedy_answer_and_all_sampled_ones(
     adaptations: list[Any] = []
 
     def answer_all(*args: Any, **kwargs: Any) -> Any:
-        adaptations.append(adapt.answer_all(*args, **kwargs))
+        adaptations.append(answer.answer_all(*args, **kwargs))
         return adaptations[-1]
 
     monkeypatch.setattr(answers, "answer_all", answer_all)

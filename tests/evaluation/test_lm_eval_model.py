@@ -18,6 +18,7 @@ from test_lm_eval_requests import Asked, Asks
 
 from mass.adaptation import adapt
 from mass.adaptation.checkpoint import init_state
+from mass.adaptation.origin import UNTRAINED
 from mass.config import AdaptConfig, InnerConfig, SamplingConfig, SynthesisConfig
 from mass.errors import ConfigError, DataError, ModelError, RunError
 from mass.evaluation.lm_eval import practice as practices
@@ -26,7 +27,7 @@ from mass.evaluation.lm_eval.asking import Scored, TextSampler
 from mass.evaluation.lm_eval.model import MassModel
 from mass.evaluation.lm_eval.practice import TOO_LONG
 from mass.lm import LM
-from mass.model import UNTRAINED, Mass
+from mass.model import Mass
 from mass.seeds import derive
 from small_lms import full_logits, make_lm, random_adapter, small_sums
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from decoding_together import WAIT_S, each_alone, settings
 
-from mass.adaptation.adapt import adapt_stack, answer_all
+from mass.adaptation.adapt import adapt_stack
+from mass.adaptation.answer import answer_all
 from mass.adaptation.checkpoint import MetaState, init_state
 from mass.config import (
     AdaptConfig,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from family_folders import FAMILIES, make_folder, tokenizer_of
-from mass.adaptation.adapt import answer_all
+from mass.adaptation.answer import answer_all
 from mass.adaptation.checkpoint import init_state
 from mass.config import AdaptConfig, InnerConfig, LoraConfig, ModelConfig, SamplingConfig, ScoringConfig
 from mass.errors import ConfigError, ModelError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mass import verify
-from mass.adaptation.adapt import answer_all
+from mass.adaptation.answer import answer_all
 from mass.adaptation.checkpoint import init_state
 from mass.config import RunConfig, at_test
 from mass.lm import LM

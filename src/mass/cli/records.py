@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from mass import encoding
 from mass.adaptation.checkpoint import adapt_config
+from mass.adaptation.origin import lora_of
 from mass.errors import DataError, RunError
-from mass.model import lora_of
 from mass.types import Adaptation, Solution, Task
 
 

@@ -205,8 +205,9 @@ def _model(parser: ArgumentParser, given: Namespace, arguments: Sequence[str], r
     For a record, return the model that made it, unless another one is given.
     """
     from mass.adaptation.checkpoint import init_state
+    from mass.adaptation.origin import UNTRAINED
     from mass.lm.source import DEFAULT_MODEL
-    from mass.model import UNTRAINED, load, load_for
+    from mass.model import load, load_for
 
     if record is not None:
         return load_for(record, model=given.model.name, checkpoint=given.checkpoint, **options.loading(given))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mass import tasks as task_sets
-from mass.adaptation.adapt import answer_all
+from mass.adaptation.answer import answer_all
 from mass.config import (
     EvalConfig,
     SynthesisConfig,

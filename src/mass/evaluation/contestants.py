@@ -13,6 +13,7 @@ from typing import Any
 
 from mass.adaptation import checkpoint as checkpoint_files
 from mass.adaptation.checkpoint import MetaState, init_state
+from mass.adaptation.origin import UNTRAINED, origin_of
 from mass.config import (
     AdaptConfig,
     EvalConfig,
@@ -32,7 +33,7 @@ from mass.evaluation.methods import (
 from mass.lm import LM
 from mass.lm.prompts import with_thinking
 from mass.lm.source import shipped_folder
-from mass.model import UNTRAINED, Mass, origin_of
+from mass.model import Mass
 from mass.runs.folder import training_of
 from mass.types import Params
 
@@ -51,7 +52,7 @@ class Contestant:
     origin: str = ""
     """A sentence on where a trained state comes from; empty for the untrained methods."""
     recorded: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The origin as fields of `Adaptation`, for the records (see `mass.model.origin_of`)."""
+    """The origin as fields of `Adaptation`, for the records (see `mass.adaptation.origin.origin_of`)."""
     training: dict[str, Any] = field(default_factory=dict[str, Any])
     """A summary of how a trained state was trained (see `mass.runs.folder.training_of`); empty where that is not
     known."""

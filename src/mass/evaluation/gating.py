@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mass.adaptation.adapt import answer_all
+from mass.adaptation.answer import answer_all
 from mass.config import GateConfig
 from mass.errors import DataError
 from mass.lm import room

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mass.adaptation import checkpoint as checkpoint_files
+from mass.adaptation.origin import UNTRAINED, folder_of
 from mass.config import LoraConfig
 from mass.errors import nearest
 from mass.lm import LM
 from mass.lm.prompts import with_thinking
-from mass.model import UNTRAINED, Mass, folder_of
+from mass.model import Mass
 from mass.serving.errors import RequestError, not_found
 from mass.serving.naming import base_name
 from mass.serving.protocol import DEFAULT_MODEL

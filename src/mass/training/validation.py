@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from mass import verify
-from mass.adaptation.adapt import answer_all, sample_answers
+from mass.adaptation.answer import answer_all, sample_answers
 from mass.adaptation.checkpoint import MetaState
 from mass.config import RunConfig, SamplingConfig, at_test
 from mass.lm import LM

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mass.adaptation.adapt import update_norms
+from mass.adaptation.adapt import update_norms, why_fall_back
 from mass.adaptation.checkpoint import MetaState
 from mass.adaptation.examples.asking import asking_as_is, fitting
 from mass.adaptation.examples.choosing import Chooser
@@ -131,6 +131,6 @@ def _learn(
     )
     (norm,) = update_norms(*({name: t[None] for name, t in params.items()} for params in (adapter, theta)))
     limit = inner_config(config, rate, lessons.steps).max_update_norm
-    reason = "the update is not finite" if not math.isfinite(norm) else "the update exploded" if norm > limit else ""
+    reason = why_fall_back(norm, any_valid=True, limit=limit)
     rejected = tuple(one for one in written if not one.valid)
     return (theta if reason else adapter), (*taught, *rejected), reason, norm
