@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mass.errors import ConfigError, ModelError
 from mass.lm import LM, load_lm
 from mass.lm.gguf import cache_folder, unpacked
 from mass.lm.source import SMOLLM2_HUB, find_source
+from waiting import until
 
 MODELS = Path(os.environ.get("MASS_MODELS") or Path.home() / ".cache" / "mass-models")
 PROBLEM = "Find 3 + 4."
@@ -119,15 +119,19 @@ def test_a_replaced_file_is_another_model_and_a_moved_one_the_same(tmp_path: Pat
 
 def test_two_at_once_unpack_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert, calls = mass.lm.gguf._convert, list[Path]()
+    asked, found = list[None](), list[Path]()
 
-    def slow(file: Path, name: str, part: Path) -> None:
+    def while_all_ask(file: Path, name: str, part: Path) -> None:
         calls.append(part)
-        time.sleep(0.5)
+        until(lambda: len(asked) == 3)
         convert(file, name, part)
 
-    monkeypatch.setattr(mass.lm.gguf, "_convert", slow)
-    found = list[Path]()
-    threads = [threading.Thread(target=lambda: found.append(unpacked(plain, "m"))) for _ in range(3)]
+    def ask() -> None:
+        asked.append(None)
+        found.append(unpacked(plain, "m"))
+
+    monkeypatch.setattr(mass.lm.gguf, "_convert", while_all_ask)
+    threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

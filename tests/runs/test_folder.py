@@ -57,18 +57,20 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from mass.runs.folder import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_one_process_at_a_time_works_in_a_folder_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=r"another process is at work in .*; wait for it or end it"), held(folder):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from mass.serving import run
 from mass.serving.keys import Keys
 from mass.serving.loading import Parts, parts_of
 from mass.serving.service import Service
+from waiting import until as until
 
 BASE, ADAPTING = "tiny-terms", "tiny-terms+mass"
 PROBLEM = "Find the malk of the vector (9, 7)."
@@ -91,11 +91,3 @@ def serving(
 def config(**values: Any) -> ServeConfig:
     """Return settings for a server of a test, on any free port."""
     return ServeConfig(port=0, **{"drain_s": 5.0, **values})
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another thread brings about."""
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        threading.Event().wait(0.005)

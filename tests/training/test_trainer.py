@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from mass.training.gradients import Gradients, total
 from mass.training.trainer import Trainer, train
 from small_lms import small_sums
 from small_runs import ADAPTING, METHODS, assert_same_run, config_for, tensors
+from waiting import until
 
 SAMPLING, WRITING = ("mass", "solver-grpo"), (*ADAPTING, "self-sft")
 """Those that sample solutions, and those that learn with practice."""
@@ -165,10 +165,7 @@ def test_killed_and_resumed_is_the_same_run(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 120
-    while not any('"step": 2' in line for line in lines(folder)) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: any('"step": 2' in line for line in lines(folder)) or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()

@@ -7,7 +7,6 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,14 +23,6 @@ pytestmark = pytest.mark.slow
 
 TASK = Task(PROMPT, "    return a + b\n", TESTS, id="add", verifier="code")
 LIMITS = sandbox.Limits(cpu_s=1, wall_s=3)
-IN_TIME_S = 60
-"""Far more than the limits, for machines that are busy."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    verdict: Verdict
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -73,15 +64,13 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traps]:
         listener.join()
 
 
-def attempt(program: str, traps: Traps, limits: sandbox.Limits = LIMITS) -> Outcome:
+def attempt(program: str, traps: Traps, limits: sandbox.Limits = LIMITS) -> Verdict:
     text = program.replace("MARK", str(traps.mark)).replace("DATA", str(traps.data)).replace("PORT", str(traps.port))
-    start = time.monotonic()
-    verdict = code.check(TASK, f"```python\n{text}\n```" if text else text, limits)
-    return Outcome(verdict, time.monotonic() - start)
+    return code.check(TASK, f"```python\n{text}\n```" if text else text, limits)
 
 
 @pytest.fixture(scope="module")
-def outcomes(traps: Traps) -> dict[str, Outcome]:
+def outcomes(traps: Traps) -> dict[str, Verdict]:
     """Side by side, since those that wait for their time limit need no processor."""
     attacks = FAST | SLOW
     with ThreadPoolExecutor(max_workers=6) as threads:
@@ -90,14 +79,14 @@ def outcomes(traps: Traps) -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
-def test_no_attack_passes(outcomes: dict[str, Outcome], name: str) -> None:
-    outcome = outcomes[name]
-    assert outcome.verdict.correct is False, outcome.verdict
-    assert outcome.verdict.reason
-    assert outcome.seconds < IN_TIME_S
+def test_no_attack_passes(outcomes: dict[str, Verdict], name: str) -> None:
+    """That it ended is the time limit's work: none ends by itself that could run for ever."""
+    verdict = outcomes[name]
+    assert verdict.correct is False, verdict
+    assert verdict.reason
 
 
-def test_nothing_is_left_behind(outcomes: dict[str, Outcome], traps: Traps) -> None:
+def test_nothing_is_left_behind(outcomes: dict[str, Verdict], traps: Traps) -> None:
     assert len(outcomes) >= 40
     assert left_behind(traps.scratch) == []
     assert not traps.mark.exists()
@@ -108,4 +97,4 @@ def test_nothing_is_left_behind(outcomes: dict[str, Outcome], traps: Traps) -> N
 
 
 def test_a_right_program_passes(traps: Traps) -> None:
-    assert attempt("def add(a, b):\n    return a + b\n", traps).verdict.correct is True
+    assert attempt("def add(a, b):\n    return a + b\n", traps).correct is True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,16 +54,13 @@ ANSWERS = {
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Verdict, float]]]:
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Verdict]]:
     mark = tmp_path_factory.mktemp("outside") / "mark"
     with pytest.MonkeyPatch.context() as patch:
         pool = Pool(size=2, timeout_s=1)
         patch.setattr(math, "POOL", pool)
         texts = [rf"So $\boxed{{{answer.replace('MARK', str(mark))}}}$" for answer in ANSWERS.values()]
-        start = time.monotonic()
-        found = check_all([(GOLD, text) for text in texts])
-        seconds = time.monotonic() - start
-        yield {name: (verdict, seconds) for name, verdict in zip(ANSWERS, found, strict=True)}
+        yield dict(zip(ANSWERS, check_all([(GOLD, text) for text in texts]), strict=True))
         assert not mark.exists()
         assert pool.equal("x^2-1", "(x-1)(x+1)")
         pool.close()
@@ -72,13 +68,12 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
-def test_no_answer_passes(verdicts: dict[str, tuple[Verdict, float]], name: str) -> None:
-    verdict, seconds = verdicts[name]
+def test_no_answer_passes(verdicts: dict[str, Verdict], name: str) -> None:
+    verdict = verdicts[name]
     assert verdict.correct is not True, verdict
     assert verdict.reason
     assert len(verdict.reason) < 1000
     assert "crashed:" not in verdict.reason
-    assert seconds < 2 * 6 * len(ANSWERS)
     if verdict.correct is None:
         assert "timed out" in verdict.reason or "failed" in verdict.reason or "math-verify crashed" in verdict.reason
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from traces import running
 
 from mass.errors import ConfigError, DataError
 from mass.types import Task, Verdict
 from mass.verify import check, check_all, own
+from waiting import until
 
 JUDGES = """
 from mass.types import Verdict
@@ -115,9 +116,10 @@ def test_a_command_that_fails(program: str, reason: str) -> None:
 
 def test_a_command_that_hangs_is_ended_with_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(own, "TIMEOUT_S", 1.0)
-    mark = tmp_path / "mark"
-    program = f"import os, time; os.fork(); time.sleep(4); open('{mark}', 'w')"
-    verdict = check(Task("p", answer="7", verifier=command(program)), "7")
+    pids = tmp_path / "pids"
+    program = f"""command:sh -c 'sleep 1000 & echo $$ $! > {pids}; wait'"""
+    verdict = check(Task("p", answer="7", verifier=program), "7")
     assert (verdict.correct, "timed out after 1 s" in verdict.reason) == (None, True)
-    time.sleep(4)
-    assert not mark.exists()
+    both = [int(pid) for pid in pids.read_text().split()]
+    assert len(both) == 2
+    until(lambda: not any(map(running, both)))

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from traces import left_behind, processes
 from mass.errors import ConfigError
 from mass.verify import sandbox
 from mass.verify.sandbox import WAYS, Limits, Report, Request, run
+from waiting import until
 
 LIMITS = Limits(cpu_s=2, wall_s=5)
 RIGHT = "def add(a, b):\n    return a + b\n"
@@ -92,18 +91,11 @@ def test_nothing_outlives_this_process(ending: int, tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        wait_until(lambda: len(processes(tmp_path)) >= 3)
+        until(lambda: len(processes(tmp_path)) >= 3)
         child.send_signal(ending)
-    wait_until(lambda: processes(tmp_path) == [])
+    until(lambda: processes(tmp_path) == [])
     if ending == signal.SIGINT:
         assert left_behind(tmp_path) == []
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_no_way_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:

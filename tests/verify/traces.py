@@ -15,10 +15,21 @@ def zombies() -> list[int]:
     """Children of this process that have ended and nobody has waited for."""
     found: list[int] = []
     for pid in _pids():
-        state, parent = [*_read(pid, "stat").rpartition(b")")[2].split(), b"", b"0"][:2]
+        state, parent = [*_stat(pid), b"", b"0"][:2]
         if state == b"Z" and int(parent) == os.getpid():
             found.append(pid)
     return found
+
+
+def running(pid: int) -> bool:
+    """Return True for a process that has not ended."""
+    return _stat(pid)[:1] not in ([], [b"Z"])
+
+
+def ticks(pid: int) -> int:
+    """Return how long a process has computed, in ticks of the processor."""
+    user, system = _stat(pid)[11:13]
+    return int(user) + int(system)
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -28,6 +39,11 @@ def left_behind(folder: Path) -> list[str]:
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields of /proc/PID/stat after the name, the state first; none for a process that is gone."""
+    return _read(pid, "stat").rpartition(b")")[2].split()
 
 
 def _read(pid: int, name: str) -> bytes:

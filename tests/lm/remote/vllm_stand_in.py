@@ -81,7 +81,7 @@ class StandIn:
         self.requests: list[tuple[str, Answer, dict[str, str]]] = []
         self.busiest = self.most_adapters = 0
         self.dead = False
-        self._running = 0
+        self.running = 0
         self._models: dict[str, Any] = {}
         self._first_logits: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self._lock = threading.RLock()
@@ -315,13 +315,13 @@ class StandIn:
 
     def enters(self, path: str) -> Fault | None:
         with self._lock:
-            self._running += path == "/v1/completions"
-            self.busiest = max(self.busiest, self._running)
+            self.running += path == "/v1/completions"
+            self.busiest = max(self.busiest, self.running)
             return self.faults[path].pop(0) if self.faults[path] else None
 
     def leaves(self, path: str) -> None:
         with self._lock:
-            self._running -= path == "/v1/completions"
+            self.running -= path == "/v1/completions"
 
 
 def nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
