@@ -75,12 +75,13 @@ class Recorded:
     """What an entry says of how its request was answered."""
 
     request: AnswerRequest
-    config: AdaptConfig
+    config: AdaptConfig | None
+    """How the practice is learned again; None where given examples were learned."""
     sampling: SamplingConfig
     answer_seed: int
     texts: list[str]
     learned_by: ExamplesConfig | None
-    """How the examples of the request are learned again; None where none were learned."""
+    """How the examples of the request are learned again; None where none were given, or they were not learned."""
 
 
 def recorded(entry: Entry) -> Recorded:
@@ -88,13 +89,14 @@ def recorded(entry: Entry) -> Recorded:
     another version wrote."""
     extra = entry.extra
     try:
+        learned_by = _learned_by(extra["learned"])
         return Recorded(
             _request(extra["request"]),
-            checkpoint_files.adapt_config(entry.record.config),
+            checkpoint_files.adapt_config(entry.record.config) if learned_by is None else None,
             SamplingConfig(**extra["sampling"]),
             int(extra["answer_seed"]),
             [str(text) for text in extra["texts"]],
-            _learned_by(extra["learned"]),
+            learned_by,
         )
     except (AttributeError, KeyError, TypeError, ValueError, MassError) as error:
         raise other_version() from error
