@@ -141,6 +141,17 @@ def test_the_console_script_restarts_once_with_the_settings(
     assert len(restarts) == 1
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("4", "4")])
+def test_all_threads_share_one_arena_unless_the_user_says_otherwise(
+    restarts: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", chosen)
+    main.main()
+    assert [one["MALLOC_ARENA_MAX"] for one in restarts] == [expected]
+
+
 def test_in_process_nothing_restarts(restarts: list[dict[str, str]], run: Callable) -> None:
     assert run("train", "--print_config").code == 0
     assert restarts == []

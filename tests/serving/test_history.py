@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -12,6 +14,7 @@ from servers import ADAPTING, BASE, PROBLEM, Running, config, serving
 
 from mass.adaptation.gate import PASSED
 from mass.model import Mass
+from mass.serving import practice, replaying
 
 ROOT = "/v1/mass/adaptations"
 ALWAYS = {"adapt": "always"}
@@ -73,6 +76,24 @@ def test_a_replay_gives_the_same_text(server: Running, more: dict[str, Any]) -> 
         "text": reply["choices"][0]["message"]["content"],
         "recorded": reply["choices"][0]["message"]["content"],
     }
+
+
+def test_weights_are_learned_in_one_thread(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, right = list[str](), practice.practise
+
+    def practise(*arguments: Any, **more: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return right(*arguments, **more)
+
+    monkeypatch.setattr(practice, "practise", practise)
+    monkeypatch.setattr(replaying, "practise", practise)
+    with ThreadPoolExecutor(4) as clients:
+        replies = [*clients.map(lambda seed: asked(server, seed=seed, max_tokens=4), range(4))]
+    stacks = len(threads)
+    assert stacks >= 1
+    server.post(f"{ROOT}/{replies[0]['id']}/replay")
+    # Each further thread would keep an arena and buffers of the size of its largest stack, for as long as it lives.
+    assert threads == ["inner loops_0"] * (stacks + 1)
 
 
 def test_a_replay_says_where_the_text_differs(server: Running) -> None:

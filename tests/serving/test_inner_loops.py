@@ -102,7 +102,7 @@ def test_a_stack_ends_between_two_steps_when_nobody_waits_for_it() -> None:
     waiting = [_Waiting(Lesson("k", name, (), 0, lambda name=name: name in gone), learn) for name in names]
     _run(waiting)
     assert steps == [0, 1, 2, 3]
-    assert [type(one.error) for one in waiting] == [Cancelled, Cancelled]
+    assert [type(one.learned.exception()) for one in waiting] == [Cancelled, Cancelled]
 
 
 def test_the_caller_keeps_its_own_request() -> None:

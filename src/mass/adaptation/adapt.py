@@ -114,7 +114,7 @@ def adapt_stack(
     with clock.stage("inner loop"):
         # A learned rate may overflow in exp; an infinite one would be an error of `adapt` instead of a bad update.
         rates = {name: t.exp().clamp_max(torch.finfo(t.dtype).max) for name, t in state.log_rates.items()}
-        run = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size), lambda *_: check_cancelled())
+        run = inner_loop(practice.losses, config.inner, size, practice.spare_gb(size), _end_if_cancelled)
         stack = run(start, practice.pick(weights), rates)
         norms = update_norms(stack, start)
         fallbacks = [
@@ -130,6 +130,10 @@ def adapt_stack(
         return judged_by({}, adapted, start, judge)
     lesson = Lesson(practice, scores, weights, trust, columns["loss_before"], start, rates)
     return judged(lm, problems, adapted, lesson, config, judge, clock)
+
+
+def _end_if_cancelled(step: int, params: Params) -> None:  # noqa: ARG001 (as the inner loop calls it)
+    check_cancelled()
 
 
 def update_norms(stack: Params, start: Params) -> list[float]:

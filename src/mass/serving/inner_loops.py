@@ -1,13 +1,15 @@
 """Inner loops of many requests -> adapted weights, as stacks: those that wait at the same time run as one.
 
-Each request has a thread that blocks here. One of them runs a stack for all that wait with the same checkpoint and
-configuration; there is one stack at a time, so that its memory is that of one. Nothing is delayed to fill a stack.
+Each request has a thread that blocks here, while one thread runs a stack for all that wait with the same checkpoint and
+configuration. There is one stack at a time, so that its memory is that of one: whatever an allocator or a library of
+arithmetic keeps for a thread (an arena, buffers) is kept once. Nothing is delayed to fill a stack.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mass.lm.continuous import Cancelled, current_request
@@ -48,12 +50,7 @@ Learn = Callable[[Sequence[Lesson]], list[Learned]]
 class _Waiting:
     lesson: Lesson
     learn: Learn
-    learned: Learned | None = None
-    error: BaseException | None = field(default=None)
-
-    @property
-    def done(self) -> bool:
-        return self.learned is not None or self.error is not None
+    learned: Future[Learned] = field(default_factory=Future[Learned])
 
 
 class InnerLoops:
@@ -61,9 +58,10 @@ class InnerLoops:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._changed = threading.Condition()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="inner loops")
+        """The one thread in which weights are learned from practice."""
+        self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
-        self._busy = False
 
     def learn(self, lesson: Lesson, learn: Learn) -> Learned:
         """Return what `learn` makes of the lesson, perhaps together with others of the same key.
@@ -72,47 +70,39 @@ class InnerLoops:
         lesson alone: one that fails in a stack does not fail the others.
         """
         own = _Waiting(lesson, learn)
-        with self._changed:
+        with self._lock:
             self._waiting.append(own)
-        while (stack := self._next(own)) is not None:
-            try:
-                _run(stack)
-            finally:
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
-        if own.error is not None:
-            raise own.error
-        assert own.learned is not None
-        return own.learned
+        self.thread.submit(self._run_next)
+        return own.learned.result()
 
-    def _next(self, own: _Waiting) -> list[_Waiting] | None:
-        """Return a stack for this thread to run, once it is its turn; None once `own` is done."""
-        with self._changed:
-            self._changed.wait_for(lambda: own.done or not self._busy)
-            if own.done:
-                return None
-            stack = [one for one in self._waiting if one.lesson.key == own.lesson.key][: self._most]
+    def close(self) -> None:
+        """End the thread, once nobody waits any more."""
+        self.thread.shutdown(wait=True)
+
+    def _run_next(self) -> None:
+        """Run a stack of the lesson that waits longest. There is a turn for each lesson, so some find nothing left."""
+        with self._lock:
+            key = self._waiting[0].lesson.key if self._waiting else None
+            stack = [one for one in self._waiting if one.lesson.key == key][: self._most]
             self._waiting = [one for one in self._waiting if one not in stack]
-            self._busy = True
-            return stack
+        _run(stack)
 
 
 def _run(stack: list[_Waiting]) -> None:
     """Learn a stack, without those that are cancelled. If it fails, each is learned alone."""
     for one in stack:
         if one.lesson.cancelled():
-            one.error = Cancelled()
-    live = [one for one in stack if not one.done]
+            one.learned.set_exception(Cancelled())
+    live = [one for one in stack if not one.learned.done()]
     token = current_request.set(Stack([one.lesson for one in live]))
     try:
         found = live[0].learn([one.lesson for one in live]) if live else []
         for one, learned in zip(live, found, strict=True):
-            one.learned = learned
+            one.learned.set_result(learned)
     except BaseException as error:
         if len(live) == 1 or not isinstance(error, Exception):
             for one in live:
-                one.error = error
+                one.learned.set_exception(error)
             return
         for one in live:
             _run([one])

@@ -76,12 +76,12 @@ class Recorded:
 
     request: AnswerRequest
     config: AdaptConfig | None
-    """How practice is learned again; None where examples were learned, whose record has no such configuration."""
+    """How the practice is learned again; None where given examples were learned."""
     sampling: SamplingConfig
     answer_seed: int
     texts: list[str]
     learned_by: ExamplesConfig | None
-    """How the examples of the request are learned again; None where none were learned."""
+    """How the examples of the request are learned again; None where none were given, or they were not learned."""
 
 
 def recorded(entry: Entry) -> Recorded:

@@ -26,7 +26,7 @@ class Replaying(Answering):
         if self._recorded.learned_by is not None:
             return await self._by_examples(self._recorded.learned_by)
         prompt = await self.in_thread(self.shop.tokenising, lambda: decoding.prompt_of(self.job))
-        adapter = await self.in_thread(self.shop.threads, self._relearned)
+        adapter = await self.in_thread(self.shop.loops.thread, self._relearned)
         samples = await self.answers(prompt, self._recorded.sampling, adapter, streams=True)
         return self.plain_outcome(prompt, samples)
 
@@ -44,8 +44,9 @@ class Replaying(Answering):
         The gate's decision is taken as it was, and nothing is decided again.
         """
         record, mass, config = self._record, self.job.served.mass, self._recorded.config
-        if record.fallback or config is None:
+        if record.fallback:
             return self.start()
+        assert config is not None  # examples that were given are learned elsewhere
         current_request.set(Work(self.job, self.job.id))
         _, adapted = practise(
             mass.lm,

@@ -243,6 +243,7 @@ class Service:
             decoder.close()
         for pool in (self._practising, self._learning, self._tokenising):
             pool.shutdown(wait=True, cancel_futures=True)
+        self._shop.loops.close()
 
 
 def _digest(request: AnswerRequest) -> str:
