@@ -91,7 +91,7 @@ def test_a_lasting_adapter_has_another_name_before_others_take_it_for_left_behin
     adapter = random_adapter(lm)
     with RemoteDecoder(remote(), lasting=[adapter]) as decoder:
         decoder.submit(ask(lm, 0, adapter)).result(WAIT_S)
-        monkeypatch.setattr(decoder._lasting, "_longest_s", -1.0)
+        monkeypatch.setattr(decoder._kept, "_longest_s", -1.0)
         decoder.submit(ask(lm, 0, adapter)).result(WAIT_S)
         assert len(server.asked(LOAD)) == 2
         assert list(server.paths) == [server.asked(LOAD)[1]["lora_name"]]
@@ -154,7 +154,7 @@ def test_closing_fails_what_is_on_its_way(remote: Callable[..., LM], lm: LM, ser
 def test_a_server_that_mixes_adapters_into_the_base_is_found_and_worked_around(
     remote: Callable[..., LM], lm: LM, server: StandIn
 ) -> None:
-    with RemoteDecoder(remote()) as decoder:
+    with RemoteDecoder(remote(adapters=2)) as decoder:
         assert base_stays_apart(decoder)
         server.mixes_base = True
         assert not base_stays_apart(decoder)

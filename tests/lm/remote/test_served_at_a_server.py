@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -36,8 +37,10 @@ def there() -> Generator[StandIn, None, None]:
 
 @pytest.fixture(scope="module")
 def served(there: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running, None, None]:
-    engine = EngineConfig(url=there.url, lora_dir=str(tmp_path_factory.mktemp("adapters")), retries=0)
-    with serving(mass.load(BASE, engine=engine), config()) as running:
+    engine = EngineConfig(url=there.url, lora_dir=str(tmp_path_factory.mktemp("adapters")), adapters=2, retries=0)
+    model = mass.load(BASE, engine=engine)
+    few = replace(model.config, synthesis=replace(model.config.synthesis, examples=3))  # the stand-in is slow
+    with serving(replace(model, config=few), config()) as running:
         yield running
 
 

@@ -27,7 +27,7 @@ def base_stays_apart(decoder: RemoteDecoder) -> bool:
     samples = [decoder.submit(base).result()]
     adapter = strong_adapter(local, samples[0].tokens)
     # Each has an object of its own, and so a place of its own at the server.
-    own = [dict(adapter) for _ in range(decoder.config.adapters)]
+    own = [*(dict(adapter) for _ in range(decoder.config.adapters)), *decoder.lasting]
     rows = decoder.submit_all([Ask(local.prompt, BESIDE, seed, one) for seed, one in enumerate(own)])
     while not all(row.done() for row in rows):
         samples.append(decoder.submit(base).result())

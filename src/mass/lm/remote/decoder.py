@@ -91,7 +91,8 @@ class RemoteDecoder:
                 "requests, which the server can read too; give one"
             )
         self._base: Params | None = None
-        self._given = list(lasting)
+        self.lasting = tuple(lasting)
+        """Adapters that stay at the server."""
         self._rows: set[_Row] = set()
         self._asked = self._adapters = self._tokens = 0
         self._lock, self._closed = threading.Lock(), False
@@ -111,7 +112,7 @@ class RemoteDecoder:
         For servers that apply adapters to rows of the base in the same batch.
         """
         self._base = self.lm.init_adapter(0)
-        self._portal.call(self._lasting.add, self._base)
+        self._portal.call(self._kept.add, self._base)
 
     def submit(self, ask: Ask) -> Future[Sample]:
         """Ask for one row (`submit_all`)."""
@@ -151,7 +152,7 @@ class RemoteDecoder:
     def load(self) -> Load:
         """Return what the decoder does now, for metrics."""
         running = self._asked
-        adapters = self._adapters + len(self._lasting)
+        adapters = self._adapters + len(self._kept)
         return Load(running, max(0, len(self._rows) - running), adapters, self._tokens, 0, 0)
 
     def close(self) -> None:
@@ -185,14 +186,14 @@ class RemoteDecoder:
         # A server has room for few adapters at a time, each of which serves many requests.
         self._side_by_side = anyio.CapacityLimiter(self.config.adapters)
         async with self._engine.session() as self._client:
-            self._lasting = Lasting(self._engine, self._client, self._given)
+            self._kept = Lasting(self._engine, self._client, self.lasting)
             try:
                 async with anyio.create_task_group() as self._tasks:
                     yield
                     self._tasks.cancel_scope.cancel()
             finally:
                 with anyio.CancelScope(shield=True):
-                    await self._lasting.close()
+                    await self._kept.close()
 
     def _begin(self, rows: list[_Row]) -> None:
         if self._closed:
@@ -241,7 +242,7 @@ class RemoteDecoder:
     @asynccontextmanager
     async def _held(self, adapter: Params | None) -> AsyncGenerator[str | None, None]:
         """Yield the name of an adapter that is loaded for these rows alone, or of the base; None for a lasting one."""
-        if adapter is None or adapter in self._lasting:
+        if adapter is None or adapter in self._kept:
             yield self._engine.served.name if adapter is None else None
             return
         async with self._side_by_side, self._engine.loaded(self._client, adapter) as name:
@@ -274,12 +275,12 @@ class RemoteDecoder:
         """Request one completion. Raises EngineError."""
         if name is not None or adapter is None:
             return await self._complete(row, name or self._engine.served.name)
-        async with self._lasting.lent(adapter) as lent:
+        async with self._kept.lent(adapter) as lent:
             try:
                 return await self._complete(row, lent)
             except UnknownAdapter:  # the server was started anew meanwhile
-                self._lasting.forget(adapter, lent)
-        async with self._lasting.lent(adapter) as lent:
+                self._kept.forget(adapter, lent)
+        async with self._kept.lent(adapter) as lent:
             return await self._complete(row, lent)
 
     async def _complete(self, row: _Row, name: str) -> Sample:
